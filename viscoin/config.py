@@ -1,0 +1,199 @@
+"""Typed recipes: every hyperparameter that a run uses, read from YAML, overridden by name, saved with the run."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetConfig(Section):
+    """Which images, how many and how large. `None` counts mean all that the dataset has."""
+
+    name: str = "birds"
+    resolution: int = Field(64, ge=16, description="side of the square images, pixels")
+    classes: int | None = Field(None, ge=2, description="number of classes, for generated datasets")
+    train: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, description="seed of generated images and of automatic splits")
+    skip_bad_files: bool = Field(False, description="leave unreadable images out instead of stopping")
+
+
+class ClassifierConfig(Section):
+    """Training of the classifier f."""
+
+    backbone: str = "viscoin_resnet10"
+    pretrained: bool = True
+    epochs: int = Field(6, ge=1)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_epochs: int = Field(30, ge=1, description="epochs between rate drops of the step schedule")
+    step_factor: float = Field(0.1, gt=0, le=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    horizontal_flip: bool = True
+    padding: int = Field(0, ge=0, description="random crop after padding by so many pixels")
+
+
+class GanConfig(Section):
+    """Architecture and training of the generator G (StyleGAN2, Karras et al. 2020)."""
+
+    z_dim: int = Field(64, ge=1)
+    w_dim: int = Field(128, ge=1)
+    mapping_layers: int = Field(2, ge=1)
+    w_avg_beta: float = Field(0.995, gt=0, lt=1)
+    channel_base: int = Field(2048, ge=64)
+    channel_max: int = Field(64, ge=8)
+    batch_size: int = Field(16, ge=1)
+    kimg: float = Field(100, gt=0, description="length of the adversarial training, thousands of images")
+    warm_start: float = Field(0, ge=0, description="length of the warm start by reconstruction, thousands of images")
+    warm_start_learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    r1_gamma: float = Field(1.0, ge=0)
+    r1_interval: int = Field(16, ge=1)
+    path_length_weight: float = Field(2.0, ge=0)
+    path_length_interval: int = Field(8, ge=1)
+    style_mixing: float = Field(0.9, ge=0, le=1)
+    ema_kimg: float = Field(5, gt=0, description="half-life of the weight average, thousands of images")
+    horizontal_flip: bool = True
+    reconstruction: float = Field(0.0, ge=0, description="weight of the reconstruction term in the adversarial phase")
+    perceptual: float = Field(1.0, ge=0, description="weight of the perceptual distance within the reconstruction term")
+    snapshot_kimg: float = Field(20, gt=0, description="thousands of images between image grids")
+
+
+class ViscoinConfig(Section):
+    """Psi, Theta and Omega: architecture, loss weights and schedule of Parekh et al. 2025, table of losses."""
+
+    n_concepts: int = Field(256, ge=1)
+    latent_channels: int = Field(512, ge=1)
+    coarse_layer: int = Field(2, ge=0)
+    mid_layer: int = Field(10, ge=0)
+    weight_norm: bool = False
+    dropout: float = Field(0.01, ge=0, lt=1)
+    steps: int = Field(100_000, ge=1)
+    batch_size: int = Field(8, ge=1, description="real images in a batch")
+    generated: int = Field(8, ge=0, description="samples of G in a batch")
+    learning_rate: float = Field(1e-4, gt=0)
+    decay_every: int = Field(1000, ge=1, description="steps between rate drops in the second half")
+    decay_factor: float = Field(0.8, gt=0, le=1)
+    warmup_steps: int = Field(100, ge=0, description="steps before sparsity and output fidelity switch on")
+    output_fidelity: float = Field(0.5, ge=0, description="alpha")
+    perceptual: float = Field(3.0, ge=0, description="beta")
+    reconstruction_class: float = Field(0.1, ge=0, description="gamma")
+    sparsity: float = Field(0.2, ge=0, description="delta")
+    orthogonality: float = Field(1.0, ge=0)
+    style: float = Field(1.0, ge=0)
+    perceptual_loss: Literal["auto", "lpips", "classifier"] = "auto"
+    horizontal_flip: bool = True
+    evaluate_every: int = Field(1000, ge=1)
+
+
+class Recipe(Section):
+    """One dataset and the settings of all that is trained on it."""
+
+    dataset: DatasetConfig = DatasetConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    gan: GanConfig = GanConfig()
+    viscoin: ViscoinConfig = ViscoinConfig()
+    seed: int = Field(0, ge=0)
+    expected: dict[str, float] = Field(default_factory=dict, description="results to expect, by name")
+
+    @model_validator(mode="after")
+    def _layers_in_order(self) -> "Recipe":
+        if self.viscoin.mid_layer < self.viscoin.coarse_layer:
+            raise ValueError(
+                f"viscoin.mid_layer ({self.viscoin.mid_layer}) must not lie below viscoin.coarse_layer "
+                f"({self.viscoin.coarse_layer})"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_path: name of a shipped recipe, or path of a YAML file.
+        overrides: dotted key -> value (`{"viscoin.steps": 500}`); text values are read as YAML.
+
+    Raises:
+        ValueError: unknown recipe, unknown key (the nearest one is named) or a value of the wrong type or range.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"no recipe or file named {name_or_path!r}; the shipped recipes are {', '.join(recipe_names())}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not a {type(values)}")
+    for key, value in (overrides or {}).items():
+        _assign(values, key, _parse(value) if isinstance(value, str) else value)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:
+    """Validate plain values into a Recipe; `source` names them in the error."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"recipe {source}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _parse(text: str) -> Any:
+    # YAML 1.1 reads 1e-4 as text; everybody who types it on a command line means the number.
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
+    return yaml.safe_load(text)
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"override {key!r}: {parent!r} is a value, not a section")
+        values = inner
+    values[last] = value
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_suggest(item['loc'])}"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{key} = {item['input']!r}: {item['msg'].lower()}"
+
+
+def _suggest(location: tuple[str | int, ...]) -> str:
+    section: Any = Recipe
+    for part in location[:-1]:
+        section = section.model_fields[str(part)].annotation
+    names = list(section.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (known keys: {', '.join(names)})"

@@ -1,0 +1,104 @@
+"""What every dataset offers: square uint8 images on a memory map, labels, and truth where it has any."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from platformdirs import user_cache_dir
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+SPLITS = ("train", "validation", "test")
+
+
+class ImageDataset(Dataset):
+    """Images and labels of one split; an item is (float32 image (3, H, W) in [-1, 1], int label).
+
+    Args:
+        name: what the dataset is called in files and figures.
+        split: "train", "validation" or "test".
+        pixels: (N, H, W, 3) uint8, usually a memory map, so that nothing grows while images are served.
+        labels: (N,) class indices.
+        class_names: one name per class.
+    """
+
+    has_truth = False
+    attribute_names: Sequence[str] = ()
+    part_names: Sequence[str] = ()
+
+    def __init__(
+        self, name: str, split: str, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+    ) -> None:
+        self.name, self.split, self.pixels = name, split, pixels
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.class_names = list(class_names)
+        self.resolution = int(pixels.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return to_images(self.pixels[index][None])[0], int(self.labels[index])
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1], channels last in memory, and labels (B,) of the given items."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return to_images(self.pixels[indices]), torch.from_numpy(self.labels[indices])
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All items in order, in batches; the last one may be short."""
+        n = min(len(self), limit or len(self))
+        for start in range(0, n, size):
+            yield self.batch(np.arange(start, min(start + size, n)))
+
+    @property
+    def attributes(self) -> np.ndarray:
+        """Ground truth (N, A) bool, columns named by `attribute_names`."""
+        raise ValueError(f"dataset {self.name!r} has no ground-truth attributes")
+
+    def part_masks(self, index: int) -> np.ndarray:
+        """Visible pixels of each part, (P, H, W) bool, in the order of `part_names`."""
+        raise ValueError(f"dataset {self.name!r} has no part masks")
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) in [0, 255] -> float32 (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """float (B, 3, H, W), clamped to [-1, 1] -> uint8 (B, H, W, 3); the inverse of `to_images`."""
+    pixels = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def cache_folder() -> Path:
+    """Where prepared images lie: `viscoin` in the user's cache folder (XDG_CACHE_HOME moves it)."""
+    return Path(user_cache_dir("viscoin"))
+
+
+def cached_pixels(
+    key: str, count: int, resolution: int, rows: Callable[[], Iterator[np.ndarray]], title: str
+) -> np.ndarray:
+    """Memory map (count, H, W, 3) uint8 of images that are made once and kept under `key`.
+
+    `rows` yields uint8 (H, W, 3) images. The file appears under its name only when complete.
+    """
+    path = cache_folder() / f"{key}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{torch.initial_seed() & 0xFFFF}.{id(rows)}.partial")
+        try:
+            store = np.lib.format.open_memmap(
+                partial, mode="w+", dtype=np.uint8, shape=(count, resolution, resolution, 3)
+            )
+            for i, row in enumerate(tqdm(rows(), total=count, desc=title, unit="image", leave=False, disable=None)):
+                store[i] = row
+            store.flush()
+            del store
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,156 @@
+"""A folder of images: `root/train/<class>/*.png|jpg` with `root/test/...`, or `root/<class>/*` split by seed."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from viscoin.config import DatasetConfig
+from viscoin.datasets.base import SPLITS, ImageDataset, cached_pixels
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MINIMUM_SIDE = 8  # pixels; less shows nothing, whatever the magnification
+SHARES = {"validation": 0.1, "test": 0.2}
+logger = logging.getLogger(__name__)
+
+
+def load_folder(root: Path, split: str, config: DatasetConfig) -> ImageDataset:
+    """One split of a folder of images, centre-cropped to squares of `config.resolution` pixels.
+
+    Without `validation` images a tenth of the training images is kept aside for them; without `train` and `test`
+    folders the classes are split 70:10:20. Both splits are stratified and depend on `config.seed` alone.
+
+    Raises:
+        ValueError: no or one class, an empty class, or files that are no images (unless `config.skip_bad_files`).
+    """
+    files, names = _list_split(root, split, config.seed)
+    files = _check(files, names, root, config.skip_bad_files)
+    for index, name in enumerate(names):
+        if not any(label == index for _, label in files):
+            raise ValueError(
+                f"class {name!r} of {root} has no readable images in split {split!r}; add images to "
+                f"{root / split / name if (root / split).is_dir() else root / name} or remove the class"
+            )
+    limit = getattr(config, split)
+    if limit is not None and limit < len(files):
+        order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(files))[:limit]
+        files = [files[i] for i in sorted(order)]
+    small = sum(min(_size(path)) < config.resolution for path, _ in files)
+    if small:
+        logger.warning("%d of %d images are smaller than %d px and are enlarged", small, len(files), config.resolution)
+    pixels = cached_pixels(
+        f"folder/{_fingerprint(files, config.resolution)}",
+        len(files),
+        config.resolution,
+        lambda: (read_square(path, config.resolution) for path, _ in files),
+        f"reading {root.name} {split}",
+    )
+    return ImageDataset(root.name, split, pixels, np.array([label for _, label in files]), names)
+
+
+def read_square(path: Path, resolution: int) -> np.ndarray:
+    """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, centre-cropped, resampled."""
+    with Image.open(path) as image:
+        rgb = to_rgb(ImageOps.exif_transpose(image))
+    return np.asarray(ImageOps.fit(rgb, (resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of a grey, palette, transparent, CMYK or 16-bit image."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode.startswith("I"):
+            values = values / 257  # 16 bit to 8 bit
+        image = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _list_split(root: Path, split: str, seed: int) -> tuple[list[tuple[Path, int]], list[str]]:
+    fixed = (root / "train").is_dir()
+    if fixed and not (root / "test").is_dir():
+        raise ValueError(f"{root} has a folder 'train' but no folder 'test'; add it, or put the classes directly in it")
+    base = root / "train" if fixed else root
+    names = sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise ValueError(f"{base} holds no class folders; expected {base}/<class>/*.png or *.jpg")
+    if len(names) == 1:
+        raise ValueError(f"{base} holds one class only ({names[0]!r}); a classifier needs at least two")
+    if fixed:
+        for name in SPLITS:
+            extra = {p.name for p in (root / name).iterdir() if p.is_dir()} - set(names) if (root / name).is_dir() else set()
+            if extra:
+                raise ValueError(f"{root / name} holds classes that {base} has not: {', '.join(sorted(extra))}")
+    if fixed and (split == "test" or (root / "validation").is_dir()):
+        return _images(root / split, names), names
+    shares = {"validation": SHARES["validation"]} if fixed else SHARES
+    return _stratified(_images(base, names), split, shares, seed), names
+
+
+def _images(base: Path, names: list[str]) -> list[tuple[Path, int]]:
+    return [
+        (path, label)
+        for label, name in enumerate(names)
+        for path in sorted((base / name).rglob("*"))
+        if path.suffix.lower() in EXTENSIONS
+    ]
+
+
+def _stratified(
+    files: list[tuple[Path, int]], split: str, shares: dict[str, float], seed: int
+) -> list[tuple[Path, int]]:
+    kept = []
+    for label in sorted({label for _, label in files}):
+        of_class = [item for item in files if item[1] == label]
+        order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(of_class))
+        start = 0
+        parts = {}
+        for name, share in shares.items():
+            count = max(1, round(share * len(of_class)))
+            parts[name] = order[start : start + count]
+            start += count
+        parts["train"] = order[start:]
+        kept += [of_class[i] for i in sorted(parts[split])]
+    return kept
+
+
+def _check(files: list[tuple[Path, int]], names: list[str], root: Path, skip: bool) -> list[tuple[Path, int]]:
+    bad = {path: reason for path, _ in files if (reason := _defect(path))}
+    if bad and not skip:
+        listed = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:5])
+        raise ValueError(
+            f"{len(bad)} of {len(files)} files in {root} cannot be used: {listed}"
+            f"{' …' if len(bad) > 5 else ''}. Repair or remove them, or pass --skip-bad-files"
+        )
+    if bad:
+        logger.warning("left out %d of %d files that cannot be used (first: %s)", len(bad), len(files), next(iter(bad)))
+    return [item for item in files if item[0] not in bad]
+
+
+def _defect(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if min(image.size) < MINIMUM_SIDE:
+                return f"{image.size[0]}x{image.size[1]} px, at least {MINIMUM_SIDE} px a side are needed"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return str(error).split(str(path))[0].strip() or type(error).__name__
+    return None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def _fingerprint(files: list[tuple[Path, int]], resolution: int) -> str:
+    digest = hashlib.sha256(str(resolution).encode())
+    for path, _ in files:
+        stat = path.stat()
+        digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]

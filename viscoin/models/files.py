@@ -1,0 +1,198 @@
+"""Model files: one .safetensors with all that is needed to rebuild the model, and finding them by option, run or name."""
+
+import json
+import pickle
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from viscoin.config import Recipe
+from viscoin.runs import Run, atomic_path, newest_run
+
+FORMAT = "viscoin/1"
+KINDS = ("classifier", "gan", "viscoin")
+ASSETS = Path(__file__).parents[2] / "assets"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A rebuilt model in eval mode, and what its file says of it."""
+
+    model: nn.Module
+    kind: str
+    metadata: Mapping[str, Any]
+    path: Path
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.metadata["class_names"]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.metadata["recipe"]
+
+
+def save_model(
+    path: Path,
+    model: nn.Module,
+    kind: str,
+    *,
+    recipe: Recipe,
+    class_names: Sequence[str],
+    scores: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a model with its architecture, recipe, class names, versions and scores; whole or not at all.
+
+    Args:
+        model: offers `architecture`, a JSON-able dict that rebuilds it.
+        dtype: store floating-point weights in this type (torch.float16 halves the file); loading gives float32.
+    """
+    metadata = {
+        "format": FORMAT,
+        "kind": kind,
+        "architecture": model.architecture,
+        "dataset": recipe.dataset.name,
+        "recipe": recipe.model_dump(),
+        "class_names": list(class_names),
+        "versions": _versions(),
+        "revision": _revision(),
+        "scores": dict(scores or {}),
+    }
+    tensors = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
+    write_file(path, tensors, metadata)
+    return path
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and metadata to .safetensors, or to a pickle of plain tensors for other suffixes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial:
+            if path.suffix == ".safetensors":
+                save_file(dict(tensors), partial, {"viscoin": json.dumps(metadata)})
+            else:
+                torch.save({"metadata": json.dumps(metadata), "tensors": dict(tensors)}, partial)
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a model file or of a pickle written by `to-pickle`; runs no code from the file.
+
+    Raises:
+        ValueError: missing, truncated, or not written by this project.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no model file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get("viscoin")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            text, tensors = (content["metadata"], content["tensors"]) if isinstance(content, dict) else (None, {})
+    except (SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or not a model file of viscoin: {reason}") from error
+    if text is None:
+        raise ValueError(f"{path} was not written by viscoin (its metadata is missing)")
+    return tensors, json.loads(text)
+
+
+def load_model(path: Path, kind: str | None = None) -> LoadedModel:
+    """Rebuild the model of a file, a run folder or a pickle written by `to-pickle`.
+
+    Raises:
+        ValueError: unusable file, another kind than asked for, or weights that do not fit the named architecture.
+    """
+    path = Run(path).model_path if path.is_dir() else path
+    tensors, metadata = read_file(path)
+    if kind is not None and metadata["kind"] != kind:
+        raise ValueError(f"{path} holds a {metadata['kind']} model; a {kind} model is needed here")
+    model = _build(metadata)
+    wanted = model.state_dict()
+    misfits = [key for key in wanted if key not in tensors or tensors[key].shape != wanted[key].shape]
+    misfits += [key for key in tensors if key not in wanted]
+    if misfits:
+        raise ValueError(f"{path}: {len(misfits)} weights do not fit its architecture, first {', '.join(misfits[:3])}")
+    model.load_state_dict({key: value.to(wanted[key].dtype) for key, value in tensors.items()})
+    return LoadedModel(model.to(memory_format=torch.channels_last).eval(), metadata["kind"], metadata, path)
+
+
+def find_model(kind: str, value: str | Path | None, dataset: str) -> Path:
+    """The file that an option means: a file or run folder; without one the newest run, else the shipped model.
+
+    Raises:
+        ValueError: nothing there; says how to get one.
+    """
+    if value is not None:
+        path = Path(value)
+        if path.is_dir() and not Run(path).model_path.is_file():
+            raise ValueError(f"run folder {path} holds no finished model (model.safetensors)")
+        if not path.exists():
+            raise ValueError(f"there is no model file or run folder {path}")
+        return Run(path).model_path if path.is_dir() else path
+    run = newest_run(kind, dataset, finished=True)
+    if run is not None:
+        return run.model_path
+    shipped = ASSETS / dataset / f"{kind}.safetensors"
+    if shipped.is_file():
+        return shipped
+    raise ValueError(
+        f"no {kind} model of dataset {dataset!r} was found in runs/ and none is shipped; "
+        f"train one with: python main.py train {kind} --dataset {dataset}"
+    )
+
+
+def _build(metadata: Mapping[str, Any]) -> nn.Module:
+    architecture = metadata["architecture"]
+    if metadata["kind"] == "classifier":
+        from viscoin.models.classifier import Classifier
+
+        return Classifier(**architecture)
+    if metadata["kind"] == "gan":
+        from stylegan2_ada.networks import Generator
+
+        return Generator(**architecture)
+    if metadata["kind"] == "viscoin":
+        from viscoin.models.ensemble import VisCoIN
+
+        return VisCoIN.from_architecture(architecture, metadata["class_names"])
+    raise ValueError(f"unknown kind of model {metadata['kind']!r}; known are {', '.join(KINDS)}")
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.to(dtype).clone() if dtype and tensor.is_floating_point() else tensor.clone()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("viscoin", "torch", "timm", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _revision() -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"

@@ -1,0 +1,17 @@
+"""The operations of StyleGAN2, each one public function."""
+
+from .bias_act import bias_act
+from .modulated_conv2d import modulated_conv2d
+from .resampled_conv2d import resampled_conv2d
+from .upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+
+__all__ = [
+    "bias_act",
+    "downsample2d",
+    "filter2d",
+    "modulated_conv2d",
+    "resampled_conv2d",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
+]

@@ -1,0 +1,175 @@
+"""Upsample, pad, filter with a finite impulse response, downsample."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+SEPARABLE_FROM = 8  # taps; shorter filters become 2-D, as the published state dicts hold them
+
+
+def setup_filter(
+    f: torch.Tensor | Sequence[float] | None,
+    device: torch.device | str = "cpu",
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> torch.Tensor:
+    """Prepare a filter for `upfirdn2d`.
+
+    Args:
+        f: taps, 1-D or 2-D; None is the identity. 1-D taps stand for the outer product with themselves; from 8 taps
+            on they stay 1-D and are applied along x, then y.
+        normalize: scale to unit sum.
+        flip_filter: reverse all axes.
+        gain: overall factor on the signal.
+
+    Raises:
+        ValueError: not 1-D or 2-D, or empty.
+    """
+    taps = torch.as_tensor([1.0] if f is None else f, dtype=torch.float32, device=device)
+    if taps.ndim not in (1, 2) or taps.numel() == 0:
+        raise ValueError(f"f has shape {tuple(taps.shape)}; a filter has one or two non-empty dimensions")
+    if taps.ndim == 1 and taps.numel() < SEPARABLE_FROM:
+        taps = taps.outer(taps)
+    if normalize:
+        taps = taps / taps.sum()
+    if flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    return taps * gain ** (taps.ndim / 2)
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> torch.Tensor:
+    """Insert zeros (up), pad or crop, filter, keep every down-th sample. In the dtype of x, even under autocast.
+
+    Args:
+        x: (B, C, H, W).
+        f: from `setup_filter`: (fh, fw), or (taps,) applied along both axes, or None for the identity.
+        up, down: a factor, or [x, y].
+        padding: a number, [x, y] or [left, right, top, bottom], counted on the upsampled grid; negative crops.
+        flip_filter: False convolves, True correlates.
+        gain: factor on the result.
+
+    Returns:
+        (B, C, (H * up + top + bottom - fh) // down + 1, likewise for W).
+
+    Raises:
+        ValueError: wrong dimensions or factors, or nothing would be left.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; (B, C, H, W) is needed")
+    up_x, up_y = _pair(up, "up")
+    down_x, down_y = _pair(down, "down")
+    left, right, top, bottom = parse_padding(padding)
+    f = torch.ones(1, 1, device=x.device) if f is None else f
+    fw, fh = filter_size(f)
+    out_h, out_w = x.shape[2] * up_y + top + bottom - fh + 1, x.shape[3] * up_x + left + right - fw + 1
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"padding {padding!r} leaves less of the {x.shape[2]}x{x.shape[3]} image than the filter needs"
+        )
+
+    taps = (f * gain ** (f.ndim / 2)).to(x.dtype)
+    if not flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    x = F.pad(_insert_zeros(x, up_x, up_y), [left, right, top, bottom])
+    with torch.autocast(x.device.type, enabled=False):
+        if f.ndim == 2:
+            return _depthwise(x, taps, (down_y, down_x))
+        return _depthwise(_depthwise(x, taps[None, :], (1, down_x)), taps[:, None], (down_y, 1))
+
+
+def filter2d(
+    x: torch.Tensor, f: torch.Tensor, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
+) -> torch.Tensor:
+    """Filter and keep the size; `padding` comes on top of what that takes."""
+    fw, fh = filter_size(f)
+    pad = _add(parse_padding(padding), (fw // 2, (fw - 1) // 2, fh // 2, (fh - 1) // 2))
+    return upfirdn2d(x, f, padding=pad, flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> torch.Tensor:
+    """Enlarge by `up`, keeping the brightness; `padding` comes on top of what that takes."""
+    up_x, up_y = _pair(up, "up")
+    pad = _add(parse_padding(padding), upsampling_padding(f, up_x, up_y))
+    return upfirdn2d(x, f, up=up, padding=pad, flip_filter=flip_filter, gain=gain * up_x * up_y)
+
+
+def downsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> torch.Tensor:
+    """Shrink by `down`; `padding` comes on top of what that takes."""
+    down_x, down_y = _pair(down, "down")
+    pad = _add(parse_padding(padding), downsampling_padding(f, down_x, down_y))
+    return upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter, gain=gain)
+
+
+def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+    """(width, height) of a filter."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """A number, [x, y] or [left, right, top, bottom] as (left, right, top, bottom)."""
+    p = [padding] * 4 if isinstance(padding, int) else [int(v) for v in padding]
+    if len(p) == 2:
+        p = [p[0], p[0], p[1], p[1]]
+    if len(p) != 4:
+        raise ValueError(f"padding is {padding!r}; give a number, [x, y] or [left, right, top, bottom]")
+    return p[0], p[1], p[2], p[3]
+
+
+def upsampling_padding(f: torch.Tensor | None, up_x: int, up_y: int) -> tuple[int, int, int, int]:
+    """Padding with which upsampling gives exactly up times the size, centred."""
+    fw, fh = filter_size(f)
+    return (fw + up_x - 1) // 2, (fw - up_x) // 2, (fh + up_y - 1) // 2, (fh - up_y) // 2
+
+
+def downsampling_padding(f: torch.Tensor | None, down_x: int, down_y: int) -> tuple[int, int, int, int]:
+    """Padding with which downsampling gives exactly 1/down of the size, centred."""
+    fw, fh = filter_size(f)
+    return (fw - down_x + 1) // 2, (fw - down_x) // 2, (fh - down_y + 1) // 2, (fh - down_y) // 2
+
+
+def _pair(factor: int | Sequence[int], name: str) -> tuple[int, int]:
+    x, y = (factor, factor) if isinstance(factor, int) else (int(v) for v in factor)
+    if x < 1 or y < 1:
+        raise ValueError(f"{name} is {factor!r}; factors are 1 or more")
+    return x, y
+
+
+def _add(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    return [i + j for i, j in zip(a, b, strict=True)]
+
+
+def _insert_zeros(x: torch.Tensor, up_x: int, up_y: int) -> torch.Tensor:
+    if up_x == up_y == 1:
+        return x
+    b, c, h, w = x.shape
+    x = F.pad(x.reshape(b, c, h, 1, w, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
+    return x.reshape(b, c, h * up_y, w * up_x)
+
+
+def _depthwise(x: torch.Tensor, taps: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+    c = x.shape[1]
+    return F.conv2d(x, taps.expand(c, 1, *taps.shape), stride=stride, groups=c)

@@ -1,0 +1,60 @@
+# Everything runs in .venv, which `make setup` creates; only Python >= 3.11 and make are needed.
+#   make demo ARGS=--quick     options for the demo
+#   make test WORKERS=8        more test processes
+#   make setup PYTHON3=/path/to/python3.12
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PYTHON3 ?= python3 python3.13 python3.12 python3.11
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: help setup demo test test-fast lint typecheck format clean
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY)  ## virtual environment in .venv with the pinned packages
+
+# uv, not pip: pip may be set up with local wheel folders, whose torch and torchvision need not fit together.
+$(READY): requirements.txt pyproject.toml
+	@for python in $(PYTHON3); do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	    python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "VisCoIN needs Python 3.11 or newer and found none as: $(PYTHON3)." >&2; \
+	    echo "Install one, or say where it is: make setup PYTHON3=/path/to/python3.12" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$($$python --version); PyTorch with CUDA takes about 5 GB of disk."; \
+	$$python -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
+	$(PYTHON) -m uv pip install --python $(PYTHON) -r requirements.txt
+	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+demo: setup  ## the whole pipeline on the built-in birds, with a report in runs/demo
+	$(PYTHON) main.py demo $(ARGS)
+
+test: setup lint typecheck  ## every check and every test
+	$(PYTEST)
+
+test-fast: setup  ## the tests that take seconds
+	$(PYTEST) -m "not slow"
+
+lint: setup  ## rules and formatting, by ruff
+	$(PYTHON) -m ruff check --quiet .
+	$(PYTHON) -m ruff format --quiet --check .
+
+typecheck: setup  ## types, by mypy
+	$(PYTHON) -m mypy
+
+format: setup  ## let ruff mend what it can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,197 @@
+"""The files around the code: packaging, pins, environments, make targets, job templates."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MAKE_TARGETS = ("setup", "demo", "test", "test-fast", "lint", "typecheck", "format", "clean")
+JOBS = sorted((ROOT / "slurm").glob("*.sbatch"))
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def declared(*groups: str) -> dict[str, Requirement]:
+    """The requirements of pyproject.toml by name: the core, and the named extras."""
+    texts = PROJECT["dependencies"] + [text for group in groups for text in PROJECT["optional-dependencies"][group]]
+    return {canonicalize_name(Requirement(text).name): Requirement(text) for text in texts}
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    # Below `make test` a make would take over its flags and announce its folder.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+# --- dependencies
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    matches = [re.fullmatch(r"([\w.-]+)==(\d[\w.]*)", line) for line in lines]
+    assert all(matches), f"not of the form name==version: {lines[matches.index(None)]!r}"
+    return {canonicalize_name(match[1]): match[2] for match in matches if match}
+
+
+def test_every_declared_package_is_pinned_and_nothing_else() -> None:
+    assert pins().keys() == declared(*PROJECT["optional-dependencies"]).keys()
+    assert len(pins()) == len((ROOT / "requirements.txt").read_text().splitlines())
+
+
+def test_pins_are_versions_that_pyproject_allows() -> None:
+    for name, requirement in declared(*PROJECT["optional-dependencies"]).items():
+        assert requirement.specifier.contains(pins()[name]), f"{requirement} does not allow {pins()[name]}"
+
+
+def test_conda_environment_takes_its_packages_from_the_same_list() -> None:
+    environment = yaml.safe_load((ROOT / "conda.yml").read_text())
+    python, *tools, pip = environment["dependencies"]
+    assert environment["name"] == PROJECT["name"]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
+    assert not {canonicalize_name(tool) for tool in tools} & pins().keys()
+    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Top-level names that a file imports, at any depth of the code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "groups"),
+    [
+        (("viscoin", "stylegan2_ada"), ("clip", "gpu-ops", "metrics")),
+        (("tests",), tuple(PROJECT["optional-dependencies"])),
+    ],
+)
+def test_every_imported_package_is_declared(folders: tuple[str, ...], groups: tuple[str, ...]) -> None:
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    own = {"viscoin", "stylegan2_ada", "tests", "main", "example"} | {path.stem for path in files}
+    distributions = importlib.metadata.packages_distributions()
+    allowed = declared(*groups).keys() | ({"packaging"} if "dev" in groups else set())  # pytest itself needs packaging
+    for path in files:
+        for name in set(imports(path)) - own - sys.stdlib_module_names:
+            origins = {canonicalize_name(origin) for origin in distributions.get(name, [name])}
+            assert origins & allowed, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not list"
+
+
+# --- packaging and entry points
+
+
+def test_main_prints_help_without_torch() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['main.py', '--help']\n"
+        "try: runpy.run_path('main.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "print('heavy:', *sorted({'torch', 'timm', 'matplotlib', 'cv2'} & sys.modules.keys()))"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "amplify" in done.stdout
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
+
+
+def test_installed_command_is_main_py() -> None:
+    module, _, function = PROJECT["scripts"]["viscoin"].partition(":")
+    assert f"from {module} import {function}" in (ROOT / "main.py").read_text()
+
+
+@pytest.mark.slow
+def test_wheel_holds_all_that_the_packages_need(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    held = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    files = [path for package in ("viscoin", "stylegan2_ada") for path in (ROOT / package).rglob("*") if path.is_file()]
+    needed = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert any(name.endswith(".yaml") for name in needed)
+    assert needed <= held, sorted(needed - held)
+    assert {name.partition("/")[0] for name in held} == {
+        "viscoin",
+        "stylegan2_ada",
+        f"viscoin-{PROJECT['version']}.dist-info",
+    }
+
+
+# --- make, hooks, continuous integration
+
+
+@needs_make
+@pytest.mark.parametrize("target", MAKE_TARGETS)
+def test_make_target_exists(target: str) -> None:
+    done = run("make", "--dry-run", "--always-make", target)
+    assert done.returncode == 0, done.stderr
+    assert target == "clean" or "uv pip install" in done.stdout
+
+
+@needs_make
+def test_make_test_runs_all_checks_and_ends_with_pytest() -> None:
+    *before, last = run("make", "--dry-run", "test").stdout.splitlines()
+    assert "-m pytest" in last and "not slow" not in last
+    assert all(any(check in line for line in before) for check in ("ruff check", "ruff format", "-m mypy"))
+
+
+@needs_make
+def test_make_setup_names_the_python_that_is_missing() -> None:
+    done = run("make", "--always-make", "setup", "PYTHON3=python2.0")
+    assert done.returncode != 0
+    assert "3.11 or newer" in done.stderr and "python2.0" in done.stderr
+
+
+def test_continuous_integration_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text().splitlines()[-1].split()[:2] == ["make", "test"]
+    assert run("bash", "-n", str(script)).returncode == 0
+
+
+def test_hooks_are_make_targets() -> None:
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [hook["entry"] for repository in repositories for hook in repository["hooks"]]
+    assert {repository["repo"] for repository in repositories} == {"local"}
+    assert set(entries) == {"make lint", "make typecheck", "make test-fast"}
+
+
+# --- job templates
+
+
+def test_there_is_a_job_for_each_training_and_for_tests() -> None:
+    assert {path.stem for path in JOBS} == {"classifier", "gan", "viscoin", "test"}
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_job_runs_one_command_that_exists(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    (command,) = [shlex.split(line) for line in lines if line.startswith("srun ")]
+    assert command[:3] == ["srun", "python", "main.py"] and command[-1] == "$@"
+    done = run(sys.executable, "main.py", *command[3:-1], "--help")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_job_is_bash_with_explained_directives(path: Path) -> None:
+    assert run("bash", "-n", str(path)).returncode == 0
+    directives = [line for line in path.read_text().splitlines() if line.lstrip("#").startswith("SBATCH")]
+    assert directives
+    assert all(re.fullmatch(r"##?SBATCH --[\w-]+=\S+ +# \S.*", line) for line in directives)
+    assert "#SBATCH --output=runs/%x-%j.out" in "\n".join(directives)
+    assert (ROOT / "runs").is_dir()

@@ -1,0 +1,1 @@
+"""Concept-based interpretable networks that show their concepts."""

@@ -151,9 +151,18 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
         raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not a {type(values)}")
-    for key, value in (overrides or {}).items():
+    return _override(values, overrides or {}, str(path))
+
+
+def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """A copy of a recipe with some values changed; keys, values and errors as for `load_recipe`."""
+    return _override(recipe.model_dump(), overrides, "of the saved run")
+
+
+def _override(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> Recipe:
+    for key, value in overrides.items():
         _assign(values, key, _parse(value) if isinstance(value, str) else value)
-    return parse_recipe(values, str(path))
+    return parse_recipe(values, source)
 
 
 def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:

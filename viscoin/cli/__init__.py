@@ -1,0 +1,64 @@
+"""The command line: one file per command; each parses, calls the library and prints."""
+
+import logging
+import os
+import sys
+
+import typer
+from typer.core import TyperGroup
+
+from viscoin.cli import amplify, concept_heatmaps, concepts, demo, logs, test, to_pickle, train
+
+
+class Commands(TyperGroup):
+    """Reports mistakes of the user in one line (exit code 2); other exceptions are bugs and keep their traceback."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            if os.environ.get("VISCOIN_TRACEBACK"):
+                raise
+            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as interrupt:
+            typer.echo(str(interrupt) or "Interrupted.", err=True)
+            raise typer.Exit(130) from interrupt
+
+
+# No rich help: its import takes five times as long as all the rest of `--help`.
+app = typer.Typer(
+    cls=Commands, rich_markup_mode=None, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.add_typer(train.app, name="train")
+app.add_typer(test.app, name="test")
+for command in (
+    logs.logs,
+    to_pickle.to_pickle,
+    concepts.concepts,
+    amplify.amplify,
+    concept_heatmaps.concept_heatmaps,
+    demo.demo,
+):
+    app.command()(command)
+
+
+@app.callback()
+def viscoin() -> None:
+    """Explain image classifiers by concepts that a generator can draw.
+
+    A mistake on the command line or in the data ends with one line and exit code 2; VISCOIN_TRACEBACK=1 shows where.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("viscoin", "stylegan2_ada"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Entry point of `python main.py` and of the `viscoin` command."""
+    app()

@@ -1,0 +1,309 @@
+"""Options that several commands share, and the steps between options and library calls."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from viscoin.config import DatasetConfig, Recipe
+    from viscoin.datasets import ImageDataset
+    from viscoin.models.classifier import Classifier
+    from viscoin.models.files import LoadedModel
+    from viscoin.runs import Run
+
+DEFAULT_DATASET = "birds"
+
+DatasetName = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        "--dataset-path",
+        metavar="NAME|FOLDER",
+        help="A known dataset, or a folder with one folder per class.",
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe to start from; default: the dataset's, or birds."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change any key of the recipe, as in --set gan.r1_gamma=2; repeatable."
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, metavar="N", help="Images in a batch.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="Passes over the training images.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", metavar="RATE", help="Step size of the optimizer.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
+Precision = Annotated[str, typer.Option("--precision", metavar="auto|32-true|bf16-mixed|16-mixed", help="Arithmetic.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Where results go; default: a new folder in runs/.")
+]
+Show = Annotated[bool, typer.Option("--show", help="Open the figures in a window as well.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of --out, or with the newest one.")]
+SkipBadFiles = Annotated[
+    bool, typer.Option("--skip-bad-files", help="Leave unreadable images out instead of stopping.")
+]
+ImageIndices = Annotated[
+    list[str] | None,
+    typer.Option("--image-indices", metavar="I,J,…", help="Test images to take; default: some drawn by --seed."),
+]
+ConceptIndices = Annotated[
+    list[str] | None, typer.Option("--concept-indices", metavar="K,L,…", help="Concepts to take, counted from 0.")
+]
+ConceptTopK = Annotated[
+    int | None,
+    typer.Option("--concept-top-k", min=1, metavar="N", help="Take the K most relevant concepts of each image."),
+]
+ConceptThreshold = Annotated[
+    float | None,
+    typer.Option("--concept-threshold", metavar="R", help="Take the concepts of relevance above this, in [-1, 1]."),
+]
+VISCOIN_HELP = "Ensemble: model file, run folder or pickle; default: newest run, else shipped."
+ViscoinModel = Annotated[
+    Path | None, typer.Option("--viscoin-pickle-path", "--checkpoints", metavar="MODEL", help=VISCOIN_HELP)
+]
+
+
+def model_option(name: str, what: str) -> Any:
+    """Declaration of an option that names a model."""
+    return typer.Option(
+        name, metavar="MODEL", help=f"{what}: model file, run folder or pickle; default: newest run, else shipped."
+    )
+
+
+def resolve_recipe(
+    kind: str,
+    dataset: str | None,
+    recipe: str | None,
+    settings: Sequence[str] | None,
+    options: Mapping[str, Any],
+    out: Path | None = None,
+    resume: bool = False,
+) -> "Recipe":
+    """The recipe that the options of a `train` command mean.
+
+    It starts from the resumed run's own recipe, else from `recipe`, else from the dataset's, else from that of birds
+    (then with all images of the folder). `options` are dotted keys; None means not given.
+    """
+    from viscoin.config import load_recipe, override_recipe, recipe_names
+    from viscoin.datasets import check_dataset_name, dataset_names
+    from viscoin.runs import Run, newest_run
+
+    overrides: dict[str, Any] = {}
+    if dataset is not None:
+        check_dataset_name(dataset)
+        dataset = dataset if dataset in dataset_names() else str(Path(dataset))
+        overrides["dataset.name"] = dataset
+    if dataset not in (None, *dataset_names()) and recipe is None:
+        overrides |= {"dataset.train": None, "dataset.validation": None, "dataset.test": None}
+    overrides |= {key: value for key, value in options.items() if value is not None}
+    overrides |= dict(_parse_setting(text) for text in settings or [])
+    if resume and recipe is None:
+        run = Run(out) if out else newest_run(kind, dataset or DEFAULT_DATASET)
+        if run is not None and run.recipe_path.is_file():
+            return override_recipe(run.recipe, overrides)
+    resolved = load_recipe(recipe or (dataset if dataset in recipe_names() else DEFAULT_DATASET), overrides)
+    check_dataset_name(resolved.dataset.name)
+    return resolved
+
+
+def _parse_setting(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ValueError(f"--set {text!r}: expected KEY=VALUE, as in --set viscoin.steps=500")
+    return key.strip(), value.strip()
+
+
+@contextmanager
+def training_run(kind: str, recipe: "Recipe", out: Path | None, resume: bool) -> Iterator["Run"]:
+    """The run to train in; a new folder vanishes again when the training fails before its first step."""
+    from viscoin.runs import Run
+
+    existed = out is not None and out.exists()
+    run = Run.create(kind, recipe, out, resume)
+    typer.echo(f"run folder: {run.path}", err=True)
+    try:
+        yield run
+    except BaseException:
+        started = run.metrics_path.exists() or any(run.checkpoints.iterdir())
+        if not resume and not started:
+            run.recipe_path.unlink(missing_ok=True)
+            if not existed:
+                shutil.rmtree(run.path)
+        raise
+
+
+def check_resolution(loaded: "LoadedModel", option: str, resolution: int) -> None:
+    """Raise ValueError unless the model was made for images of that side."""
+    own = loaded.recipe["dataset"]["resolution"]
+    if own != resolution:
+        raise ValueError(
+            f"{option} {loaded.path} was made for {own} px images, not for {resolution} px; "
+            f"pass --set dataset.resolution={own} or another model"
+        )
+
+
+def check_classes(loaded: "LoadedModel", option: str, dataset: "ImageDataset") -> None:
+    """Raise ValueError unless model and dataset have the same classes in the same order."""
+    if list(loaded.class_names) != list(dataset.class_names):
+        raise ValueError(
+            f"{option} {loaded.path} knows {_listed(loaded.class_names)}, but dataset {dataset.name!r} has "
+            f"{_listed(dataset.class_names)}; give a model and a --dataset that belong together"
+        )
+
+
+def _listed(names: Sequence[str], most: int = 30) -> str:
+    return f"{len(names)} classes ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
+
+
+def load_for_analysis(
+    kind: str, option: str, value: Path | None, dataset: str | None, device: str, skip_bad_files: bool = False
+) -> tuple["LoadedModel", "DatasetConfig"]:
+    """A model on its device and the dataset it is to be tested on.
+
+    Args:
+        dataset: as given; None means the dataset of the given model, else birds.
+
+    Returns:
+        The model, and the configuration of its saved recipe for that dataset.
+    """
+    from viscoin.config import DatasetConfig
+    from viscoin.datasets import check_dataset_name, dataset_names
+    from viscoin.models.files import find_model, load_model
+    from viscoin.training.runtime import resolve_device
+
+    where = resolve_device(device)
+    if dataset is not None:
+        check_dataset_name(dataset)
+        dataset = dataset if dataset in dataset_names() else str(Path(dataset))
+    loaded = load_model(find_model(kind, value, dataset or DEFAULT_DATASET), kind)
+    saved = loaded.recipe["dataset"]
+    name = dataset or (saved["name"] if value is not None else DEFAULT_DATASET)
+    check_dataset_name(name)
+    if name != saved["name"]:
+        saved = {"resolution": saved["resolution"], "seed": saved["seed"]}
+    loaded.model.to(where)
+    return loaded, DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
+
+
+def trained_parts(classifier: Path | None, gan: Path | None, recipe: "Recipe") -> tuple["LoadedModel", "LoadedModel"]:
+    """f and G to train an ensemble on; ValueError unless they fit the recipe's dataset and resolution."""
+    from viscoin.datasets import load_dataset
+    from viscoin.models.files import find_model, load_model
+
+    dataset = recipe.dataset
+    f = load_model(find_model("classifier", classifier, dataset.name), "classifier")
+    check_resolution(f, "--classifier", dataset.resolution)
+    g = load_model(find_model("gan", gan, dataset.name), "gan")
+    check_resolution(g, "--gan", dataset.resolution)
+    check_classes(f, "--classifier", load_dataset(dataset.name, "validation", dataset))
+    return f, g
+
+
+def optional_classifier(value: Path | None, recipe: "Recipe") -> "Classifier | None":
+    """f for the warm start of G: the given one, else the newest or shipped one, else none."""
+    from viscoin.models.files import find_model, load_model
+
+    try:
+        path = find_model("classifier", value, recipe.dataset.name)
+    except ValueError:
+        if value is not None:
+            raise
+        return None
+    loaded = load_model(path, "classifier")
+    check_resolution(loaded, "--classifier", recipe.dataset.resolution)
+    return cast("Classifier", loaded.model)
+
+
+def parse_indices(values: Sequence[str] | None, option: str, count: int, what: str) -> list[int] | None:
+    """Indices of a repeatable, comma-separated option; None when it was not given.
+
+    Raises:
+        ValueError: not a number, or outside [0, count).
+    """
+    if not values:
+        return None
+    indices = []
+    for text in (part.strip() for value in values for part in value.split(",")):
+        if not text.lstrip("-").isdigit():
+            raise ValueError(f"{option} {text!r}: expected numbers from 0 to {count - 1}, separated by commas")
+        if not 0 <= int(text) < count:
+            raise ValueError(f"{option} {text}: out of range, there are {count} {what}, counted from 0 to {count - 1}")
+        indices.append(int(text))
+    return indices
+
+
+def choose_images(values: Sequence[str] | None, dataset: "ImageDataset", count: int, seed: int | None) -> list[int]:
+    """The images of `--image-indices`, or some drawn at random by the seed."""
+    import numpy as np
+
+    given = parse_indices(values, "--image-indices", len(dataset), f"{dataset.split} images")
+    if given is not None:
+        return given
+    drawn = np.random.default_rng(seed or 0).choice(len(dataset), size=min(count, len(dataset)), replace=False)
+    return sorted(int(i) for i in drawn)
+
+
+@dataclass
+class Results:
+    """A folder that takes the figures and numbers of one command."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, command: str, dataset: str, out: Path | None) -> "Results":
+        """Make the folder, by default `runs/<dataset>-<command>-<time>`.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        folder = out or Path("runs") / f"{Path(dataset).name}-{command}-{datetime.now():%Y%m%d-%H%M%S}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out {folder}: cannot write there ({error.strerror}); choose another folder") from error
+        return cls(folder)
+
+    def figures(self, figures: Mapping[str, "Figure"], show: bool) -> None:
+        """Save every figure as PNG, say where, and open windows if wanted."""
+        for name, figure in figures.items():
+            path = self.folder / f"{name}.png"
+            figure.savefig(path)
+            typer.echo(path)
+        if show:
+            show_figures(list(figures.values()))
+
+    def numbers(self, values: Mapping[str, Any]) -> None:
+        """Write results.json and say where."""
+        from viscoin.runs import atomic_path
+
+        path = self.folder / "results.json"
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(values, indent=2) + "\n")
+        typer.echo(path)
+
+
+def show_figures(figures: Sequence["Figure"]) -> None:
+    """Open the figures in windows and wait until they are closed."""
+
+
+def print_table(title: str, rows: Mapping[str, Any]) -> None:
+    """Two aligned columns: name and value."""
+    typer.echo(title)
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        typer.echo(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")

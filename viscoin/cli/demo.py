@@ -1,0 +1,21 @@
+"""`demo`: the whole pipeline on the built-in birds, with a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from viscoin.cli import common
+
+
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and test images: at most 90 s.")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train f and G as well, by the recipe (hours without a GPU).")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")] = Path("runs/demo"),
+    seed: common.Seed = None,
+    device: common.Device = "auto",
+    show: common.Show = False,
+) -> None:
+    """Show the data, test the shipped models, train Psi, Theta and Omega, explain images, write report.html."""

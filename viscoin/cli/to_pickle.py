@@ -1,0 +1,32 @@
+"""`to-pickle`: one pickle of plain tensors from a model file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from viscoin.cli import common
+
+
+def to_pickle(
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", metavar="MODEL", help=common.VISCOIN_HELP)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The pickle to write.")] = Path(
+        "viscoin.pkl"
+    ),
+    dataset: common.DatasetName = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
+) -> None:
+    """Convert a model file to a pickle, which every option that names a model takes as well."""
+    from viscoin.models.files import find_model, load_model, read_file, write_file
+
+    if output.suffix == ".safetensors":
+        raise ValueError(
+            f"--output {output}: a pickle must not end in .safetensors; call it {output.with_suffix('.pkl')}"
+        )
+    if output.exists() and not force:
+        raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
+    path = load_model(find_model("viscoin", checkpoints, dataset or common.DEFAULT_DATASET)).path
+    write_file(output, *read_file(path))
+    typer.echo(output)

@@ -28,11 +28,11 @@ $(READY): requirements.txt pyproject.toml
 	    echo "Install one, or say where it is: make setup PYTHON3=/path/to/python3.12" >&2; \
 	    exit 1; \
 	fi; \
-	echo "Setting up $(VENV) with $$($$python --version); PyTorch with CUDA takes about 5 GB of disk."; \
+	echo "Setting up $(VENV) with $$($$python --version); PyTorch with CUDA takes about 6 GB of disk."; \
 	$$python -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
 	$(PYTHON) -m uv pip install --python $(PYTHON) -r requirements.txt
-	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .
+	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --no-deps -e .
 	@touch $(READY)
 
 demo: setup  ## the whole pipeline on the built-in birds, with a report in runs/demo

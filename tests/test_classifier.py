@@ -1,0 +1,127 @@
+"""The classifier f over timm backbones."""
+
+import logging
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from viscoin.models import classifier as module
+from viscoin.models.classifier import Classifier, build_classifier
+
+
+def images(resolution: int = 64, n: int = 2) -> Tensor:
+    return torch.rand(n, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("backbone", "resolution", "shapes"),
+    [
+        ("viscoin_resnet10", 64, [(48, 16, 16), (96, 8, 8), (192, 4, 4)]),
+        ("test_resnet", 128, [(48, 16, 16), (192, 8, 8), (96, 4, 4)]),
+        ("test_convnext", 64, [(32, 8, 8), (48, 4, 4), (64, 2, 2)]),
+        ("test_vit", 64, [(64, 4, 4)] * 3),
+    ],
+)
+def test_logits_and_maps_of_one_pass(backbone, resolution, shapes):
+    torch.manual_seed(0)
+    model = Classifier(backbone, 5, resolution).eval()
+    batch = images(resolution)
+    logits, maps = model.features(batch)
+    assert model.feature_shapes == shapes
+    assert [tuple(part.shape) for part in maps] == [(2, *shape) for shape in shapes]
+    torch.testing.assert_close(logits, model(batch))
+    assert logits.shape == (2, 5)
+    torch.testing.assert_close(model.pooled(batch, 0), maps[0].mean((2, 3)))
+    torch.testing.assert_close(model.pooled(batch), maps[2].mean((2, 3)))
+
+
+def test_default_backbone_is_small():
+    model = timm.create_model("viscoin_resnet10", num_classes=20)
+    assert sum(p.numel() for p in model.parameters()) < 750_000
+    assert [stage["reduction"] for stage in model.feature_info] == [2, 2, 4, 8, 16]
+
+
+def test_maps_carry_gradients_to_the_image_and_the_weights():
+    model = Classifier("viscoin_resnet10", 5, 64).eval()
+    batch = images().requires_grad_()
+    logits, maps = model.features(batch)
+    (logits.sum() + maps[0].sum()).backward()
+    assert batch.grad.abs().sum() > 0
+    assert model.model.conv1.weight.grad.abs().sum() > 0
+
+
+def test_images_are_normalised_for_the_backbone():
+    model = Classifier("resnet18", 5, 64).eval()
+    unit = (images() + 1) / 2
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = model.model((unit - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    torch.testing.assert_close(model(images()), expected, atol=1e-4, rtol=1e-4)
+    assert not {"scale", "shift"} & set(model.state_dict())
+
+
+def test_rebuilds_from_its_architecture():
+    model = Classifier("test_resnet", 5, 64).eval()
+    twin = Classifier(**model.architecture).eval()
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin(images()), model(images()))
+
+
+def test_probing_leaves_no_trace():
+    model = Classifier("viscoin_resnet10", 5, 64)
+    assert model.training
+    assert model.model.bn1.num_batches_tracked == 0
+
+
+def test_unknown_backbone_names_similar_ones():
+    with pytest.raises(ValueError, match=r"no backbone 'resnet51'.*did you mean .*resnet50"):
+        Classifier("resnet51", 5, 64)
+    with pytest.raises(ValueError, match=r"no backbone 'qqqqqq'.*viscoin_resnet10"):
+        build_classifier("qqqqqq", 5, 64)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "resolution", "message"),
+    [
+        ("test_resnet", 16, "images of 16 px are too small .* 2x2, 1x1, 1x1.*use larger images"),
+        ("test_vit", 60, "'test_vit' cannot take images of 60 px.*divisible"),
+        ("test_resnet.nonsense", 64, "cannot be built.*nonsense"),
+    ],
+)
+def test_backbones_that_do_not_fit(backbone, resolution, message):
+    with pytest.raises(ValueError, match=message):
+        Classifier(backbone, 5, resolution)
+
+
+def test_images_of_another_shape_are_refused():
+    model = Classifier("viscoin_resnet10", 5, 64)
+    with pytest.raises(ValueError, match=r"takes images \(B, 3, 64, 64\), not \(2, 3, 32, 32\)"):
+        model(images(32))
+    with pytest.raises(ValueError, match=r"not \(2, 1, 64, 64\)"):
+        model(images()[:, :1])
+
+
+def test_missing_pretrained_weights_are_told_and_survived(monkeypatch, caplog):
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no route to host")
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(module.timm, "create_model", offline)
+    with caplog.at_level(logging.WARNING):
+        model = build_classifier("test_resnet", 5, 64, pretrained=True)
+    assert model(images()).shape == (2, 5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "pretrained weights of test_resnet could not be downloaded (no route to host); starting from random weights"
+    ]
+
+
+def test_backbone_without_published_weights_is_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        build_classifier("viscoin_resnet10", 5, 64, pretrained=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no pretrained weights of viscoin_resnet10 are published; starting from random weights"
+    ]

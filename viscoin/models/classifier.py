@@ -1,0 +1,166 @@
+"""The classifier f: any timm backbone that shows its last three feature maps."""
+
+import difflib
+import logging
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from viscoin.models.concept_extractor import CONCEPT_GRID
+
+__all__ = ["Classifier", "ClassifierOutput", "build_classifier"]
+
+logger = logging.getLogger(__name__)
+
+N_MAPS = 3
+
+default_cfgs = generate_default_cfgs({"viscoin_resnet10": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}})
+
+
+@register_model
+def viscoin_resnet10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Small ResNet for images around 64 px: one basic block a stage, stride-2 stem, no max-pool; 0.67 M weights."""
+    kwargs = {"block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (24, 48, 96, 192), **kwargs}
+    return build_model_with_cfg(_small_resnet, "viscoin_resnet10", pretrained, **kwargs)
+
+
+def _small_resnet(**kwargs: Any) -> ResNet:
+    model = ResNet(**kwargs)
+    model.conv1 = nn.Conv2d(model.conv1.in_channels, model.conv1.out_channels, 3, stride=2, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    for stage in model.feature_info[1:]:
+        stage["reduction"] //= 2
+    return model
+
+
+class ClassifierOutput(NamedTuple):
+    """Logits (B, n_classes) and the last three feature maps, each (B, C, H, W), from fine to coarse."""
+
+    logits: Tensor
+    maps: tuple[Tensor, ...]
+
+
+class Classifier(nn.Module):
+    """A timm backbone with its own normalisation: takes images in [-1, 1].
+
+    Maps are the last three stages of a convolutional network, or the tokens of the last three blocks of a vision
+    transformer laid out as maps.
+
+    Args:
+        backbone: a name of `timm.list_models()`, with or without a tag of its weights.
+        n_classes: number of logits.
+        resolution: side of the square images, pixels.
+        pretrained: load the published weights; the last layer stays random.
+
+    Raises:
+        ValueError: unknown backbone (similar names are given), one without feature maps, or too small images.
+    """
+
+    def __init__(self, backbone: str, n_classes: int, resolution: int, pretrained: bool = False) -> None:
+        super().__init__()
+        self.n_classes, self.resolution = n_classes, resolution
+        self.architecture = {"backbone": backbone, "n_classes": n_classes, "resolution": resolution}
+        self.model = _create(backbone, n_classes, resolution, pretrained)
+        mean, std = (torch.tensor(self.model.pretrained_cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+        # ((x + 1) / 2 - mean) / std in one multiplication and one addition
+        self.register_buffer("scale", 1 / (2 * std), persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
+        self.feature_shapes = self._probe()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes)."""
+        return self.model(self._normalised(images))
+
+    def features(self, images: Tensor) -> ClassifierOutput:
+        """Logits and feature maps of images (B, 3, H, W) in [-1, 1] in one pass, with gradients where they are on."""
+        last, maps = self.model.forward_intermediates(
+            self._normalised(images), indices=N_MAPS, norm=False, output_fmt="NCHW"
+        )
+        return ClassifierOutput(self.model.forward_head(last), tuple(maps))
+
+    def pooled(self, images: Tensor, stage: int = -1) -> Tensor:
+        """Features (B, C) of one of the three maps (0 fine, 2 or -1 coarse), averaged over positions."""
+        return self.features(images).maps[stage].float().mean((2, 3))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        expected = (3, self.resolution, self.resolution)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"the classifier takes images (B, {', '.join(map(str, expected))}), not {tuple(images.shape)}"
+            )
+        return images * self.scale + self.shift
+
+    @torch.no_grad()
+    def _probe(self) -> list[tuple[int, int, int]]:
+        """Shapes (C, H, W) of the three maps."""
+        backbone = self.architecture["backbone"]
+        self.eval()
+        try:
+            maps = self.features(torch.zeros(1, 3, self.resolution, self.resolution)).maps
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"backbone {backbone!r} cannot take images of {self.resolution} px: {error}") from error
+        self.train()
+        shapes = [tuple(part.shape[1:]) for part in maps]
+        finest = min(shapes[0][1:])
+        if len(shapes) < N_MAPS or finest < CONCEPT_GRID:
+            sizes = ", ".join(f"{height}x{width}" for _, height, width in shapes)
+            raise ValueError(
+                f"images of {self.resolution} px are too small for backbone {backbone!r}: its last {N_MAPS} feature "
+                f"maps are {sizes}, and the first must be at least {CONCEPT_GRID}x{CONCEPT_GRID}; use larger images "
+                f"(dataset.resolution) or a backbone with smaller strides, such as viscoin_resnet10"
+            )
+        return shapes
+
+
+def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained: bool = True) -> Classifier:
+    """A classifier with pretrained weights where they can be had, and with random ones, and a warning, where not.
+
+    Raises:
+        ValueError: as `Classifier`.
+    """
+    if pretrained:
+        _check_name(backbone)
+        if not timm.get_pretrained_cfg(backbone).has_weights:
+            logger.warning("no pretrained weights of %s are published; starting from random weights", backbone)
+            return Classifier(backbone, n_classes, resolution)
+        try:
+            return Classifier(backbone, n_classes, resolution, pretrained=True)
+        except Exception as error:  # any other cause than the download shows up again below
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        model = Classifier(backbone, n_classes, resolution)
+        logger.warning(
+            "pretrained weights of %s could not be downloaded (%s); starting from random weights", backbone, reason
+        )
+        return model
+    return Classifier(backbone, n_classes, resolution)
+
+
+def _check_name(backbone: str) -> None:
+    if timm.is_model(backbone):
+        return
+    near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
+    advice = f"did you mean {', '.join(near)}?" if near else "see timm.list_models(), for example viscoin_resnet10"
+    raise ValueError(f"there is no backbone {backbone!r} in timm {timm.__version__}; {advice}")
+
+
+def _create(backbone: str, n_classes: int, resolution: int, pretrained: bool) -> nn.Module:
+    _check_name(backbone)
+    try:
+        config = timm.get_pretrained_cfg(backbone)
+        size = {"img_size": resolution} if config is not None and config.fixed_input_size else {}
+        model = timm.create_model(backbone, pretrained=pretrained, num_classes=n_classes, **size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if pretrained:
+            raise
+        raise ValueError(f"backbone {backbone!r} cannot be built for images of {resolution} px: {error}") from error
+    if not hasattr(model, "forward_intermediates"):
+        raise ValueError(
+            f"backbone {backbone!r} does not show its feature maps; choose another, such as resnet50 or "
+            f"vit_small_patch16_224"
+        )
+    return model

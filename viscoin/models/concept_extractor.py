@@ -1,0 +1,51 @@
+"""The concept extractor Psi (Parekh et al. 2025, Sec. 3.2 and appendix)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONCEPT_GRID = 3  # side of the concept maps
+
+
+class ConceptExtractor(nn.Module):
+    """Three feature maps of f -> concept maps Phi and support Phi'.
+
+    One strided convolution each brings the maps to one grid: 5x5 stride 4, 3x3 stride 2 and 3x3 stride 1 for grids
+    of 28, 14 and 7; other strides follow from other shapes, 1 everywhere for the equal maps of a transformer.
+
+    Args:
+        feature_shapes: (C, H, W) of the three maps, from fine to coarse.
+        n_concepts: K.
+        latent_channels: channels of each map on the common grid.
+    """
+
+    def __init__(self, feature_shapes: Sequence[tuple[int, int, int]], n_concepts: int, latent_channels: int) -> None:
+        super().__init__()
+        if len(feature_shapes) != 3:
+            raise ValueError(f"Psi takes three feature maps, not {len(feature_shapes)}")
+        self.n_concepts, self.latent_channels = n_concepts, latent_channels
+        self.grid = max(CONCEPT_GRID, min(min(height, width) for _, height, width in feature_shapes))
+        self.conv1, self.conv2, self.conv3 = (self._to_grid(*shape) for shape in feature_shapes)
+        self.conv4 = nn.Conv2d(3 * latent_channels, 3 * latent_channels, 3, padding=1)
+        self.conv5 = nn.Conv2d(3 * latent_channels, n_concepts, 1)
+        width = n_concepts * CONCEPT_GRID**2
+        self.linear1 = nn.Linear(3 * latent_channels * CONCEPT_GRID**2, width)
+        self.linear2 = nn.Linear(width, width, bias=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0 and support (B, 9K) >= 0."""
+        x = [conv(part).relu() for conv, part in zip((self.conv1, self.conv2, self.conv3), maps, strict=True)]
+        # exact for grids that divide each other; pooling mends the others
+        x = [part if part.shape[-1] == self.grid else F.adaptive_avg_pool2d(part, self.grid) for part in x]
+        latent = self.conv4(torch.cat(x, 1)).relu()
+        concept_maps = F.adaptive_avg_pool2d(self.conv5(latent).relu(), CONCEPT_GRID)
+        pooled = F.adaptive_avg_pool2d(latent, CONCEPT_GRID).flatten(1)
+        support = self.linear2(self.linear1(pooled).relu()).relu()
+        return concept_maps, support
+
+    def _to_grid(self, channels: int, height: int, width: int) -> nn.Conv2d:
+        stride = max(1, min(height, width) // self.grid)
+        kernel = max(3, 2 * (stride // 2) + 1)
+        return nn.Conv2d(channels, self.latent_channels, kernel, stride, padding=kernel // 2)

@@ -1,0 +1,151 @@
+"""The ensemble VisCoIN: f, Psi, Theta, Omega and G (Parekh et al., ICLR 2025, arXiv 2407.01331)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from viscoin.models.classifier import Classifier
+from viscoin.models.concept_extractor import ConceptExtractor
+from viscoin.models.explainer import Explainer, activations
+from viscoin.models.generator import AdaptedGenerator
+
+
+class Encoding(NamedTuple):
+    """What f and Psi make of images."""
+
+    logits: Tensor  # of f, (B, n_classes)
+    maps: tuple[Tensor, ...]  # the three feature maps of f, (B, C_i, H_i, W_i)
+    concept_maps: Tensor  # Phi, (B, K, 3, 3), >= 0
+    support: Tensor  # Phi', (B, 9K)
+
+
+class VisCoIN(nn.Module):
+    """A classifier that is explained by concepts, and a generator that draws them.
+
+    f and the synthesis network are frozen: no gradients for their weights, eval mode always. Gradients flow through
+    them to images and style vectors.
+
+    Args:
+        classifier, concept_extractor, explainer, generator: the parts, which must fit together.
+        class_names: one for each logit.
+
+    Raises:
+        ValueError: numbers of classes or concepts, or image sizes, that differ between the parts.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        concept_extractor: ConceptExtractor,
+        explainer: Explainer,
+        generator: AdaptedGenerator,
+        class_names: Sequence[str],
+    ) -> None:
+        super().__init__()
+        _check_fit(classifier, concept_extractor, explainer, generator, class_names)
+        self.classifier = classifier.requires_grad_(False).eval()
+        self.concept_extractor = concept_extractor
+        self.explainer = explainer
+        self.generator = generator
+        self.class_names = list(class_names)
+
+    @classmethod
+    def from_architecture(cls, architecture: Mapping[str, Any], class_names: Sequence[str]) -> "VisCoIN":
+        """Rebuild an ensemble, with random weights, from its `architecture`."""
+        classifier = Classifier(**architecture["classifier"])
+        n_concepts = architecture["n_concepts"]
+        return cls(
+            classifier,
+            ConceptExtractor(classifier.feature_shapes, n_concepts, architecture["latent_channels"]),
+            Explainer(n_concepts, classifier.n_classes, architecture["dropout"], architecture["weight_norm"]),
+            AdaptedGenerator(n_concepts=n_concepts, **architecture["generator"]),
+            class_names,
+        )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """All that `from_architecture` needs; goes through JSON unchanged."""
+        return {
+            "classifier": self.classifier.architecture,
+            "generator": self.generator.architecture,
+            "n_concepts": self.n_concepts,
+            "latent_channels": self.concept_extractor.latent_channels,
+            "dropout": self.explainer.dropout.p,
+            "weight_norm": self.explainer.weight_norm,
+        }
+
+    @property
+    def n_concepts(self) -> int:
+        """K."""
+        return self.concept_extractor.n_concepts
+
+    def train(self, mode: bool = True) -> "VisCoIN":
+        """Switch Psi, Theta and Omega; f and the synthesis network stay in eval mode."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes) of g."""
+        return self.explain(self.encode(images).concept_maps)
+
+    def encode(self, images: Tensor) -> Encoding:
+        """Run f and Psi on images (B, 3, H, W) in [-1, 1]. f keeps a graph only for images that require a gradient."""
+        with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+            logits, maps = self.classifier.features(images)
+        return Encoding(logits, maps, *self.concept_extractor(maps))
+
+    def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
+        """Concept maps (B, K, 3, 3) and support (B, 9K) -> images (B, 3, H, W) around [-1, 1], not clamped."""
+        return self.generator(concept_maps, support, noise_mode)
+
+    def explain(self, concept_maps: Tensor) -> Tensor:
+        """Concept maps (B, K, 3, 3) -> logits (B, n_classes) of g."""
+        return self.explainer(concept_maps)
+
+    def activations(self, concept_maps: Tensor) -> Tensor:
+        """Concept maps (B, K, 3, 3) -> concept activations phi (B, K)."""
+        return activations(concept_maps)
+
+    def relevance(self, phi: Tensor, classes: Tensor) -> Tensor:
+        """Relevance (B, K) in [-1, 1] of concepts with activations phi (B, K) for classes (B,) (paper, Sec. 3.4).
+
+        r_k = phi_k * Theta[c, k], divided by the largest absolute value over k; zero where all activations are.
+        """
+        contribution = phi * self.explainer.weight[classes]
+        largest = contribution.abs().amax(1, keepdim=True)
+        return contribution / largest.clamp_min(torch.finfo(contribution.dtype).tiny)
+
+
+def amplify(concept_maps: Tensor, concepts: Tensor, factor: float | Tensor) -> Tensor:
+    """Concept maps (B, K, 3, 3) with those of the chosen concepts (B, K) or (K,), bool, multiplied by lambda.
+
+    Args:
+        factor: lambda; 0 removes the concepts, 1 changes nothing; a tensor must broadcast to (B, K, 3, 3).
+    """
+    return torch.where(concepts[..., None, None], concept_maps * factor, concept_maps)
+
+
+def _check_fit(
+    classifier: Classifier,
+    concept_extractor: ConceptExtractor,
+    explainer: Explainer,
+    generator: AdaptedGenerator,
+    class_names: Sequence[str],
+) -> None:
+    if not classifier.n_classes == explainer.n_classes == len(class_names):
+        raise ValueError(
+            f"the classifier knows {classifier.n_classes} classes, the explainer {explainer.n_classes}, and there are "
+            f"{len(class_names)} class names; build all from one dataset"
+        )
+    if concept_extractor.n_concepts != explainer.n_concepts:
+        raise ValueError(
+            f"the concept extractor has {concept_extractor.n_concepts} concepts, the explainer {explainer.n_concepts}"
+        )
+    if generator.img_resolution != classifier.resolution or generator.img_channels != 3:
+        raise ValueError(
+            f"the generator draws images of {generator.img_resolution} px with {generator.img_channels} channels, "
+            f"the classifier takes {classifier.resolution} px with 3; train both at one dataset.resolution"
+        )

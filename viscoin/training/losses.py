@@ -1,0 +1,161 @@
+"""The losses of Psi, Theta and Omega (Parekh et al. 2025, Sec. 3.4), and perceptual distances.
+
+Batch means everywhere, so that weights do not depend on the batch size, unless said otherwise. Logits and concept
+maps are taken to float32 first, for mixed precision.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from viscoin.models.classifier import Classifier
+from viscoin.models.explainer import activations
+
+logger = logging.getLogger(__name__)
+
+Maps = Sequence[Tensor]
+Perceptual = Callable[..., Tensor]
+
+VGG_FILE, VGG_SIZE = "vgg16-397923af.pth", "528 MB"
+
+
+def output_fidelity(explainer_logits: Tensor, classifier_logits: Tensor) -> Tensor:
+    """L_of = -mean_b sum_c softmax(f(x))_c log softmax(g(x))_c. Logits (B, C) -> scalar; f is the fixed target."""
+    return _soft_cross_entropy(explainer_logits, classifier_logits)
+
+
+def reconstruction_class(reconstruction_logits: Tensor, classifier_logits: Tensor) -> Tensor:
+    """-mean_b sum_c softmax(f(x))_c log softmax(f(x~))_c. Logits (B, C) of f for x~ and x -> scalar; f(x) is fixed."""
+    return _soft_cross_entropy(reconstruction_logits, classifier_logits)
+
+
+def reconstruction_l1(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """mean |x~ - x|. Images (B, 3, H, W) in [-1, 1] -> scalar."""
+    return F.l1_loss(reconstruction, images)
+
+
+def reconstruction_l2(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """mean (x~ - x)^2. Images (B, 3, H, W) in [-1, 1] -> scalar."""
+    return F.mse_loss(reconstruction, images)
+
+
+def sparsity(concept_maps: Tensor) -> Tensor:
+    """mean |phi / ||phi||_2| + mean |Phi|. Concept maps Phi (B, K, 3, 3) -> scalar; phi (B, K) is Phi max-pooled."""
+    concept_maps = concept_maps.float()
+    return F.normalize(activations(concept_maps), dim=1).abs().mean() + concept_maps.abs().mean()
+
+
+def conciseness_diversity(concept_maps: Tensor, eta: float) -> Tensor:
+    """sum_b H(phi_b) - H(mean_b phi_b) + eta mean |phi| (FLINT, Parekh et al., NeurIPS 2021, Sec. 3.2).
+
+    H is the entropy (nats) of the softmax over concepts. Concept maps (B, K, 3, 3) -> scalar. The first term is
+    small if each image uses few concepts, the second if the images together use many. As in FLINT it is a sum over the
+    batch, so it grows with the batch.
+    """
+    phi = activations(concept_maps.float())
+    return _entropy(phi).sum() - _entropy(phi.mean(0)) + eta * phi.abs().mean()
+
+
+def concept_orthogonality(kernels: Tensor) -> Tensor:
+    """(sum_ij |k_i|.|k_j| / (||k_i|| ||k_j||) - K) / K^2 over the kernels (K, C, 1, 1) of conv5 -> scalar in [0, 1).
+
+    The absolute value is taken of the entries, as in the public code: zero only if no two concepts share a channel.
+    """
+    n_concepts = len(kernels)
+    unit = F.normalize(kernels.flatten(1), dim=1).abs()
+    return ((unit @ unit.T).sum() - n_concepts) / n_concepts**2
+
+
+def style_regularization(ws: Tensor, mean_style: Tensor) -> Tensor:
+    """mean (w+ - w_avg)^2. Style vectors (B, num_ws, w_dim) and mean style (w_dim,) -> scalar."""
+    return F.mse_loss(ws, mean_style.expand_as(ws))
+
+
+class ClassifierPerceptual:
+    """Perceptual distance on f's own three feature maps, as LPIPS (Zhang et al., arXiv 1801.03924, Eq. 1) is on VGG's.
+
+    d(a, b) = sum over maps of the mean over positions of || a / ||a|| - b / ||b|| ||^2, norms taken over channels.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+
+    def __call__(self, a: Tensor, b: Tensor, maps_a: Maps | None = None, maps_b: Maps | None = None) -> Tensor:
+        """Distances (B,) between images (B, 3, H, W) in [-1, 1]; runs f only for maps that are not given."""
+        maps_a = self.classifier.features(a).maps if maps_a is None else maps_a
+        maps_b = self.classifier.features(b).maps if maps_b is None else maps_b
+        return self.distance(maps_a, maps_b)
+
+    def distance(self, maps_a: Maps, maps_b: Maps) -> Tensor:
+        """Distances (B,) between feature maps of f."""
+        layers = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in zip(maps_a, maps_b, strict=True)]
+        return torch.stack(layers).sum(0)
+
+
+class Lpips:
+    """LPIPS (Zhang et al., arXiv 1801.03924) of the `lpips` package, by default on VGG-16 as in the paper.
+
+    The package does ImageNet scaling itself. Weights that are missing are downloaded to torch's hub folder.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", network: str = "vgg", pretrained: bool = True) -> None:
+        import lpips
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torchvision")  # lpips uses torchvision's older keywords
+            model: nn.Module = lpips.LPIPS(net=network, pnet_rand=not pretrained, verbose=False)
+        self.model = model.to(device).eval().requires_grad_(False)
+
+    def __call__(self, a: Tensor, b: Tensor, maps_a: Maps | None = None, maps_b: Maps | None = None) -> Tensor:
+        """Distances (B,) between images (B, 3, H, W) in [-1, 1]; maps of f are not needed."""
+        return self.model(a, b).flatten()
+
+
+def make_perceptual(kind: str, classifier: Classifier) -> tuple[Perceptual, str]:
+    """The perceptual distance of a recipe and its name, "lpips" or "classifier"; logs which one is used.
+
+    Args:
+        kind: "lpips", "classifier", or "auto": LPIPS where VGG-16 weights lie in the cache or can be downloaded.
+        classifier: f; the result runs on its device.
+
+    Raises:
+        ValueError: unknown kind, or "lpips" without weights.
+    """
+    if kind not in ("auto", "lpips", "classifier"):
+        raise ValueError(f"viscoin.perceptual_loss is {kind!r}; choose auto, lpips or classifier")
+    if kind == "classifier":
+        logger.info("perceptual distance: feature maps of the classifier")
+        return ClassifierPerceptual(classifier), "classifier"
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+    if not weights.is_file():
+        logger.info("downloading VGG-16 weights for LPIPS (%s) to %s", VGG_SIZE, weights)
+    try:
+        perceptual = Lpips(next(classifier.parameters()).device)
+    except (OSError, RuntimeError) as error:
+        if kind == "lpips":
+            raise ValueError(
+                f"viscoin.perceptual_loss is 'lpips', but its VGG-16 weights could not be had ({error}); put "
+                f"{VGG_FILE} into {weights.parent} or choose classifier"
+            ) from error
+        logger.warning("no VGG-16 weights (%s); perceptual distance: feature maps of the classifier", error)
+        return ClassifierPerceptual(classifier), "classifier"
+    logger.info("perceptual distance: LPIPS on VGG-16")
+    return perceptual, "lpips"
+
+
+def _soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), target_logits.detach().float().softmax(1))
+
+
+def _entropy(x: Tensor) -> Tensor:
+    """Entropy in nats of softmax(x) over the last dimension; finite, as is its gradient, also where probabilities are zero."""
+    return -(x.softmax(-1) * x.log_softmax(-1)).sum(-1)
+
+
+def _unit(maps: Tensor) -> Tensor:
+    return F.normalize(maps.float(), dim=1)

@@ -25,7 +25,23 @@ from viscoin.datasets.birds.variants import (
 )
 
 __all__ = [
-    "ATTRIBUTE_GROUPS", "GROUP_PART", "MAX_CLASSES", "MISSING_SHARE", "PARTS", "Bird", "Blob", "Scene",
-    "attribute_names", "attributes", "class_names", "class_table", "delete_background_objects", "delete_part",
-    "image_attributes", "item", "render", "sample_scene", "swap_variant",
+    "ATTRIBUTE_GROUPS",
+    "GROUP_PART",
+    "MAX_CLASSES",
+    "MISSING_SHARE",
+    "PARTS",
+    "Bird",
+    "Blob",
+    "Scene",
+    "attribute_names",
+    "attributes",
+    "class_names",
+    "class_table",
+    "delete_background_objects",
+    "delete_part",
+    "image_attributes",
+    "item",
+    "render",
+    "sample_scene",
+    "swap_variant",
 ]

@@ -6,6 +6,7 @@ angles are in radians, colours in [0, 1].
 
 import colorsys
 from dataclasses import dataclass, replace
+from math import radians
 
 import numpy as np
 
@@ -92,16 +93,16 @@ def sample_scene(rng: np.random.Generator, missing_share: float) -> Scene:
     hue = within(0.06, 0.68)  # sand, leaves, sky
     return Scene(
         flip=bool(rng.random() < 0.5),
-        rotation=np.radians(within(-12, 12)),
+        rotation=radians(within(-12, 12)),
         scale=within(0.80, 1.12),
         x=within(-0.14, 0.14),
         y=within(-0.12, 0.12),
         brightness=within(0.8, 1.2),
         tint=(within(0.92, 1.08), within(0.92, 1.08), within(0.92, 1.08)),
-        head_turn=np.radians(within(-9, 9)),
-        tail_turn=np.radians(within(-10, 10)),
-        wing_turn=np.radians(within(-5, 5)),
-        leg_turn=np.radians(within(-8, 8)),
+        head_turn=radians(within(-9, 9)),
+        tail_turn=radians(within(-10, 10)),
+        wing_turn=radians(within(-5, 5)),
+        leg_turn=radians(within(-8, 8)),
         top=_muted(rng, hue),
         bottom=_muted(rng, hue + within(-0.15, 0.15)),
         gradient_angle=within(-0.6, 0.6),

@@ -74,8 +74,10 @@ class Bird:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(ATTRIBUTE_GROUPS):
-            raise ValueError(f"a bird needs {len(ATTRIBUTE_GROUPS)} values ({', '.join(ATTRIBUTE_GROUPS)}), "
-                             f"got {len(self.values)}: {self.values}")
+            raise ValueError(
+                f"a bird needs {len(ATTRIBUTE_GROUPS)} values ({', '.join(ATTRIBUTE_GROUPS)}), "
+                f"got {len(self.values)}: {self.values}"
+            )
         for group, value in zip(ATTRIBUTE_GROUPS, self.values, strict=True):
             _check_value(group, value)
 
@@ -128,7 +130,7 @@ def attributes(bird: Bird) -> np.ndarray:
 
 
 def _close_code(codes: np.ndarray) -> np.ndarray:
-    """Set the checksum column (body colour) of codes (N, groups) so that any two rows differ in at least two columns."""
+    """Set the checksum column (body colour) of codes (..., groups); any two rows then differ in two columns or more."""
     codes = codes.copy()
     codes[..., 0] = codes[..., 1:].sum(-1) % _SIZES[0]
     return codes
@@ -157,7 +159,7 @@ def _class_table(n_classes: int, seed: int) -> tuple[Bird, ...]:
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, 0x6269726473], dtype=np.uint64)))
     queue = iter(_all_codes(rng.permutation(MAX_CLASSES)))
     pool = [next(queue) for _ in range(256)]
-    counts = np.zeros((len(_SIZES), int(_SIZES.max())))
+    counts = np.zeros((len(_SIZES), int(_SIZES.max())), np.int64)
     rows: list[np.ndarray] = []
     used: set[bytes] = set()
     columns = np.arange(len(_SIZES))
@@ -169,7 +171,7 @@ def _class_table(n_classes: int, seed: int) -> tuple[Bird, ...]:
 
     while len(rows) < n_classes:
         # The candidate whose values have been used least keeps every value shared by several classes.
-        usage = (counts * _SIZES[:, None])[columns, np.stack(pool)] / max(1, len(rows))
+        usage = (counts * _SIZES[:, None])[columns, np.stack(pool)]
         code = pool.pop(int(np.argmin((usage**2).sum(-1))))
         following = next(queue, None)
         if following is not None:
@@ -193,8 +195,10 @@ def class_table(n_classes: int = 20, seed: int = 0) -> list[Bird]:
     Raises ValueError if `n_classes` is below 2 or above the combinatorial limit `MAX_CLASSES`.
     """
     if not 2 <= n_classes <= MAX_CLASSES:
-        raise ValueError(f"n_classes is {n_classes}; choose from 2 to {MAX_CLASSES} (the number of birds "
-                         "that differ pairwise in at least two attributes)")
+        raise ValueError(
+            f"n_classes is {n_classes}; choose from 2 to {MAX_CLASSES} (the number of birds "
+            "that differ pairwise in at least two attributes)"
+        )
     return list(_class_table(n_classes, seed))
 
 

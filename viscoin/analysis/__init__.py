@@ -1,0 +1,1 @@
+"""Concept statistics, amplification and heatmaps."""

@@ -1,0 +1,146 @@
+"""Which concepts there are, where they are active and which classes they speak for."""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import entr
+from torch import nn
+
+from viscoin.datasets import ImageDataset
+from viscoin.datasets.base import cache_folder
+from viscoin.models.ensemble import VisCoIN
+from viscoin.runs import atomic_path
+from viscoin.testing.inference import check_classes, choose_images, evaluation, image_batches
+
+IMPORTANT = 0.2  # relevance; the middle of the three thresholds of the paper
+
+
+@dataclass(frozen=True)
+class ConceptTable:
+    """Concepts of N images; what is asked of them follows from it without a model.
+
+    activations (N, K) >= 0; f_probabilities, g_probabilities (N, C); labels (N,); relevance (N, K) in [-1, 1] of each
+    concept for the class that g predicts; indices (N,) of the images in their dataset.
+    """
+
+    activations: np.ndarray
+    f_probabilities: np.ndarray
+    g_probabilities: np.ndarray
+    labels: np.ndarray
+    relevance: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(N,) classes that g predicts."""
+        return self.g_probabilities.argmax(1)
+
+    @property
+    def dead(self) -> np.ndarray:
+        """(K,) concepts that no image activates."""
+        return ~(self.activations > 0).any(0)
+
+    @cached_property
+    def class_activation(self) -> np.ndarray:
+        """(C, K) mean activation over the images of each class; NaN for classes without images."""
+        return _class_means(self.activations, self.labels, self.g_probabilities.shape[1])
+
+    @cached_property
+    def entropy(self) -> np.ndarray:
+        """(K,) entropy of a concept's mean activation over classes, as a share of log C.
+
+        0: active in one class only; 1: equally in all. NaN for dead concepts.
+        """
+        activation = np.nan_to_num(self.class_activation)
+        totals = activation.sum(0)
+        shares = np.divide(activation, totals, out=np.zeros_like(activation), where=totals > 0)
+        return np.where(totals > 0, entr(shares).sum(0) / np.log(len(activation)), np.nan)
+
+    @cached_property
+    def class_concept_importance(self) -> np.ndarray:
+        """(C, K) mean relevance of each concept over the images that g assigns to the class; NaN if there are none."""
+        return _class_means(self.relevance, self.predicted, self.g_probabilities.shape[1])
+
+    @cached_property
+    def concept_class_importance(self) -> np.ndarray:
+        """(K, C) how a concept's positive relevance divides among the classes; rows add up to 1, or 0 if it has none."""
+        importance = np.nan_to_num(self.class_concept_importance).clip(min=0).T
+        totals = importance.sum(1, keepdims=True)
+        return np.divide(importance, totals, out=np.zeros_like(importance), where=totals > 0)
+
+    @property
+    def concepts_per_class(self) -> np.ndarray:
+        """(C,) number of concepts with mean relevance above 0.2."""
+        return (np.nan_to_num(self.class_concept_importance) > IMPORTANT).sum(1)
+
+
+def collect_concepts(
+    ensemble: VisCoIN,
+    dataset: ImageDataset,
+    device: torch.device | str = "cpu",
+    batch_size: int = 128,
+    seed: int = 0,
+    limit: int | None = None,
+    force: bool = False,
+) -> ConceptTable:
+    """Run the ensemble over a dataset, or take the result of an earlier run from the user's cache folder.
+
+    The cache is keyed by the contents of model and dataset, never by their names. `force` computes anew.
+    """
+    check_classes(len(ensemble.class_names), dataset)
+    indices = choose_images(len(dataset), limit, seed)
+    path = cache_folder() / "concepts" / f"{_fingerprint(ensemble, dataset, indices)}.npz"
+    table = None if force else _read(path)
+    if table is None:
+        table = _compute(ensemble, dataset, indices, device, batch_size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            np.savez(file, **asdict(table))
+    return table
+
+
+def _compute(
+    ensemble: VisCoIN, dataset: ImageDataset, indices: np.ndarray, device: torch.device | str, batch_size: int
+) -> ConceptTable:
+    rows = []
+    with evaluation(ensemble, device):
+        for images, _ in image_batches(dataset, indices, batch_size, device, "concepts"):
+            code = ensemble.encode(images)
+            logits = ensemble.explain(code.concept_maps)
+            phi = ensemble.activations(code.concept_maps)
+            row = (phi, code.logits.softmax(1), logits.softmax(1), ensemble.relevance(phi, logits.argmax(1)))
+            rows.append([value.float().cpu().numpy() for value in row])
+    activations, f_probabilities, g_probabilities, relevance = (np.concatenate(part) for part in zip(*rows))
+    return ConceptTable(activations, f_probabilities, g_probabilities, dataset.labels[indices], relevance, indices)
+
+
+def _fingerprint(model: nn.Module, dataset: ImageDataset, indices: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(json.dumps([dataset.name, dataset.split, dataset.class_names, list(dataset.pixels.shape)]).encode())
+    for part in np.array_split(indices, len(indices) // 512 + 1):
+        digest.update(part.tobytes() + dataset.labels[part].tobytes() + dataset.pixels[part].tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> ConceptTable | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return ConceptTable(**{name: file[name] for name in file.files})
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):  # absent, damaged or of an older version
+        return None
+
+
+def _class_means(values: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
+    totals = np.zeros((n_classes, values.shape[1]))
+    np.add.at(totals, classes, values)
+    counts = np.bincount(classes, minlength=n_classes)[:, None]
+    return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)

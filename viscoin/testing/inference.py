@@ -1,0 +1,63 @@
+"""Running models over datasets: chosen images, batches, eval mode, float32."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from viscoin.datasets import ImageDataset
+
+
+def choose_images(n: int, limit: int | None, seed: int) -> np.ndarray:
+    """Indices, ascending, of all n images or of a random sample: never the head of a dataset sorted by class.
+
+    Raises:
+        ValueError: `limit` is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; at least 1 image is needed")
+    if limit is None or limit >= n:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).permutation(n)[:limit])
+
+
+def image_batches(
+    dataset: ImageDataset, indices: np.ndarray, batch_size: int, device: torch.device | str, title: str
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Images (B, 3, H, W) in [-1, 1] on the device and the dataset indices (B,) they have, with a progress bar."""
+    with tqdm(total=len(indices), desc=title, unit="image", leave=False, disable=None) as bar:
+        for start in range(0, len(indices), batch_size):
+            chosen = indices[start : start + batch_size]
+            images, _ = dataset.batch(chosen)
+            yield images.to(device, memory_format=torch.channels_last), chosen
+            bar.update(len(chosen))
+
+
+@contextmanager
+def evaluation(model: nn.Module, device: torch.device | str, gradients: bool = False) -> Iterator[None]:
+    """Moves the model to the device, in eval mode and float32; without gradients unless asked for. Restores the mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.to(device).eval()
+    try:
+        with torch.inference_mode(not gradients), torch.autocast(torch.device(device).type, enabled=False):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def check_classes(n_outputs: int, dataset: ImageDataset) -> None:
+    """Raise ValueError unless the model has one output for each class of the dataset."""
+    if n_outputs != len(dataset.class_names):
+        raise ValueError(
+            f"the model knows {n_outputs} classes, dataset {dataset.name!r} has {len(dataset.class_names)} "
+            f"({', '.join(dataset.class_names[:5])}, ...); use the dataset that the model was trained on"
+        )
+
+
+def pooled(feature_map: Tensor) -> np.ndarray:
+    """Mean over positions: (B, C, H, W) -> (B, C)."""
+    return feature_map.mean((2, 3)).float().cpu().numpy()

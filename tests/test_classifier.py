@@ -111,12 +111,14 @@ def test_missing_pretrained_weights_are_told_and_survived(monkeypatch, caplog):
         return create(name, **kwargs)
 
     monkeypatch.setattr(module.timm, "create_model", offline)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, logger=module.__name__):
         model = build_classifier("test_resnet", 5, 64, pretrained=True)
     assert model(images()).shape == (2, 5)
-    assert [record.getMessage() for record in caplog.records] == [
+    announcement, warning = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+    assert "test_resnet: 1 MB, downloaded to" in announcement
+    assert warning == (
         "pretrained weights of test_resnet could not be downloaded (no route to host); starting from random weights"
-    ]
+    )
 
 
 def test_backbone_without_published_weights_is_told(caplog):

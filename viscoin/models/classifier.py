@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ def viscoin_resnet10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return build_model_with_cfg(_small_resnet, "viscoin_resnet10", pretrained, **kwargs)
 
 
-def _small_resnet(**kwargs: Any) -> ResNet:
-    model = ResNet(**kwargs)
+def _small_resnet(**kwargs: Any) -> nn.Module:
+    model: Any = ResNet(**kwargs)
     model.conv1 = nn.Conv2d(model.conv1.in_channels, model.conv1.out_channels, 3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
@@ -61,10 +62,13 @@ class Classifier(nn.Module):
         ValueError: unknown backbone (similar names are given), one without feature maps, or too small images.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, backbone: str, n_classes: int, resolution: int, pretrained: bool = False) -> None:
         super().__init__()
         self.n_classes, self.resolution = n_classes, resolution
-        self.architecture = {"backbone": backbone, "n_classes": n_classes, "resolution": resolution}
+        self.architecture: dict[str, Any] = {"backbone": backbone, "n_classes": n_classes, "resolution": resolution}
         self.model = _create(backbone, n_classes, resolution, pretrained)
         mean, std = (torch.tensor(self.model.pretrained_cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
         # ((x + 1) / 2 - mean) / std in one multiplication and one addition
@@ -105,7 +109,7 @@ class Classifier(nn.Module):
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(f"backbone {backbone!r} cannot take images of {self.resolution} px: {error}") from error
         self.train()
-        shapes = [tuple(part.shape[1:]) for part in maps]
+        shapes = [(part.shape[1], part.shape[2], part.shape[3]) for part in maps]
         finest = min(shapes[0][1:])
         if len(shapes) < N_MAPS or finest < CONCEPT_GRID:
             sizes = ", ".join(f"{height}x{width}" for _, height, width in shapes)
@@ -123,21 +127,23 @@ def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained:
     Raises:
         ValueError: as `Classifier`.
     """
-    if pretrained:
-        _check_name(backbone)
-        if not timm.get_pretrained_cfg(backbone).has_weights:
-            logger.warning("no pretrained weights of %s are published; starting from random weights", backbone)
-            return Classifier(backbone, n_classes, resolution)
-        try:
-            return Classifier(backbone, n_classes, resolution, pretrained=True)
-        except Exception as error:  # any other cause than the download shows up again below
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-        model = Classifier(backbone, n_classes, resolution)
-        logger.warning(
-            "pretrained weights of %s could not be downloaded (%s); starting from random weights", backbone, reason
-        )
+    model = Classifier(backbone, n_classes, resolution)
+    if not pretrained:
         return model
-    return Classifier(backbone, n_classes, resolution)
+    config = timm.get_pretrained_cfg(backbone)
+    if config is None or not config.has_weights:
+        logger.warning("no pretrained weights of %s are published; starting from random weights", backbone)
+        return model
+    size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e6
+    logger.info("pretrained weights of %s: %.0f MB, downloaded to %s if not there yet", backbone, size, HF_HUB_CACHE)
+    try:
+        return Classifier(backbone, n_classes, resolution, pretrained=True)
+    except Exception as error:  # the same without weights has just worked, so it was the download
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    logger.warning(
+        "pretrained weights of %s could not be downloaded (%s); starting from random weights", backbone, reason
+    )
+    return model
 
 
 def _check_name(backbone: str) -> None:
@@ -148,11 +154,11 @@ def _check_name(backbone: str) -> None:
     raise ValueError(f"there is no backbone {backbone!r} in timm {timm.__version__}; {advice}")
 
 
-def _create(backbone: str, n_classes: int, resolution: int, pretrained: bool) -> nn.Module:
+def _create(backbone: str, n_classes: int, resolution: int, pretrained: bool) -> Any:
     _check_name(backbone)
     try:
         config = timm.get_pretrained_cfg(backbone)
-        size = {"img_size": resolution} if config is not None and config.fixed_input_size else {}
+        size: dict[str, Any] = {"img_size": resolution} if config is not None and config.fixed_input_size else {}
         model = timm.create_model(backbone, pretrained=pretrained, num_classes=n_classes, **size)
     except (AssertionError, RuntimeError, ValueError) as error:
         if pretrained:

@@ -27,6 +27,8 @@ class ConceptTranslator(nn.Module):
         ValueError: the range of concept styles is empty, so that concepts would change nothing.
     """
 
+    fixed_w_avg: Tensor
+
     def __init__(self, n_concepts: int, num_ws: int, w_dim: int, coarse_layer: int, mid_layer: int) -> None:
         super().__init__()
         self.concept_styles = range(num_ws)[coarse_layer : mid_layer + 1]
@@ -60,7 +62,11 @@ class AdaptedGenerator(nn.Module):
 
     def __init__(self, synthesis: Mapping[str, Any], n_concepts: int, coarse_layer: int, mid_layer: int) -> None:
         super().__init__()
-        self.architecture = {"synthesis": dict(synthesis), "coarse_layer": coarse_layer, "mid_layer": mid_layer}
+        self.architecture: dict[str, Any] = {
+            "synthesis": dict(synthesis),
+            "coarse_layer": coarse_layer,
+            "mid_layer": mid_layer,
+        }
         self.img_resolution, self.img_channels = synthesis["img_resolution"], synthesis["img_channels"]
         self.synthesis = Synthesis(**synthesis).requires_grad_(False).eval()
         self.mapping = ConceptTranslator(n_concepts, self.synthesis.num_ws, synthesis["w_dim"], coarse_layer, mid_layer)
@@ -74,7 +80,8 @@ class AdaptedGenerator(nn.Module):
         Raises:
             ValueError: the generator's mean style is zero, as in one that was never trained.
         """
-        if not generator.mapping.w_avg.any():
+        mean_style = generator.mapping.get_buffer("w_avg")
+        if not mean_style.any():
             raise ValueError(
                 "the generator's mean style (mapping.w_avg) is zero, so reconstructions would start from nowhere; "
                 "use a trained generator"
@@ -83,8 +90,8 @@ class AdaptedGenerator(nn.Module):
         synthesis = {key: generator.config[key] for key in keys} | generator.config["synthesis_kwargs"]
         adapted = cls(synthesis, n_concepts, coarse_layer, mid_layer)
         adapted.synthesis.load_state_dict(generator.synthesis.state_dict())
-        adapted.mapping.fixed_w_avg.copy_(generator.mapping.w_avg)
-        return adapted.to(generator.mapping.w_avg.device)
+        adapted.mapping.fixed_w_avg.copy_(mean_style)
+        return adapted.to(mean_style.device)
 
     def forward(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
         """Concept maps (B, K, 3, 3) and support (B, 9K) -> images (B, 3, H, W) around [-1, 1], not clamped."""

@@ -153,7 +153,7 @@ def _soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def _entropy(x: Tensor) -> Tensor:
-    """Entropy in nats of softmax(x) over the last dimension; finite, as is its gradient, also where probabilities are zero."""
+    """Entropy in nats of softmax(x) over the last dimension; finite, like its gradient, where probabilities are 0."""
     return -(x.softmax(-1) * x.log_softmax(-1)).sum(-1)
 
 

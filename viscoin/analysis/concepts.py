@@ -46,6 +46,26 @@ class ConceptTable:
         """(K,) concepts that no image activates."""
         return ~(self.activations > 0).any(0)
 
+    @property
+    def active_per_image(self) -> np.ndarray:
+        """(N,) number of active concepts of each image."""
+        return (self.activations > 0).sum(1)
+
+    @property
+    def active_share(self) -> np.ndarray:
+        """(K,) share of the images that activate a concept."""
+        return (self.activations > 0).mean(0)
+
+    @property
+    def mean_activation(self) -> np.ndarray:
+        """(K,) over all images."""
+        return self.activations.mean(0)
+
+    @cached_property
+    def activation_by_rank(self) -> np.ndarray:
+        """(3, K) 10 %, 50 % and 90 % quantile over images of an image's strongest, second strongest, ... activation."""
+        return np.quantile(-np.sort(-self.activations, axis=1), (0.1, 0.5, 0.9), axis=0)
+
     @cached_property
     def class_activation(self) -> np.ndarray:
         """(C, K) mean activation over the images of each class; NaN for classes without images."""

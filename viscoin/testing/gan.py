@@ -44,15 +44,15 @@ def test_gan(
     with evaluation(classifier, device), evaluation(generator, device):
         for images, _ in image_batches(dataset, indices, batch_size, device, "features of real images"):
             real.add(pooled(classifier.features(images).maps[-1]))
-        for images in _samples(generator, dataset, n, seed, device, batch_size):
+        for images in samples(generator, dataset, n, seed, device, batch_size):
             generated.add(pooled(classifier.features(images).maps[-1]))
     return GanResult(frechet_distance(real, generated), n, len(indices))
 
 
-def _samples(
+def samples(
     generator: nn.Module, dataset: ImageDataset, n: int, seed: int, device: torch.device | str, batch_size: int
 ) -> Iterator[Tensor]:
-    """Batches of generated images in [-1, 1]; the latents of all of them are drawn first, from the seed."""
+    """Batches of n generated images in [-1, 1]; the latents of all of them are drawn first, from the seed."""
     draw = torch.Generator().manual_seed(seed)
     z = torch.randn(n, generator.z_dim, generator=draw)
     classes = torch.from_numpy(dataset.labels)[torch.randint(len(dataset), (n,), generator=draw)]

@@ -1,0 +1,1 @@
+"""From plain results to matplotlib figures; nothing is computed here."""

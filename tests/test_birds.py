@@ -1,7 +1,5 @@
 """The birds: how they are drawn, what is true of them, and what interventions change."""
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -231,11 +229,3 @@ def test_scenes_vary_and_parts_are_missing_in_the_given_share() -> None:
         assert np.ptp([getattr(scene, field) for scene in scenes]) > spread
     assert not any(item("test", i)[1].missing for i in range(50))
     assert any(item("train", i)[1].missing for i in range(50))
-
-
-def test_class_table_does_not_depend_on_the_process() -> None:
-    code = "from viscoin.datasets.birds import class_table; print(class_table(20))"
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=GOLDEN.parent.parent
-    )
-    assert printed.stdout.strip() == str(class_table(20))

@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .ops import bias_act, downsample2d, modulated_conv2d, resampled_conv2d, setup_filter, upsample2d
-from .ops.bias_act import activation_gain
+from .ops import (
+    bias_act,
+    downsample2d,
+    modulated_conv2d,
+    resampled_conv2d,
+    setup_filter,
+    synthesis_tail,
+    upsample2d,
+)
+from .ops.bias_act import activate_, find_activation
+from .ops.modulated_conv2d import bounded_factors, demodulation
 
 ARCHITECTURES = ("orig", "skip", "resnet")  # Fig. 7 of the StyleGAN2 paper: a, b, c
 BLUR = (1, 3, 3, 1)
@@ -71,12 +80,16 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1) -> Tensor:
         """(B, Cin, H, W) -> (B, Cout, H * up / down, W * up / down), multiplied by `gain`; the clamp scales with it."""
-        weight = (self.weight * self.weight_gain).to(x.dtype)
-        x = resampled_conv2d(
-            x, weight, self.resample_filter, self.up, self.down, self.padding, flip_weight=self.up == 1
-        )
+        activation = find_activation(self.activation)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias, act=self.activation, gain=activation_gain(self.activation) * gain, clamp=clamp)
+        gain = gain * activation.gain
+        early, late = (gain, 1.0) if activation.homogeneous and gain > 0 else (1.0, gain)
+        weight = (self.weight * (self.weight_gain * early)).to(x.dtype)
+        bias = None if self.bias is None else (self.bias * early).to(x.dtype)
+        x = resampled_conv2d(
+            x, weight, self.resample_filter, self.up, self.down, self.padding, flip_weight=self.up == 1, bias=bias
+        )
+        return activate_(x, self.activation, gain=late, clamp=clamp)
 
 
 class Mapping(nn.Module):
@@ -191,18 +204,21 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1) -> Tensor:
         """(B, Cin, H / up, W / up) and (B, w_dim) -> (B, Cout, H, W); the noise is (B, 1, H, W) or (H, W)."""
+        weight, styles = bounded_factors(x, self.weight, self.affine(w))
         x = modulated_conv2d(
             x,
-            self.weight,
-            self.affine(w),
-            noise=self._noise(x, noise_mode),
+            weight,
+            styles,
             up=self.up,
             padding=1,
             resample_filter=self.resample_filter,
+            demodulate=False,
             flip_weight=self.up == 1,
         )
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias, act=self.activation, gain=activation_gain(self.activation) * gain, clamp=clamp)
+        gain = gain * find_activation(self.activation).gain
+        noise = self._noise(x, noise_mode)
+        return synthesis_tail(x, demodulation(weight, styles), noise, self.bias, self.activation, gain, clamp)
 
     def _noise(self, x: Tensor, noise_mode: str) -> Tensor | None:
         if not self.use_noise or noise_mode == "none":
@@ -385,7 +401,7 @@ class Generator(nn.Module):
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.img_resolution, self.img_channels = img_resolution, img_channels
-        self.config = dict(
+        self.config: dict[str, Any] = dict(
             z_dim=z_dim,
             c_dim=c_dim,
             w_dim=w_dim,
@@ -523,7 +539,7 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         _check_architecture(architecture)
-        self.config = dict(
+        self.config: dict[str, Any] = dict(
             c_dim=c_dim,
             img_resolution=img_resolution,
             img_channels=img_channels,

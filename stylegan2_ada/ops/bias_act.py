@@ -10,14 +10,17 @@ import torch.nn.functional as F
 
 class Activation(NamedTuple):
     function: Callable[[torch.Tensor, float], torch.Tensor]
+    """May overwrite its input."""
     gain: float
     """Keeps the variance of unit Gaussian input roughly at one (He et al., arXiv 1502.01852)."""
+    homogeneous: bool = False
+    """act(gain * x) = gain * act(x) for gain > 0, so that the gain can be folded into whatever comes before."""
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda x, alpha: x, 1.0),
-    "relu": Activation(lambda x, alpha: F.relu(x), math.sqrt(2)),
-    "lrelu": Activation(F.leaky_relu, math.sqrt(2)),
+    "linear": Activation(lambda x, alpha: x, 1.0, homogeneous=True),
+    "relu": Activation(lambda x, alpha: F.relu_(x), math.sqrt(2), homogeneous=True),
+    "lrelu": Activation(lambda x, alpha: F.leaky_relu_(x, alpha), math.sqrt(2), homogeneous=True),
     "tanh": Activation(lambda x, alpha: torch.tanh(x), 1.0),
     "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x), 1.0),
     "elu": Activation(lambda x, alpha: F.elu(x), 1.0),
@@ -28,11 +31,11 @@ ACTIVATIONS: dict[str, Activation] = {
 LRELU_SLOPE = 0.2
 
 
-def activation_gain(act: str) -> float:
-    """Default gain of an activation. Raises ValueError for an unknown name."""
+def find_activation(act: str) -> Activation:
+    """The activation of that name. Raises ValueError for an unknown one."""
     if act not in ACTIVATIONS:
         raise ValueError(f"act is {act!r}; choose one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[act].gain
+    return ACTIVATIONS[act]
 
 
 def bias_act(
@@ -57,12 +60,23 @@ def bias_act(
     Raises:
         ValueError: unknown activation, or a bias whose shape does not fit.
     """
-    gain = activation_gain(act) if gain is None else gain
-    if b is not None:
-        if b.ndim != 1 or b.shape[0] != x.shape[dim]:
-            raise ValueError(f"b has shape {tuple(b.shape)}; dimension {dim} of x needs ({x.shape[dim]},)")
-        x = x + b.to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
-    x = ACTIVATIONS[act].function(x, LRELU_SLOPE if alpha is None else alpha)
-    if gain != 1:
-        x = x * gain
+    activation = find_activation(act)
+    gain = activation.gain if gain is None else gain
+    early, late = (gain, 1.0) if activation.homogeneous and gain > 0 else (1.0, gain)
+    if b is None:
+        x = x * early
+    elif b.ndim != 1 or b.shape[0] != x.shape[dim]:
+        raise ValueError(f"b has shape {tuple(b.shape)}; dimension {dim} of x needs ({x.shape[dim]},)")
+    else:
+        b = (b * early).to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+        x = torch.add(b, x, alpha=early)
+    return activate_(x, act, alpha, late, clamp)
+
+
+def activate_(
+    x: torch.Tensor, act: str, alpha: float | None = None, gain: float = 1, clamp: float | None = None
+) -> torch.Tensor:
+    """clamp(gain * act(x)); may overwrite x, which must not be needed by anyone's backward pass."""
+    x = find_activation(act).function(x, LRELU_SLOPE if alpha is None else alpha)
+    x = x if gain == 1 else x * gain
     return x if clamp is None else x.clamp(-clamp, clamp)

@@ -1,9 +1,10 @@
-"""Convolution whose input channels are scaled by a style."""
+"""Convolution whose input channels are scaled by a style, and what follows it in a synthesis layer."""
 
 from collections.abc import Sequence
 
 import torch
 
+from .bias_act import activate_, find_activation
 from .resampled_conv2d import resampled_conv2d
 
 EPSILON = 1e-8
@@ -42,23 +43,71 @@ def modulated_conv2d(
     """
     if styles.shape != (x.shape[0], x.shape[1]):
         raise ValueError(f"styles has shape {tuple(styles.shape)}; x {tuple(x.shape)} needs {tuple(x.shape[:2])}")
-    dtype = _compute_dtype(x)
-    weight, styles = weight.float(), styles.float()
-    if demodulate and dtype == torch.float16:  # any scale cancels in Eq. 3, so choose one that cannot overflow
-        weight = weight / weight.square().mean([1, 2, 3], keepdim=True).add(EPSILON).sqrt() / weight[0].numel() ** 0.5
-        styles = styles / styles.abs().amax(1, keepdim=True).add(EPSILON)
-    x = x.to(dtype) * styles.to(dtype)[:, :, None, None]
-    x = resampled_conv2d(x, weight.to(dtype), resample_filter, up, down, padding, flip_weight)
     if demodulate:
-        x = x * demodulation(weight, styles).to(x.dtype)[:, :, None, None]
-    return x if noise is None else x + noise.to(x.dtype)
+        weight, styles = bounded_factors(x, weight, styles)
+    if weight.shape[2:] == (1, 1) and up == down == 1 and padding == 0:
+        y = _pointwise(x, weight[:, :, 0, 0], styles)
+    else:
+        dtype = _compute_dtype(x)
+        x = x.to(dtype) * styles.to(dtype)[:, :, None, None]
+        y = resampled_conv2d(x, weight.to(dtype), resample_filter, up, down, padding, flip_weight)
+    if demodulate:
+        y = y * demodulation(weight, styles).to(y.dtype)[:, :, None, None]
+    return y if noise is None else y + noise.to(y.dtype)
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """1 / sqrt(sum_ik (s_i w_jik)^2 + eps), (B, Cout), in float32 (Eq. 3)."""
+    """1 / sqrt(sum_ik (s_i w_jik)^2 + eps), (B, Cout), in float32 (StyleGAN2 paper, Eq. 3)."""
     with torch.autocast(styles.device.type, enabled=False):
         power = weight.float().square().sum([2, 3])
         return (styles.float().square() @ power.t() + EPSILON).rsqrt()
+
+
+def bounded_factors(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and styles scaled so that a float16 convolution cannot overflow (ADA paper, Appendix C.1).
+
+    Demodulation cancels any scale per sample and output channel. Other precisions get them back as they are.
+    """
+    if _compute_dtype(x) != torch.float16:
+        return weight, styles
+    size = weight.float().square().sum([1, 2, 3], keepdim=True).add(EPSILON).sqrt()
+    return weight / size, styles / styles.abs().amax(1, keepdim=True).add(EPSILON)
+
+
+def synthesis_tail(
+    x: torch.Tensor,
+    coefficients: torch.Tensor,
+    noise: torch.Tensor | None,
+    b: torch.Tensor,
+    act: str = "lrelu",
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> torch.Tensor:
+    """clamp(gain * act(x * coefficients + noise + b)): all that follows the convolution of a synthesis layer.
+
+    Args:
+        x: (B, C, H, W).
+        coefficients: (B, C), from `demodulation`.
+        noise: (B, 1, H, W) or (H, W), already scaled; None for none.
+        b: (C,).
+        act, gain, clamp: as in `bias_act`.
+    """
+    activation = find_activation(act)
+    gain = activation.gain if gain is None else gain
+    early, late = (gain, 1.0) if activation.homogeneous and gain > 0 else (1.0, gain)
+    x = x * (coefficients * early).to(x.dtype)[:, :, None, None]
+    x = x.add_((b * early).to(x.dtype)[:, None, None])  # the product's backward pass does not need its result
+    if noise is not None:
+        x = x.add_((noise * early).to(x.dtype))
+    return activate_(x, act, gain=late, clamp=clamp)
+
+
+def _pointwise(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """A 1x1 kernel is a matrix per sample: no scaled copy of x is needed. The result is channels-last."""
+    (b, c, h, w), dtype = x.shape, _compute_dtype(x)
+    matrices = (weight * styles[:, None, :]).transpose(1, 2)  # (B, Cin, Cout)
+    pixels = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
+    return torch.bmm(pixels.to(dtype), matrices.to(dtype)).reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
 
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .upfirdn2d import downsampling_padding, filter_size, parse_padding, upfirdn2d, upsampling_padding
+from .upfirdn2d import downsampling_padding, pad_rest, parse_padding, upfirdn2d, upsampling_padding
 
 
 def resampled_conv2d(
@@ -30,7 +30,7 @@ def resampled_conv2d(
         up, down: integer factors, at most one of them above 1.
         padding: as in `upfirdn2d`, counted on the upsampled grid.
         flip_weight: True uses the weight as torch's conv2d does (correlation), False spatially flipped.
-        bias: (Cout,), only without upsampling.
+        bias: (Cout,), added to the result.
 
     Returns:
         (B, Cout, H', W'); with padding kh // 2 the size is exactly H * up / down.
@@ -40,8 +40,8 @@ def resampled_conv2d(
     """
     if weight.ndim != 4 or x.ndim != 4 or weight.shape[1] != x.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
-    if up > 1 and (down > 1 or bias is not None):
-        raise ValueError("upsampling goes without downsampling and without bias")
+    if up > 1 and down > 1:
+        raise ValueError(f"up is {up} and down is {down}; one of them must be 1")
     kh, kw = weight.shape[2:]
     pad = list(parse_padding(padding))
     if up > 1:
@@ -49,19 +49,31 @@ def resampled_conv2d(
     if down > 1:
         pad = [p + q for p, q in zip(pad, downsampling_padding(f, down, down), strict=True)]
 
-    if up > 1 and kh == kw == 1:
-        return upfirdn2d(F.conv2d(x, weight), f, up=up, padding=pad, gain=up**2)
     if up > 1:
-        w = weight.flip([2, 3]) if flip_weight else weight
-        # The transposed convolution is the full one, less the zeros after the last sample.
-        pad = [pad[0] - (kw - 1), pad[1] - (kw - up), pad[2] - (kh - 1), pad[3] - (kh - up)]
-        return upfirdn2d(F.conv_transpose2d(x, w.transpose(0, 1), stride=up), f, padding=pad, gain=up**2)
+        x = _upsampling_conv2d(x, weight.flip([2, 3]) if flip_weight else weight, f, up, pad)
+        return x if bias is None else x + bias.to(x.dtype)[:, None, None]
+    weight = weight if flip_weight else weight.flip([2, 3])
+    if down == 1 or f is None:
+        x, padding = pad_rest(x, pad)
+        return F.conv2d(x, weight, bias, stride=down, padding=padding)
+    if kh == kw == 1 and not _strided_filter_is_slow(x):
+        return F.conv2d(upfirdn2d(x, f, down=down, padding=pad), weight, bias)
+    return F.conv2d(upfirdn2d(x, f, padding=pad), weight, bias, stride=down)
 
-    w = weight if flip_weight else weight.flip([2, 3])
-    if down > 1 and kh == kw == 1:
-        return F.conv2d(upfirdn2d(x, f, down=down, padding=pad), w, bias)
-    if down > 1 and filter_size(f) != (1, 1):
-        return F.conv2d(upfirdn2d(x, f, padding=pad), w, bias, stride=down)
-    if pad[0] == pad[1] >= 0 and pad[2] == pad[3] >= 0:
-        return F.conv2d(x, w, bias, stride=down, padding=(pad[2], pad[0]))
-    return F.conv2d(F.pad(x, pad), w, bias, stride=down)
+
+def _upsampling_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, f: torch.Tensor | None, up: int, pad: list[int]
+) -> torch.Tensor:
+    """Upsampling with a true convolution, the weight not flipped."""
+    kh, kw = weight.shape[2:]
+    if kh == kw == 1:
+        return upfirdn2d(F.conv2d(x, weight), f, up=up, padding=pad, gain=up**2)
+    # The transposed convolution is the full one, less the inserted zeros after the last sample.
+    pad = [pad[0] - (kw - 1), pad[1] - (kw - up), pad[2] - (kh - 1), pad[3] - (kh - up)]
+    x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=up)
+    return upfirdn2d(x, f, padding=pad, gain=up**2)
+
+
+def _strided_filter_is_slow(x: torch.Tensor) -> bool:
+    """On CPUs the backward pass of a strided depthwise convolution takes 10 to 30 times longer in bfloat16."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16

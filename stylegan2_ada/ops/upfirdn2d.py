@@ -78,13 +78,13 @@ def upfirdn2d(
         )
 
     taps = (f * gain ** (f.ndim / 2)).to(x.dtype)
-    if not flip_filter:
+    if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
-    x = F.pad(_insert_zeros(x, up_x, up_y), [left, right, top, bottom])
     with torch.autocast(x.device.type, enabled=False):
         if f.ndim == 2:
-            return _depthwise(x, taps, (down_y, down_x))
-        return _depthwise(_depthwise(x, taps[None, :], (1, down_x)), taps[:, None], (down_y, 1))
+            return _filter(x, taps, (up_x, up_y), (down_x, down_y), (left, right, top, bottom))
+        x = _filter(x, taps[None, :], (up_x, 1), (down_x, 1), (left, right, 0, 0))
+        return _filter(x, taps[:, None], (1, up_y), (1, down_y), (0, 0, top, bottom))
 
 
 def filter2d(
@@ -162,14 +162,29 @@ def _add(a: Sequence[int], b: Sequence[int]) -> list[int]:
     return [i + j for i, j in zip(a, b, strict=True)]
 
 
-def _insert_zeros(x: torch.Tensor, up_x: int, up_y: int) -> torch.Tensor:
-    if up_x == up_y == 1:
-        return x
-    b, c, h, w = x.shape
-    x = F.pad(x.reshape(b, c, h, 1, w, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
-    return x.reshape(b, c, h * up_y, w * up_x)
-
-
-def _depthwise(x: torch.Tensor, taps: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+def _filter(
+    x: torch.Tensor, taps: torch.Tensor, up: tuple[int, int], down: tuple[int, int], pad: tuple[int, int, int, int]
+) -> torch.Tensor:
+    """Depthwise convolution with the taps (correlation with the flipped ones) at any rate; pairs are (x, y)."""
     c = x.shape[1]
-    return F.conv2d(x, taps.expand(c, 1, *taps.shape), stride=stride, groups=c)
+    (fh, fw), (up_x, up_y), (down_x, down_y) = taps.shape, up, down
+    if up == (1, 1):
+        weight = taps.flip([0, 1]).expand(c, 1, fh, fw)
+        x, padding = pad_rest(x, pad)
+        return F.conv2d(x, weight, stride=(down_y, down_x), padding=padding, groups=c)
+    # A transposed convolution is the full one, less the inserted zeros after the last sample.
+    pad = (pad[0] - (fw - 1), pad[1] - (fw - up_x), pad[2] - (fh - 1), pad[3] - (fh - up_y))
+    crop = (max(min(-pad[2], -pad[3]), 0), max(min(-pad[0], -pad[1]), 0))
+    weight = taps.expand(c, 1, fh, fw)
+    x = F.conv_transpose2d(x, weight, stride=(up_y, up_x), padding=crop, groups=c)
+    rest = [pad[0] + crop[1], pad[1] + crop[1], pad[2] + crop[0], pad[3] + crop[0]]
+    x = F.pad(x, rest) if any(rest) else x
+    return x if down == (1, 1) else x[:, :, ::down_y, ::down_x]
+
+
+def pad_rest(x: torch.Tensor, pad: Sequence[int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Leaves to the convolution, as (y, x), what it can pad by itself, and pads the rest."""
+    left, right, top, bottom = pad
+    own_x, own_y = max(min(left, right), 0), max(min(top, bottom), 0)
+    rest = [left - own_x, right - own_x, top - own_y, bottom - own_y]
+    return (F.pad(x, rest) if any(rest) else x), (own_y, own_x)

@@ -7,7 +7,7 @@ deviation, RGB images and logits are float32. Inside, images are channels-last, 
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class FullyConnected(nn.Module):
 class Convolution(nn.Module):
     """Convolution with equalised learning rate, optional resampling, bias and activation."""
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -105,6 +107,8 @@ class Mapping(nn.Module):
         lr_multiplier: learning rate of the layers relative to the rest (0.01 in both papers).
         w_avg_beta: decay of the running mean of w that truncation uses.
     """
+
+    w_avg: Tensor
 
     def __init__(
         self,
@@ -179,6 +183,9 @@ class Mapping(nn.Module):
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias and activation (StyleGAN2 paper, Fig. 2c)."""
 
+    resample_filter: Tensor
+    noise_const: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -248,6 +255,8 @@ class ToRGB(nn.Module):
 class SynthesisBlock(nn.Module):
     """All layers of one resolution: two synthesis layers (one at 4x4), RGB output, residual path."""
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -264,7 +273,7 @@ class SynthesisBlock(nn.Module):
         conv_clamp: float | None,
     ) -> None:
         super().__init__()
-        self.in_channels, self.architecture, self.use_fp16 = in_channels, architecture, use_fp16
+        self.architecture, self.use_fp16 = architecture, use_fp16
         self.register_buffer("resample_filter", setup_filter(resample_filter))
         options: dict[str, Any] = dict(
             use_noise=use_noise, activation=activation, resample_filter=resample_filter, conv_clamp=conv_clamp
@@ -364,12 +373,14 @@ class Synthesis(nn.Module):
             raise ValueError(f"ws has shape {tuple(ws.shape)}; (B, {self.num_ws}, {self.w_dim}) is needed")
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode is {noise_mode!r}; choose random, const or none")
-        x, img, first = None, None, 0
+        x: Tensor | None = None
+        img: Tensor | None = None
+        first = 0
         for r in self.block_resolutions:
-            block = self.get_submodule(f"b{r}")
+            block = cast(SynthesisBlock, self.get_submodule(f"b{r}"))
             x, img = block(x, img, ws[:, first : first + block.num_conv + 1], noise_mode)
             first += block.num_conv
-        return img
+        return cast(Tensor, img)  # the last block always makes one
 
 
 class Generator(nn.Module):
@@ -431,6 +442,8 @@ class Generator(nn.Module):
 class DiscriminatorBlock(nn.Module):
     """Two convolutions at one resolution, the second of which halves it; RGB input and residual path."""
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -444,7 +457,7 @@ class DiscriminatorBlock(nn.Module):
         resample_filter: Sequence[float] = BLUR,
     ) -> None:
         super().__init__()
-        self.in_channels, self.architecture, self.use_fp16 = in_channels, architecture, use_fp16
+        self.architecture, self.use_fp16 = architecture, use_fp16
         options: dict[str, Any] = dict(activation=activation, resample_filter=resample_filter, conv_clamp=conv_clamp)
         self.register_buffer("resample_filter", setup_filter(resample_filter))
         if in_channels == 0 or architecture == "skip":
@@ -455,9 +468,9 @@ class DiscriminatorBlock(nn.Module):
             self.skip = Convolution(tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter)
 
     def forward(self, x: Tensor | None, img: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Features (None at the highest resolution) and image -> the same at half the size."""
+        """Features (None at the highest resolution) and image (None if no longer needed) -> both at half the size."""
         x = None if x is None else _block_dtype(x, self.use_fp16)
-        if self.in_channels == 0 or self.architecture == "skip":
+        if img is not None:
             rgb = self.fromrgb(_block_dtype(img, self.use_fp16))
             x = rgb if x is None else x + rgb
             img = downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
@@ -509,7 +522,7 @@ class DiscriminatorEpilogue(nn.Module):
 
 class Discriminator(nn.Module):
     """Image and condition -> logit (StyleGAN2 paper; conditional form: ADA paper, Appendix C.1, after Miyato and
-    Koyama, arXiv 1802.05637). Raises ValueError for resolutions that are not a power of two from 4.
+    Koyama, arXiv 1802.05637). Raises ValueError for resolutions that are not a power of two from 8.
 
     Args:
         c_dim: 0 for none.
@@ -554,7 +567,7 @@ class Discriminator(nn.Module):
             epilogue_kwargs=dict(epilogue_kwargs or {}),
         )
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
-        self.block_resolutions = _resolutions(img_resolution)[:0:-1]
+        self.block_resolutions = _resolutions(img_resolution, smallest=8)[:0:-1]
         channels = {r: min(channel_base // r, channel_max) for r in [*self.block_resolutions, 4]}
         for r in self.block_resolutions:
             block = DiscriminatorBlock(
@@ -633,10 +646,10 @@ def _in_fp16(resolution: int, img_resolution: int, num_fp16_res: int) -> bool:
     return resolution * 2**num_fp16_res > img_resolution
 
 
-def _resolutions(img_resolution: int) -> list[int]:
+def _resolutions(img_resolution: int, smallest: int = 4) -> list[int]:
     exponent = img_resolution.bit_length() - 1
-    if img_resolution < 4 or img_resolution != 2**exponent:
-        raise ValueError(f"img_resolution is {img_resolution}; choose a power of two from 4, such as 64 or 256")
+    if img_resolution < smallest or img_resolution != 2**exponent:
+        raise ValueError(f"img_resolution is {img_resolution}; choose a power of two from {smallest}, like 64 or 256")
     return [2**i for i in range(2, exponent + 1)]
 
 

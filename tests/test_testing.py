@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from sklearn.metrics import roc_auc_score
-from toy_ensemble import ToyClassifier, ToyEnsemble, toy_dataset
 from torch import nn
+from toy_ensemble import ToyClassifier, ToyEnsemble, toy_dataset
 
 from viscoin.models.classifier import ClassifierOutput
 from viscoin.testing import classifier, ensemble, faithfulness, gan, inference, measures, truth
@@ -258,7 +258,8 @@ def test_auroc_of_a_constant_truth_is_undefined():
 def test_attribute_scores_choose_on_validation_and_measure_on_test():
     attribute = np.array([True, False] * 50)
     noise = np.random.default_rng(0).random(100)
-    # On validation concept 1 is the perfect opposite; on test it errs in a tenth of the positives, concept 0 is perfect.
+    # On validation concept 1 is the perfect opposite; on test it errs in a tenth of the positives,
+    # concept 0 is perfect.
     validation = np.stack([noise, -attribute.astype(float)], 1)
     flipped = attribute.copy()
     flipped[:10:2] = False

@@ -78,7 +78,7 @@ def select_concepts(
     if top_k is not None:
         if not 1 <= top_k <= n_concepts:
             raise ValueError(f"--concept-top-k {top_k} is out of range; the ensemble has {n_concepts} concepts")
-        best = relevance.argsort(1, descending=True, stable=True)[:, :top_k]
+        best = relevance.argsort(dim=1, descending=True, stable=True)[:, :top_k]
         return torch.zeros_like(relevance, dtype=torch.bool).scatter_(1, best, True)
     wrong = [index for index in indices or () if not 0 <= index < n_concepts]
     if wrong or not indices:
@@ -128,7 +128,9 @@ def amplify_images(
     if not factors or any(factor < 0 for factor in factors):
         raise ValueError(f"multipliers must be 0 or more, got {', '.join(map(str, factors)) or 'none'}")
     if not len(images) or len(images) != len(selection):
-        raise ValueError(f"{len(selection)} selections for {len(images)} images; there must be one for each, and one at least")
+        raise ValueError(
+            f"{len(selection)} selections for {len(images)} images; give at least one image, and a selection for each"
+        )
     parts = [
         _amplify_batch(ensemble, images[i : i + batch_size], selection[i : i + batch_size], factors, device)
         for i in range(0, len(images), batch_size)

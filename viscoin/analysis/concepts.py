@@ -44,7 +44,7 @@ class ConceptTable:
     @property
     def dead(self) -> np.ndarray:
         """(K,) concepts that no image activates."""
-        return ~(self.activations > 0).any(0)
+        return np.asarray((self.activations <= 0).all(0))
 
     @property
     def active_per_image(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class ConceptTable:
 
     @cached_property
     def concept_class_importance(self) -> np.ndarray:
-        """(K, C) how a concept's positive relevance divides among the classes; rows add up to 1, or 0 if it has none."""
+        """(K, C) shares of the classes in a concept's positive relevance; rows add up to 1, or 0 without any."""
         importance = np.nan_to_num(self.class_concept_importance).clip(min=0).T
         totals = importance.sum(1, keepdims=True)
         return np.divide(importance, totals, out=np.zeros_like(importance), where=totals > 0)
@@ -153,7 +153,7 @@ def _fingerprint(model: nn.Module, dataset: ImageDataset, indices: np.ndarray) -
 
 def _read(path: Path) -> ConceptTable | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return ConceptTable(**{name: file[name] for name in file.files})
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):  # absent, damaged or of an older version
         return None

@@ -85,11 +85,11 @@ def concept_heatmaps(
 def _checked(concepts: Tensor | None, relevance: Tensor, top: int) -> Tensor:
     count = relevance.shape[1]
     if concepts is None:
-        return relevance.argsort(1, descending=True, stable=True)[:, : min(top, count)]
+        return relevance.argsort(dim=1, descending=True, stable=True)[:, : min(top, count)]
     if concepts.ndim != 2 or len(concepts) != len(relevance):
         raise ValueError(f"concepts {tuple(concepts.shape)} must be (B, M) for {len(relevance)} images")
     if ((concepts < 0) | (concepts >= count)).any():
-        raise ValueError(f"--concept-indices {concepts.max()} is out of range; the ensemble has {count} concepts, from 0")
+        raise ValueError(f"--concept-indices {concepts.max()} is out of range; there are {count} concepts, from 0")
     return concepts
 
 

@@ -74,7 +74,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """"train.l1" -> ("train", "l1"); names without a split get ""."""
+    """ "train.l1" -> ("train", "l1"); names without a split get ""."""
     head, _, rest = name.partition(".")
     return (head, rest) if head in SPLITS and rest else ("", name)
 

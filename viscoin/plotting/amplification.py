@@ -40,7 +40,7 @@ def amplification_figure(
 
 
 def concept_list(concepts: np.ndarray, most: int = 5) -> str:
-    """"concept 12", "concepts 3, 5, 8" or "concepts 1, 2, 3, 4, 5 and 9 more"."""
+    """ "concept 12", "concepts 3, 5, 8" or "concepts 1, 2, 3, 4, 5 and 9 more"."""
     if not len(concepts):
         return "no concept"
     named = ", ".join(map(str, concepts[:most]))
@@ -48,9 +48,7 @@ def concept_list(concepts: np.ndarray, most: int = 5) -> str:
     return f"concept{'s' if len(concepts) > 1 else ''} {named}{more}"
 
 
-def _description(
-    result: AmplificationResult, row: int, class_names: Sequence[str], labels: np.ndarray | None
-) -> str:
+def _description(result: AmplificationResult, row: int, class_names: Sequence[str], labels: np.ndarray | None) -> str:
     name = class_names[result.predicted[row]]
     lines = [*wrap(name, 21)]
     if labels is not None and labels[row] != result.predicted[row]:

@@ -62,7 +62,7 @@ def concept_entropies(table: ConceptTable, width: float = COLUMN) -> Figure:
     figure = new_figure(width, 2.0)
     axes = figure.subplots()
     values = table.entropy[~np.isnan(table.entropy)]
-    axes.hist(values, bins=np.linspace(0, 1, 26), color=BLUE, ec="white", lw=0.5)
+    axes.hist(values, bins=25, range=(0, 1), color=BLUE, ec="white", lw=0.5)
     axes.set(xlim=(0, 1), xlabel="entropy over classes / log(number of classes)", ylabel="concepts")
     axes.text(0, 1.02, "one class", transform=axes.transAxes, fontsize=SMALL, color=GREY, ha="left")
     axes.text(1, 1.02, "all classes alike", transform=axes.transAxes, fontsize=SMALL, color=GREY, ha="right")

@@ -75,7 +75,9 @@ def faithfulness_figure(results: Sequence[Faithfulness], width: float = COLUMN) 
 
 
 @styled
-def attribute_figure(trained: AttributeResult, untrained: AttributeResult | None = None, width: float = COLUMN) -> Figure:
+def attribute_figure(
+    trained: AttributeResult, untrained: AttributeResult | None = None, width: float = COLUMN
+) -> Figure:
     """AUROC of the best concept of each attribute, best first, beside that of an untrained concept extractor."""
     scores = sorted(trained.scores, key=lambda score: -score.auroc)
     baseline = {score.name: score.auroc for score in untrained.scores} if untrained else {}
@@ -106,9 +108,9 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], width: f
     classes = len(confusion)
     totals = confusion.sum(1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    figure = new_figure(width, 0.62 * width)
+    figure = new_figure(width, 0.6 * width)
     axes = figure.subplots()
-    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="none")
+    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="none", aspect="auto")
     if classes <= 40:
         axes.set_xticks(range(classes), [str(index) for index in range(classes)])
         axes.set_yticks(range(classes), [f"{name}  {index}" for index, name in enumerate(class_names)])

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,7 +25,7 @@ GREY, LIGHT, DARK = "#8C8C8C", "#D9D9D9", "#333333"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, DARK, GREY)
 SEQUENTIAL, DIVERGING, HEAT = "Blues", "RdBu_r", "inferno"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": MEDIUM,
@@ -40,7 +41,7 @@ STYLE: dict[str, Any] = {
     "axes.edgecolor": DARK,
     "axes.titlelocation": "left",
     "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "axes.prop_cycle": cycler(color=PALETTE),
     "grid.color": LIGHT,
     "grid.linewidth": 0.5,
     "xtick.major.width": 0.6,
@@ -90,7 +91,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
         with mpl.rc_context(STYLE):
             figure.savefig(path)
     except OSError as error:
-        raise ValueError(f"cannot write the figure {path} ({error.strerror or error}); choose another folder") from error
+        raise ValueError(f"cannot write figure {path} ({error.strerror or error}); choose another folder") from error
     return path
 
 

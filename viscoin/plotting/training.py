@@ -79,7 +79,7 @@ def _legend(figure: Figure, splits: dict[str, None], logs: Sequence[Log]) -> Non
             for dashes, log in zip(DASHES * len(logs), logs)
         ]
     if len(handles) > 1:
-        figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)))
+        figure.legend(handles=handles, loc="outside upper left", ncols=4 if len(logs) == 1 else 2)
 
 
 def _thousands(value: float, _: object) -> str:

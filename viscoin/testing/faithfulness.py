@@ -101,16 +101,17 @@ def _falls(ensemble: VisCoIN, generated: Generated, classes: Tensor, removed: Te
     changed = distinct[:, 1:].any(1).nonzero().squeeze(1)
     for part in changed.split(size):
         image, kept = distinct[part, 0].to(device), (distinct[part, 1:] == 0).to(device)
-        again = g_probabilities(ensemble, generated.concept_maps[image] * kept[..., None, None], generated.support[image])
-        before, after = generated.probabilities[image], again.probabilities
+        concept_maps = generated.concept_maps[image] * kept[..., None, None]
+        after = _g_probabilities(ensemble, concept_maps, generated.support[image])
+        before = generated.probabilities[image]
         falls[part.to(device)] = (before - after).gather(1, classes[image, None]).squeeze(1)
     return falls[position.to(device)].unflatten(0, (len(removed), size))
 
 
-def g_probabilities(ensemble: VisCoIN, concept_maps: Tensor, support: Tensor) -> Generated:
-    """Generate images and classify them by g: through f, Psi and Theta again."""
+def _g_probabilities(ensemble: VisCoIN, concept_maps: Tensor, support: Tensor) -> Tensor:
+    """Generate images and classify them by g, through f, Psi and Theta again: (B, C)."""
     images = ensemble.decode(concept_maps, support).float().clamp(-1, 1)
-    return Generated(ensemble.explain(ensemble.encode(images).concept_maps).softmax(1), concept_maps, support)
+    return ensemble.explain(ensemble.encode(images).concept_maps).softmax(1)
 
 
 def _random_ranks(seed: int, index: int, n: int) -> np.ndarray:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from stylegan2_ada.networks import Generator
 from viscoin.datasets import ImageDataset
+from viscoin.models.classifier import Classifier
 from viscoin.testing.inference import choose_images, evaluation, image_batches, pooled
 from viscoin.testing.measures import FeatureMoments, frechet_distance
 
@@ -30,8 +32,8 @@ class GanResult:
 
 
 def test_gan(
-    generator: nn.Module,
-    classifier: nn.Module,
+    generator: Generator,
+    classifier: Classifier,
     dataset: ImageDataset,
     n: int = 2000,
     seed: int = 0,
@@ -50,7 +52,7 @@ def test_gan(
 
 
 def samples(
-    generator: nn.Module, dataset: ImageDataset, n: int, seed: int, device: torch.device | str, batch_size: int
+    generator: Generator, dataset: ImageDataset, n: int, seed: int, device: torch.device | str, batch_size: int
 ) -> Iterator[Tensor]:
     """Batches of n generated images in [-1, 1]; the latents of all of them are drawn first, from the seed."""
     draw = torch.Generator().manual_seed(seed)
@@ -65,5 +67,5 @@ def samples(
             bar.update(len(images))
 
 
-def _conditions(generator: nn.Module, classes: Tensor, device: torch.device | str) -> Tensor | None:
+def _conditions(generator: Generator, classes: Tensor, device: torch.device | str) -> Tensor | None:
     return F.one_hot(classes, generator.c_dim).float().to(device) if generator.c_dim else None

@@ -38,7 +38,7 @@ def image_batches(
 
 @contextmanager
 def evaluation(model: nn.Module, device: torch.device | str, gradients: bool = False) -> Iterator[None]:
-    """Moves the model to the device, in eval mode and float32; without gradients unless asked for. Restores the mode."""
+    """The model on the device, in eval mode and float32, without gradients unless asked for; then in its old mode."""
     modes = {module: module.training for module in model.modules()}
     model.to(device).eval()
     try:

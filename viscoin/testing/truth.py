@@ -77,10 +77,9 @@ def attribute_scores(
     for row, (attribute, concept) in enumerate(zip(np.flatnonzero(frequent), best, strict=True)):
         direction = 1 if validation[row, concept] >= 0.5 else -1
         values = [0.5 + direction * (table[row, concept] - 0.5) for table in (test, validation)]
-        scores.append(
-            AttributeScore(attribute_names[attribute], int(concept), direction, float(values[0]), float(values[1]))
-        )
-    return AttributeResult(scores, [attribute_names[i] for i in np.flatnonzero(~frequent)])
+        name = attribute_names[int(attribute)]
+        scores.append(AttributeScore(name, int(concept), direction, float(values[0]), float(values[1])))
+    return AttributeResult(scores, [name for name, kept in zip(attribute_names, frequent, strict=True) if not kept])
 
 
 def test_attributes(
@@ -93,21 +92,19 @@ def test_attributes(
     limit: int | None = None,
 ) -> AttributeResult:
     """`attribute_scores` of an ensemble on datasets with ground truth."""
-    values: list[np.ndarray] = []
-    for dataset in (validation, test):
-        indices = choose_images(len(dataset), limit, seed)
-        values += [concept_activations(ensemble, dataset, indices, device, batch_size), dataset.attributes[indices]]
-    return attribute_scores(*values, attribute_names=test.attribute_names)
+    chosen = [(dataset, choose_images(len(dataset), limit, seed)) for dataset in (validation, test)]
+    activations = [concept_activations(ensemble, *images, device, batch_size) for images in chosen]
+    attributes = [dataset.attributes[indices] for dataset, indices in chosen]
+    return attribute_scores(activations[0], attributes[0], activations[1], attributes[1], test.attribute_names)
 
 
 def untrained(ensemble: VisCoIN, seed: int = 0) -> VisCoIN:
-    """A copy of the ensemble whose Psi is freshly initialised: the baseline for what the architecture gives for free."""
+    """A copy of the ensemble with a freshly initialised Psi: the baseline for what the architecture gives for free."""
     copy = deepcopy(ensemble)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in copy.concept_extractor.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            getattr(module, "reset_parameters", lambda: None)()
     return copy
 
 

@@ -54,13 +54,13 @@ def save_model(
     """Write a model with its architecture, recipe, class names, versions and scores; whole or not at all.
 
     Args:
-        model: offers `architecture`, a JSON-able dict that rebuilds it.
+        model: offers `architecture` (a Generator: `config`), a JSON-able dict that rebuilds it.
         dtype: store floating-point weights in this type (torch.float16 halves the file); loading gives float32.
     """
     metadata = {
         "format": FORMAT,
         "kind": kind,
-        "architecture": model.architecture,
+        "architecture": model.config if kind == "gan" else model.architecture,
         "dataset": recipe.dataset.name,
         "recipe": recipe.model_dump(),
         "class_names": list(class_names),
@@ -191,7 +191,11 @@ def _versions() -> dict[str, str]:
 def _revision() -> str:
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

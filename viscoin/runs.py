@@ -43,7 +43,9 @@ class Run:
         if resume:
             run = cls(out) if out else newest_run(kind, recipe.dataset.name)
             if run is None or not run.recipe_path.is_file():
-                raise ValueError(f"--resume: no {kind} run of {recipe.dataset.name!r} in {out or RUNS}; start one without")
+                raise ValueError(
+                    f"--resume: no {kind} run of {recipe.dataset.name!r} in {out or RUNS}; start one without"
+                )
             run._check_same(kind, recipe)
             return run
         run = cls(out or RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -60,7 +62,9 @@ class Run:
             for folder in (self.checkpoints, self.figures):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"--out {self.path}: cannot write there ({error.strerror}); choose another folder") from error
+            raise ValueError(
+                f"--out {self.path}: cannot write there ({error.strerror}); choose another folder"
+            ) from error
 
     def _check_same(self, kind: str, recipe: Recipe) -> None:
         if self.kind != kind:
@@ -69,8 +73,10 @@ class Run:
         relevant = [key for key in given if key.split(".")[0] in ("dataset", "seed", kind)]
         changed = [f"{key}: {saved.get(key)} -> {given[key]}" for key in relevant if saved.get(key) != given[key]]
         if changed:
-            raise ValueError(f"--resume: {self.path} was started with another recipe ({'; '.join(changed)}); "
-                             "give the same options, or start a new run")
+            raise ValueError(
+                f"--resume: {self.path} was started with another recipe ({'; '.join(changed)}); "
+                "give the same options, or start a new run"
+            )
 
     @property
     def header(self) -> dict[str, Any]:
@@ -110,7 +116,9 @@ class Run:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"checkpoint {path} is damaged ({error}); remove it to start from the beginning") from error
+            raise ValueError(
+                f"checkpoint {path} is damaged ({error}); remove it to start from the beginning"
+            ) from error
 
 
 def newest_run(kind: str, dataset: str, finished: bool = False) -> Run | None:

@@ -83,7 +83,11 @@ def _list_split(root: Path, split: str, seed: int) -> tuple[list[tuple[Path, int
         raise ValueError(f"{base} holds one class only ({names[0]!r}); a classifier needs at least two")
     if fixed:
         for name in SPLITS:
-            extra = {p.name for p in (root / name).iterdir() if p.is_dir()} - set(names) if (root / name).is_dir() else set()
+            extra = (
+                {p.name for p in (root / name).iterdir() if p.is_dir()} - set(names)
+                if (root / name).is_dir()
+                else set()
+            )
             if extra:
                 raise ValueError(f"{root / name} holds classes that {base} has not: {', '.join(sorted(extra))}")
     if fixed and (split == "test" or (root / "validation").is_dir()):

@@ -1,4 +1,4 @@
-"""Model files: one .safetensors with all that is needed to rebuild the model, and finding them by option, run or name."""
+"""Model files: one .safetensors with all that is needed to rebuild the model, found by option, run or name."""
 
 import json
 import pickle

@@ -42,9 +42,7 @@ def train_classifier(recipe: Recipe, run: Run, device: str = "auto", precision: 
     )  # fmt: skip
     load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
-    return save_model(
-        run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores
-    )
+    return save_model(run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores)
 
 
 class ClassifierTask:
@@ -111,5 +109,7 @@ def _rate(config: ClassifierConfig, step: int, steps: int, per_epoch: int) -> fl
         return config.step_factor ** (step // (config.step_epochs * per_epoch))
     if config.schedule == "cosine":
         warm = max(1, min(100, steps // 10))
-        return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        return (
+            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        )
     return 1.0

@@ -8,6 +8,7 @@ import timm
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torchvision.utils import save_image
 
 from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer
@@ -15,7 +16,6 @@ from viscoin.config import GanConfig, Recipe
 from viscoin.datasets import load_dataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import save_model
-from viscoin.plotting.data import save_image_grid
 from viscoin.runs import Run
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit
@@ -58,15 +58,26 @@ def train_gan(
     batches = StepBatches(dataset, config.batch_size, recipe.seed, config.horizontal_flip)
 
     def draw(step: int) -> None:
-        save_image_grid(task.sample(GRID), run.figures / f"samples-{step * config.batch_size // 1000:06d}k.png")
+        save_image(
+            task.sample(GRID),
+            run.figures / f"samples-{step * config.batch_size // 1000:06d}k.png",
+            normalize=True,
+            value_range=(-1, 1),
+        )
         if config.reconstruction or config.warm_start:
             real = dataset.batch(range(GRID // 2))[0]
             pairs = torch.stack([real, task.reconstruct(real)], 1).flatten(0, 1)
-            save_image_grid(pairs, run.figures / f"reconstructions-{step * config.batch_size // 1000:06d}k.png")
+            save_image(
+                pairs,
+                run.figures / f"reconstructions-{step * config.batch_size // 1000:06d}k.png",
+                normalize=True,
+                value_range=(-1, 1),
+            )
 
+    snapshot = max(1, round(config.snapshot_kimg * 1000 / config.batch_size))
     fit(
-        run, task, batches, steps, seed=recipe.seed, evaluate_every=round(config.snapshot_kimg * 1000 / config.batch_size),
-        device=fabric.device, title="gan", on_evaluate=draw,
+        run, task, batches, steps, seed=recipe.seed, evaluate_every=snapshot, device=fabric.device, title="gan",
+        on_evaluate=draw,
     )  # fmt: skip
     return save_model(run.model_path, task.trainer.ema, "gan", recipe=recipe, class_names=dataset.class_names)
 

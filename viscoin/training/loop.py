@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from viscoin.training.data import StepBatches
 from viscoin.runs import Run
-from viscoin.runstime import seed_step
+from viscoin.training.data import StepBatches
+from viscoin.training.runtime import seed_step
 
 logger = logging.getLogger(__name__)
 

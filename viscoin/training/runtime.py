@@ -1,14 +1,15 @@
 """Devices, precision and seeds: everything that a run needs from Lightning Fabric."""
 
 import logging
-from typing import Literal
+import warnings
+from typing import TypeVar
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
@@ -27,7 +28,11 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     if precision not in ("32-true", "bf16-mixed", "16-mixed"):
         raise ValueError(f"--precision {precision!r} is unknown; choose auto, 32-true, bf16-mixed or 16-mixed")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    fabric = Fabric(accelerator=accelerator, devices=[index] if index is not None else 1, precision=precision)  # type: ignore[arg-type]
+    devices = [index] if index is not None else 1
+    with warnings.catch_warnings():
+        # Outside a SLURM job, on a machine that has srun, Fabric recommends srun; that is the user's business.
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
     return fabric
 
@@ -43,7 +48,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def fast_layout(module: nn.Module) -> nn.Module:
+def fast_layout(module: AnyModule) -> AnyModule:
     """Channels-last weights: the layout in which CPU and GPU convolutions are fastest."""
     return module.to(memory_format=torch.channels_last)
 

@@ -51,7 +51,7 @@ class BirdsDataset(ImageDataset):
 
 
 def load_birds(split: str, config: DatasetConfig) -> BirdsDataset:
-    """Birds of one split; drawn on first use (about 3 ms an image), then read from the user's cache folder."""
+    """Birds of one split; drawn on first use (about 1 ms an image), then read from the user's cache folder."""
     count = getattr(config, split) or COUNTS[split]
     classes = config.classes or 20
     pixels = cached_pixels(

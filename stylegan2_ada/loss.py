@@ -62,7 +62,7 @@ class PathLengthRegularizer(nn.Module):
     def forward(self, lengths: Tensor) -> Tensor:
         """(B,) -> (B,), and moves the running mean, which counts as a constant."""
         self.mean.lerp_(lengths.detach().mean(), self.decay)
-        return (lengths - self.mean.clone()).square()
+        return (lengths - self.mean).square()
 
 
 def mixed_ws(

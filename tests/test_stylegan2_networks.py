@@ -143,6 +143,8 @@ def test_conv_clamp_limits_activations() -> None:
     clamped, free = tiny_generator(conv_clamp=0.01), tiny_generator()
     z = torch.randn(2, 8)
     assert clamped(z).abs().max() <= 3 * 0.01 * 1.001 < free(z).abs().max()
+    features, _ = clamped.synthesis.b4(None, None, clamped.mapping(z)[:, :2], "none")
+    assert features.abs().max() <= 0.01
 
 
 def test_initial_activations_have_unit_variance() -> None:

@@ -52,6 +52,20 @@ def test_upfirdn2d_matches_reference(i: int, channels_last: bool) -> None:
     close(torch.autograd.grad(y, x, t[f"{i}.grad_y"])[0], t[f"{i}.grad_x"])
 
 
+@pytest.mark.parametrize("factors", [{"up": 1}, {"up": 2, "padding": [0, -1]}])
+def test_upfirdn2d_convolves_unless_flipped(factors: dict) -> None:
+    impulse = torch.zeros(1, 1, 3, 3)
+    impulse[0, 0, 1, 1] = 1
+    f = torch.arange(6.0).reshape(2, 3)
+    padding = factors.pop("padding", [0, 0])
+    args = {**factors, "padding": [2 + padding[0], 2 + padding[1], 1 + padding[0], 1 + padding[1]]}
+    at = 1 if factors["up"] == 1 else 2  # the impulse's place on the upsampled grid
+    for flip, expected in [(False, f), (True, f.flip([0, 1]))]:
+        y = upfirdn2d(impulse, f, flip_filter=flip, **args)
+        close(y[0, 0, at : at + 2, at : at + 3], expected)
+        close(y.sum(), f.sum())
+
+
 @pytest.mark.parametrize("function", [filter2d, upsample2d, downsample2d])
 def test_resampling_matches_reference(function) -> None:
     _, t = load("upfirdn2d")

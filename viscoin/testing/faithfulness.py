@@ -99,7 +99,7 @@ def _falls(ensemble: VisCoIN, generated: Generated, classes: Tensor, removed: Te
     distinct, position = torch.unique(rows.flatten(0, 1), dim=0, return_inverse=True)
     falls = torch.zeros(len(distinct), device=device)
     changed = distinct[:, 1:].any(1).nonzero().squeeze(1)
-    for part in changed.split(size):
+    for part in changed.split(size) if len(changed) else ():
         image, kept = distinct[part, 0].to(device), (distinct[part, 1:] == 0).to(device)
         concept_maps = generated.concept_maps[image] * kept[..., None, None]
         after = _g_probabilities(ensemble, concept_maps, generated.support[image])

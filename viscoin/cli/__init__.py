@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 
 import typer
 from typer.core import TyperGroup
@@ -28,6 +27,13 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from interrupt
 
 
+class Console(logging.Handler):
+    """Plain lines on what is standard error at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
 # No rich help: its import takes five times as long as all the rest of `--help`.
 app = typer.Typer(
     cls=Commands, rich_markup_mode=None, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
@@ -51,11 +57,9 @@ def viscoin() -> None:
 
     A mistake on the command line or in the data ends with one line and exit code 2; VISCOIN_TRACEBACK=1 shows where.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("viscoin", "stylegan2_ada"):
         logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
+        logger.handlers[:] = [Console()]
         logger.setLevel(logging.INFO)
 
 

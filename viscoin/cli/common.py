@@ -1,5 +1,6 @@
 """Options that several commands share, and the steps between options and library calls."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
     from viscoin.config import DatasetConfig, Recipe
@@ -42,11 +44,15 @@ Settings = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, metavar="N", help="Images in a batch.")]
+TestBatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images in a batch.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="Passes over the training images.")]
 LearningRate = Annotated[
     float | None, typer.Option("--learning-rate", metavar="RATE", help="Step size of the optimizer.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")]
+RecipeSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="auto|32-true|bf16-mixed|16-mixed", help="Arithmetic.")]
 Out = Annotated[
@@ -97,7 +103,8 @@ def resolve_recipe(
     """The recipe that the options of a `train` command mean.
 
     It starts from the resumed run's own recipe, else from `recipe`, else from the dataset's, else from that of birds
-    (then with all images of the folder). `options` are dotted keys; None means not given.
+    (then with all images of the folder). `options` are dotted keys, which win over `settings`; None means
+    not given.
     """
     from viscoin.config import load_recipe, override_recipe, recipe_names
     from viscoin.datasets import check_dataset_name, dataset_names
@@ -106,16 +113,19 @@ def resolve_recipe(
     overrides: dict[str, Any] = {}
     if dataset is not None:
         check_dataset_name(dataset)
-        dataset = dataset if dataset in dataset_names() else str(Path(dataset))
+        dataset = _plain_name(dataset)
         overrides["dataset.name"] = dataset
-    if dataset not in (None, *dataset_names()) and recipe is None:
-        overrides |= {"dataset.train": None, "dataset.validation": None, "dataset.test": None}
-    overrides |= {key: value for key, value in options.items() if value is not None}
     overrides |= dict(_parse_setting(text) for text in settings or [])
-    if resume and recipe is None:
+    overrides |= {key: value for key, value in options.items() if value is not None}
+    if resume:
         run = Run(out) if out else newest_run(kind, dataset or DEFAULT_DATASET)
-        if run is not None and run.recipe_path.is_file():
+        if run is None or not run.recipe_path.is_file():
+            place = out or f"runs/ for dataset {dataset or DEFAULT_DATASET!r}"
+            raise ValueError(f"--resume: there is no {kind} run in {place}; start one without --resume")
+        if recipe is None:
             return override_recipe(run.recipe, overrides)
+    if dataset not in (None, *dataset_names()) and recipe is None:
+        overrides = {"dataset.train": None, "dataset.validation": None, "dataset.test": None} | overrides
     resolved = load_recipe(recipe or (dataset if dataset in recipe_names() else DEFAULT_DATASET), overrides)
     check_dataset_name(resolved.dataset.name)
     return resolved
@@ -170,34 +180,54 @@ def _listed(names: Sequence[str], most: int = 30) -> str:
     return f"{len(names)} classes ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
 
 
-def load_for_analysis(
+@dataclass(frozen=True)
+class Trial:
+    """A model on its device, test images of the size it was made for, and their configuration for the other splits."""
+
+    model: Any
+    path: Path
+    device: "torch.device"
+    images: "ImageDataset"
+    config: "DatasetConfig"
+
+
+def load_for_test(
     kind: str, option: str, value: Path | None, dataset: str | None, device: str, skip_bad_files: bool = False
-) -> tuple["LoadedModel", "DatasetConfig"]:
-    """A model on its device and the dataset it is to be tested on.
+) -> Trial:
+    """The model that an option means and the test images to try it on.
 
     Args:
         dataset: as given; None means the dataset of the given model, else birds.
 
-    Returns:
-        The model, and the configuration of its saved recipe for that dataset.
+    Raises:
+        ValueError: model and dataset have different classes.
     """
     from viscoin.config import DatasetConfig
-    from viscoin.datasets import check_dataset_name, dataset_names
+    from viscoin.datasets import check_dataset_name, load_dataset
     from viscoin.models.files import find_model, load_model
     from viscoin.training.runtime import resolve_device
 
     where = resolve_device(device)
     if dataset is not None:
         check_dataset_name(dataset)
-        dataset = dataset if dataset in dataset_names() else str(Path(dataset))
+        dataset = _plain_name(dataset)
     loaded = load_model(find_model(kind, value, dataset or DEFAULT_DATASET), kind)
     saved = loaded.recipe["dataset"]
     name = dataset or (saved["name"] if value is not None else DEFAULT_DATASET)
     check_dataset_name(name)
     if name != saved["name"]:
         saved = {"resolution": saved["resolution"], "seed": saved["seed"]}
-    loaded.model.to(where)
-    return loaded, DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
+    config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
+    images = load_dataset(name, "test", config)
+    check_classes(loaded, option, images)
+    return Trial(loaded.model.to(where), loaded.path, where, images, config)
+
+
+def _plain_name(dataset: str) -> str:
+    """One spelling for each folder: `data`, `data/` and `./data` are the same dataset."""
+    from viscoin.datasets import dataset_names
+
+    return dataset if dataset in dataset_names() else str(Path(dataset))
 
 
 def trained_parts(classifier: Path | None, gan: Path | None, recipe: "Recipe") -> tuple["LoadedModel", "LoadedModel"]:
@@ -206,8 +236,7 @@ def trained_parts(classifier: Path | None, gan: Path | None, recipe: "Recipe") -
     from viscoin.models.files import find_model, load_model
 
     dataset = recipe.dataset
-    f = load_model(find_model("classifier", classifier, dataset.name), "classifier")
-    check_resolution(f, "--classifier", dataset.resolution)
+    f = load_classifier(classifier, dataset)
     g = load_model(find_model("gan", gan, dataset.name), "gan")
     check_resolution(g, "--gan", dataset.resolution)
     check_classes(f, "--classifier", load_dataset(dataset.name, "validation", dataset))
@@ -216,17 +245,23 @@ def trained_parts(classifier: Path | None, gan: Path | None, recipe: "Recipe") -
 
 def optional_classifier(value: Path | None, recipe: "Recipe") -> "Classifier | None":
     """f for the warm start of G: the given one, else the newest or shipped one, else none."""
+    from viscoin.models.files import find_model
+
+    if value is None:
+        try:
+            find_model("classifier", None, recipe.dataset.name)
+        except ValueError:
+            return None
+    return cast("Classifier", load_classifier(value, recipe.dataset).model)
+
+
+def load_classifier(value: Path | None, dataset: "DatasetConfig") -> "LoadedModel":
+    """f of `--classifier`, else the newest or shipped one of the dataset; ValueError unless it takes its images."""
     from viscoin.models.files import find_model, load_model
 
-    try:
-        path = find_model("classifier", value, recipe.dataset.name)
-    except ValueError:
-        if value is not None:
-            raise
-        return None
-    loaded = load_model(path, "classifier")
-    check_resolution(loaded, "--classifier", recipe.dataset.resolution)
-    return cast("Classifier", loaded.model)
+    loaded = load_model(find_model("classifier", value, dataset.name), "classifier")
+    check_resolution(loaded, "--classifier", dataset.resolution)
+    return loaded
 
 
 def parse_indices(values: Sequence[str] | None, option: str, count: int, what: str) -> list[int] | None:
@@ -247,14 +282,14 @@ def parse_indices(values: Sequence[str] | None, option: str, count: int, what: s
     return indices
 
 
-def choose_images(values: Sequence[str] | None, dataset: "ImageDataset", count: int, seed: int | None) -> list[int]:
+def choose_images(values: Sequence[str] | None, dataset: "ImageDataset", count: int, seed: int) -> list[int]:
     """The images of `--image-indices`, or some drawn at random by the seed."""
     import numpy as np
 
     given = parse_indices(values, "--image-indices", len(dataset), f"{dataset.split} images")
     if given is not None:
         return given
-    drawn = np.random.default_rng(seed or 0).choice(len(dataset), size=min(count, len(dataset)), replace=False)
+    drawn = np.random.default_rng(seed).choice(len(dataset), size=min(count, len(dataset)), replace=False)
     return sorted(int(i) for i in drawn)
 
 
@@ -264,46 +299,86 @@ class Results:
 
     folder: Path
 
-    @classmethod
-    def create(cls, command: str, dataset: str, out: Path | None) -> "Results":
-        """Make the folder, by default `runs/<dataset>-<command>-<time>`.
-
-        Raises:
-            ValueError: it cannot be written.
-        """
-        folder = out or Path("runs") / f"{Path(dataset).name}-{command}-{datetime.now():%Y%m%d-%H%M%S}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {folder}: cannot write there ({error.strerror}); choose another folder") from error
-        return cls(folder)
-
     def figures(self, figures: Mapping[str, "Figure"], show: bool) -> None:
         """Save every figure as PNG, say where, and open windows if wanted."""
+        from viscoin.plotting.style import save_figure
+
         for name, figure in figures.items():
-            path = self.folder / f"{name}.png"
-            figure.savefig(path)
-            typer.echo(path)
+            typer.echo(save_figure(figure, self.folder / f"{name}.png"))
         if show:
             show_figures(list(figures.values()))
 
-    def numbers(self, values: Mapping[str, Any]) -> None:
-        """Write results.json and say where."""
+    def numbers(self, trial: Trial, values: Mapping[str, Any]) -> None:
+        """Write results.json, with the model and the data that were measured, and say where."""
         from viscoin.runs import atomic_path
 
+        header = {"model": str(trial.path), "dataset": trial.config.name, "split": trial.images.split}
         path = self.folder / "results.json"
         with atomic_path(path) as partial:
-            partial.write_text(json.dumps(values, indent=2) + "\n")
+            partial.write_text(json.dumps(without_nan({**header, **values}), indent=2) + "\n")
         typer.echo(path)
+
+
+@contextmanager
+def results_folder(command: str, dataset: str, out: Path | None) -> Iterator[Results]:
+    """The folder for the results of a command, by default `runs/<dataset>-<command>-<time>`; none after a failure.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    folder = out or Path("runs") / f"{Path(dataset).name}-{command}-{datetime.now():%Y%m%d-%H%M%S}"
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {folder}: cannot write there ({error.strerror}); choose another folder") from error
+    try:
+        yield Results(folder)
+    except BaseException:
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def without_nan(values: Any) -> Any:
+    """The same with None for every NaN, which JSON does not know."""
+    if isinstance(values, Mapping):
+        return {key: without_nan(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_nan(value) for value in values]
+    return None if isinstance(values, float) and values != values else values
 
 
 def show_figures(figures: Sequence["Figure"]) -> None:
     """Open the figures in windows and wait until they are closed."""
+    import matplotlib.pyplot as plt
+    from matplotlib.backends import BackendFilter, backend_registry
+
+    from viscoin.plotting.style import figure_bytes
+
+    if plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+        typer.echo("--show: no window can be opened here; look at the files instead", err=True)
+        return
+    for figure in figures:
+        window = plt.figure(figsize=figure.get_size_inches())
+        axes = window.add_axes((0, 0, 1, 1))
+        axes.imshow(plt.imread(io.BytesIO(figure_bytes(figure))))
+        axes.axis("off")
+    plt.show()
 
 
-def print_table(title: str, rows: Mapping[str, Any]) -> None:
-    """Two aligned columns: name and value."""
-    typer.echo(title)
+def print_table(title: str, values: Mapping[str, Any]) -> None:
+    """Two aligned columns, name and value; sections as dotted names, lists left out."""
+    rows = {name: value for name, value in _flat(values) if not isinstance(value, list)}
     width = max(len(name) for name in rows)
+    typer.echo(title)
     for name, value in rows.items():
         typer.echo(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

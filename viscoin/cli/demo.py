@@ -14,8 +14,15 @@ def demo(
         bool, typer.Option("--from-scratch", help="Train f and G as well, by the recipe (hours without a GPU).")
     ] = False,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")] = Path("runs/demo"),
-    seed: common.Seed = None,
+    seed: common.Seed = 0,
     device: common.Device = "auto",
     show: common.Show = False,
 ) -> None:
     """Show the data, test the shipped models, train Psi, Theta and Omega, explain images, write report.html."""
+    from viscoin import demo as library
+
+    size = library.QUICK if quick else library.FULL
+    report = library.run_demo(out, size, from_scratch=from_scratch, seed=seed, device=device)
+    typer.echo(report)
+    if show:
+        typer.launch(str(report))

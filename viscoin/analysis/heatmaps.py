@@ -44,10 +44,10 @@ def concept_heatmaps(
     stages: tuple[int, ...] = STAGES,
     device: torch.device | str = "cpu",
 ) -> HeatmapResult:
-    """LayerCAM of phi_k (Jiang et al. 2021, Eq. 5 and 6) on the feature maps of f, averaged over stages.
+    """HiResCAM of phi_k (Draelos & Carin 2020, Eq. 4) on the feature maps A of f, multiplied over stages.
 
-    Each position of a stage gets sum_c relu(d phi_k / d A_c) * A_c; gradients reach an early stage through the later
-    ones too.
+    Each position of a stage gets relu(sum_c d phi_k / d A_c * A_c), where gradients reach an early stage through the
+    later ones too. The product keeps the sharpness of the finest stage and leaves out what coarser ones do not see.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
@@ -96,12 +96,21 @@ def _checked(concepts: Tensor | None, relevance: Tensor, top: int) -> Tensor:
 def _heatmap(activation: Tensor, maps: list[Tensor], size: torch.Size) -> Tensor:
     """(B,) activations of one concept per image -> (B, H, W) in [0, 1]."""
     gradients = torch.autograd.grad(activation.sum(), maps, retain_graph=True, allow_unused=True)
-    total = activation.new_zeros(len(activation), *size)
-    for feature_map, gradient in zip(maps, gradients, strict=True):
-        if gradient is not None:
-            heat = (gradient.clamp(min=0) * feature_map).sum(1, keepdim=True).clamp(min=0).detach()
-            total += _unit(F.interpolate(heat, size, mode="bilinear", align_corners=False).squeeze(1))
-    return _unit(total)
+    heats = [
+        _unit(_enlarged((gradient * feature_map).sum(1, keepdim=True).clamp(min=0).detach(), size))
+        for feature_map, gradient in zip(maps, gradients, strict=True)
+        if gradient is not None
+    ]
+    if not heats:
+        return activation.detach().new_zeros(len(activation), *size)
+    product, mean = torch.stack(heats).prod(0), torch.stack(heats).mean(0)
+    disjoint = product.amax((1, 2), keepdim=True) == 0
+    return _unit(torch.where(disjoint, mean, product))
+
+
+def _enlarged(heat: Tensor, size: torch.Size) -> Tensor:
+    """(B, 1, h, w) -> (B, H, W)."""
+    return F.interpolate(heat, size, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def _unit(heat: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ def heatmap_figure(
         table.image(row, 0, result.images[row])
         for column in range(columns):
             table.image(row, column + 1, overlay(result.images[row], result.heatmaps[row, column], colours))
-            text = f"concept {result.concepts[row, column]}\nr = {result.relevance[row, column]:.2f}"
+            state = f"r = {result.relevance[row, column]:.2f}" if result.activations[row, column] > 0 else "not active"
+            text = f"concept {result.concepts[row, column]}\n{state}"
             table.caption(row, column + 1, text)
     _colour_bar(table, colours)
     return table.figure

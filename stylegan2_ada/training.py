@@ -194,7 +194,7 @@ class GanTrainer:
 
     def _ws(self, n: int) -> Tensor:
         z = torch.randn(n, self.generator.z_dim, device=next(self.generator.parameters()).device)
-        return mixed_ws(self.generator.mapping, z, None, self.settings.style_mixing)
+        return mixed_ws(self.generator.mapping, z, None, self.settings.style_mixing, update_w_avg=True)
 
     def _map(self, z: Tensor) -> Tensor:
         return self.generator.mapping(z, None, update_w_avg=True)[:, 0]

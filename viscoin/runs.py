@@ -15,6 +15,8 @@ import yaml
 from viscoin.config import Recipe, parse_recipe
 
 RUNS = Path("runs")
+# Lengths on which nothing else depends (no schedule): a run may be continued to another one.
+EXTENDABLE = ("gan.kimg",)
 
 
 class Run:
@@ -47,14 +49,14 @@ class Run:
                     f"--resume: no {kind} run of {recipe.dataset.name!r} in {out or RUNS}; start one without"
                 )
             run._check_same(kind, recipe)
+            run._write_header({**run.header, "recipe": recipe.model_dump()})
             return run
         run = cls(out or RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
         if run.recipe_path.is_file():
             raise ValueError(f"--out {run.path}: this folder holds a run already; pass --resume or another folder")
         run._make()
-        header = {"kind": kind, "created": datetime.now().isoformat(timespec="seconds"), "recipe": recipe.model_dump()}
-        with atomic_path(run.recipe_path) as partial:
-            partial.write_text(yaml.safe_dump(header, sort_keys=False))
+        created = datetime.now().isoformat(timespec="seconds")
+        run._write_header({"kind": kind, "created": created, "recipe": recipe.model_dump()})
         return run
 
     def _make(self) -> None:
@@ -66,12 +68,20 @@ class Run:
                 f"--out {self.path}: cannot write there ({error.strerror}); choose another folder"
             ) from error
 
+    def _write_header(self, header: Mapping[str, Any]) -> None:
+        with atomic_path(self.recipe_path) as partial:
+            partial.write_text(yaml.safe_dump(dict(header), sort_keys=False))
+
     def _check_same(self, kind: str, recipe: Recipe) -> None:
         if self.kind != kind:
             raise ValueError(f"--resume: {self.path} is a {self.kind} run, not a {kind} run")
         saved, given = flatten(self.recipe.model_dump()), flatten(recipe.model_dump())
         relevant = [key for key in given if key.split(".")[0] in ("dataset", "seed", kind)]
-        changed = [f"{key}: {saved.get(key)} -> {given[key]}" for key in relevant if saved.get(key) != given[key]]
+        changed = [
+            f"{key}: {saved.get(key)} -> {given[key]}"
+            for key in relevant
+            if saved.get(key) != given[key] and key not in EXTENDABLE
+        ]
         if changed:
             raise ValueError(
                 f"--resume: {self.path} was started with another recipe ({'; '.join(changed)}); "

@@ -103,7 +103,7 @@ def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
         ValueError: names the step and the terms.
     """
     if not torch.isfinite(torch.stack([value.detach().float() for value in terms.values()])).all():
-        bad = [f"{name} = {float(value)}" for name, value in terms.items() if not torch.isfinite(value)]
+        bad = [f"{name} = {float(value.detach())}" for name, value in terms.items() if not torch.isfinite(value)]
         raise ValueError(
             f"step {step}: {', '.join(bad)}; training stopped before the weights changed and the last good checkpoint "
             "is kept. Lower the learning rate or look at the data, then go on with --resume"

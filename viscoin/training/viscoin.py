@@ -104,8 +104,14 @@ class ViscoinTask:
         self.ensemble = fast_layout(ensemble).to(fabric.device)
         self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
         self.perceptual, self.perceptual_name = losses.make_perceptual(config.perceptual_loss, ensemble.classifier)
-        self.trained = [p for p in self.ensemble.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.trained, config.learning_rate)
+        groups = [
+            {"params": [*self.ensemble.concept_extractor.parameters(), *self.ensemble.explainer.parameters()]},
+            {
+                "params": list(self.ensemble.generator.mapping.parameters()),
+                "lr": config.learning_rate * config.translator_rate,
+            },
+        ]
+        self.optimizer = torch.optim.Adam(groups, config.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:

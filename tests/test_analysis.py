@@ -232,7 +232,7 @@ def test_two_concepts_of_a_real_ensemble_have_different_heatmaps(small):
 
 
 def test_heatmaps_leave_no_gradients_behind_and_work_with_one_stage(small):
-    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    images = (torch.rand(1, 3, 32, 32) * 2 - 1).to(memory_format=torch.channels_last)  # as datasets give them
     for stage in range(3):
         assert heatmaps.concept_heatmaps(small, images, top=2, stages=(stage,)).heatmaps.shape == (1, 2, 32, 32)
     assert all(parameter.grad is None for parameter in small.parameters())

@@ -177,6 +177,7 @@ def test_training_curves_have_one_panel_for_each_measure():
     assert [axes.get_title(loc="left").replace("\n", " ") for axes in panels] == [
         "total", "l1", "accuracy on reconstructions",
     ]  # fmt: skip
+    assert [len(axes.lines) for axes in panels] == [2, 3, 2]  # faint and smoothed training, few validation points
     assert "birds-viscoin-20261121-034500" in words(drawn("training_of_two_runs"))
     with pytest.raises(ValueError, match="the logs hold total, l1"):
         training.training_figure(training_logs(1), names=["nothing"])

@@ -178,6 +178,17 @@ def test_faithfulness_of_the_toy_ensemble_by_hand():
     assert report["0.1"]["relevant"] == pytest.approx(before - both, abs=1e-5)
 
 
+@torch.no_grad()
+def test_only_concepts_above_the_threshold_are_removed():
+    model, concept_maps = ToyEnsemble(), torch.ones(1, 4, 3, 3)
+    generated = faithfulness.Generated(torch.tensor([[1.0, 0.0]]), concept_maps, concept_maps.flatten(1))
+    relevance, classes = torch.tensor([[1.0, 0.25, -1.0, 0.5]]), torch.tensor([0])
+    results = faithfulness.probability_falls(
+        model, generated, relevance, classes, np.array([0]), seed=0, thresholds=(0.0, 0.25, 0.5, 1.0)
+    )
+    assert [int(item.removed[0]) for item in results] == [3, 2, 1, 0]
+
+
 def test_the_control_removes_as_many_random_concepts():
     # Removing one concept at random from four gives one of exactly four falls, each in about a quarter of the images.
     amounts, n = [1.0, 0.8, 0.6, 0.2], 400
@@ -281,7 +292,7 @@ def test_random_concepts_are_near_chance_on_test():
     result = truth.attribute_scores(
         activations[0], attributes[0], activations[1], attributes[1], [str(i) for i in range(5)]
     )
-    assert 0.4 < result.mean_auroc < 0.6  # the best on validation would be near 0.58 by selection alone
+    assert 0.45 < result.mean_auroc < 0.55  # chosen on the test images they would reach 0.57
 
 
 def test_no_frequent_attribute():

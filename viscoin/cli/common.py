@@ -102,12 +102,11 @@ def resolve_recipe(
 ) -> "Recipe":
     """The recipe that the options of a `train` command mean.
 
-    It starts from the resumed run's own recipe, else from `recipe`, else from the dataset's, else from that of birds
-    (then with all images of the folder). `options` are dotted keys, which win over `settings`; None means
-    not given.
+    It starts from the resumed run's own recipe, else from `recipe`, else from the dataset's, else from that of birds.
+    `options` are dotted keys, which win over `settings`; None means not given.
     """
     from viscoin.config import load_recipe, override_recipe, recipe_names
-    from viscoin.datasets import check_dataset_name, dataset_names
+    from viscoin.datasets import check_dataset_name
     from viscoin.runs import Run, newest_run
 
     overrides: dict[str, Any] = {}
@@ -124,8 +123,6 @@ def resolve_recipe(
             raise ValueError(f"--resume: there is no {kind} run in {place}; start one without --resume")
         if recipe is None:
             return override_recipe(run.recipe, overrides)
-    if dataset not in (None, *dataset_names()) and recipe is None:
-        overrides = {"dataset.train": None, "dataset.validation": None, "dataset.test": None} | overrides
     resolved = load_recipe(recipe or (dataset if dataset in recipe_names() else DEFAULT_DATASET), overrides)
     check_dataset_name(resolved.dataset.name)
     return resolved

@@ -60,8 +60,7 @@ def fit(
     Returns:
         The metrics of the last evaluation.
     """
-    start, best = _restore(run, task)
-    meter: list[dict[str, Tensor]] = []
+    start, best, meter = _restore(run, task, device)
     results: dict[str, float] = {}
     saved_at = time.monotonic()
     with _stop_signals() as stop, _progress(steps, start, title) as bar:
@@ -77,21 +76,24 @@ def fit(
                 bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]}, refresh=False)
             if done % evaluate_every == 0 or done == steps:
                 results, score = task.evaluate(done)
-                run.log(done, {f"validation.{key}": value for key, value in results.items()})
-                if not bar.disable:
-                    bar.write(_summary(done, results))
-                else:
-                    logger.info("%s %s", title, _summary(done, results))
+                if results:
+                    run.log(done, {f"validation.{key}": value for key, value in results.items()})
+                    if bar.disable:
+                        logger.info("%s %s", title, _summary(done, results))
+                    else:
+                        bar.write(_summary(done, results))
                 if on_evaluate is not None:
                     on_evaluate(done)
                 if score is not None and (best is None or score > best):
                     best = score
                     run.save_checkpoint("best", {"step": done, "best": best, "task": task.state_dict()})
             bar.update()
-            if stop() or done == steps or done % evaluate_every == 0 or time.monotonic() - saved_at > save_seconds:
-                run.save_checkpoint("last", {"step": done, "best": best, "task": task.state_dict()})
+            stopping = stop()
+            if stopping or done == steps or done % evaluate_every == 0 or time.monotonic() - saved_at > save_seconds:
+                state = {"step": done, "best": best, "meter": meter, "task": task.state_dict()}
+                run.save_checkpoint("last", state)
                 saved_at = time.monotonic()
-            if stop() and done < steps:
+            if stopping and done < steps:
                 raise Interrupted(f"stopped at step {done} of {steps}; go on with --resume --out {run.path}")
     return results
 
@@ -106,7 +108,7 @@ def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
         bad = [f"{name} = {float(value.detach())}" for name, value in terms.items() if not torch.isfinite(value)]
         raise ValueError(
             f"step {step}: {', '.join(bad)}; training stopped before the weights changed and the last good checkpoint "
-            "is kept. Lower the learning rate or look at the data, then go on with --resume"
+            "is kept: --resume goes on from it. If that ends here again, start a new run with a lower learning rate"
         )
 
 
@@ -119,14 +121,16 @@ def load_best(run: Run, task: Task) -> int:
     return state["step"]
 
 
-def _restore(run: Run, task: Task) -> tuple[int, float | None]:
+def _restore(run: Run, task: Task, device: torch.device) -> tuple[int, float | None, list[dict[str, Tensor]]]:
+    """Step, best score and terms not logged yet, of the last checkpoint or of a start from nothing."""
     state = run.load_checkpoint("last")
+    run.truncate_metrics(state["step"] if state else 0)
     if state is None:
-        return 0, None
+        return 0, None, []
     task.load_state_dict(state["task"])
-    run.truncate_metrics(state["step"])
     logger.info("going on from step %d of %s", state["step"], run.path)
-    return state["step"], state["best"]
+    meter = [{key: value.to(device) for key, value in terms.items()} for terms in state.get("meter", [])]
+    return state["step"], state["best"], meter
 
 
 def _mean(meter: list[dict[str, Tensor]]) -> dict[str, float]:

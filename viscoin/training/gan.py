@@ -13,16 +13,19 @@ from torchvision.utils import save_image
 from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer
 from viscoin.config import GanConfig, Recipe
-from viscoin.datasets import load_dataset
+from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import save_model
 from viscoin.runs import Run
+from viscoin.testing.gan import test_gan
+from viscoin.testing.inference import choose_images
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit
 from viscoin.training.losses import ClassifierPerceptual
 from viscoin.training.runtime import fast_layout, make_fabric, seed_step
 
 GRID = 64  # samples in a snapshot
+EVALUATION_SAMPLES = 1000
 
 
 def build_generator(config: GanConfig, resolution: int) -> Generator:
@@ -53,9 +56,12 @@ def train_gan(
     config = recipe.gan
     dataset = load_dataset(recipe.dataset.name, "train", recipe.dataset)
     seed_step(recipe.seed, 0)
-    task = GanTask(config, recipe.dataset.resolution, fabric, classifier)
+    validation = load_dataset(recipe.dataset.name, "validation", recipe.dataset)
+    task = GanTask(config, recipe.dataset.resolution, fabric, classifier, validation)
     steps = task.settings.warm_start_steps + round(config.kimg * 1000 / config.batch_size)
     batches = StepBatches(dataset, config.batch_size, recipe.seed, config.horizontal_flip)
+
+    shown = choose_images(len(dataset), GRID // 2, recipe.seed)
 
     def draw(step: int) -> None:
         save_image(
@@ -65,7 +71,7 @@ def train_gan(
             value_range=(-1, 1),
         )
         if config.reconstruction or config.warm_start:
-            real = dataset.batch(range(GRID // 2))[0]
+            real = dataset.batch(shown)[0]
             pairs = torch.stack([real, task.reconstruct(real)], 1).flatten(0, 1)
             save_image(
                 pairs,
@@ -85,8 +91,16 @@ def train_gan(
 class GanTask:
     """A GanTrainer on Fabric's device and precision, as the loop wants it."""
 
-    def __init__(self, config: GanConfig, resolution: int, fabric: Fabric, classifier: Classifier | None) -> None:
+    def __init__(
+        self,
+        config: GanConfig,
+        resolution: int,
+        fabric: Fabric,
+        classifier: Classifier | None,
+        validation: ImageDataset,
+    ) -> None:
         self.fabric, self.number = fabric, 0
+        self.classifier, self.validation = classifier, validation
         self.settings = GanSettings(
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
@@ -125,7 +139,13 @@ class GanTask:
             return self.trainer.step(images, step)
 
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
-        return {}, None
+        """Frechet distance between validation images and as many samples, in features of f; nothing without f."""
+        if self.classifier is None:
+            return {}, None
+        n = min(EVALUATION_SAMPLES, len(self.validation))
+        return {
+            "fid": test_gan(self.trainer.ema, self.classifier, self.validation, n, device=self.fabric.device).fid
+        }, None
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

@@ -1,12 +1,13 @@
 """Training of Psi, Theta and Omega on a frozen classifier and a frozen generator (Parekh et al. 2025, Sec. 3)."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
@@ -20,12 +21,14 @@ from viscoin.models.explainer import Explainer
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
 from viscoin.runs import Run
+from viscoin.testing.inference import choose_images
 from viscoin.training import losses
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit, load_best
 from viscoin.training.runtime import fast_layout, make_fabric, seed_step
 
 VALIDATION_IMAGES = 1000
+OPTIONS = {"classifier": "--classifier", "generator": "--gan"}
 
 
 def build_ensemble(
@@ -67,8 +70,10 @@ def train_viscoin(
     task = ViscoinTask(ensemble, generator, config, fabric, validation)
     batches = StepBatches(train, min(config.batch_size, len(train)), recipe.seed, config.horizontal_flip)
 
+    shown = choose_images(len(validation), 16, recipe.seed)
+
     def draw(step: int) -> None:
-        real = validation.batch(range(min(16, len(validation))))[0]
+        real = validation.batch(shown)[0]
         pairs = torch.stack([real, task.reconstruct(real)], 1).flatten(0, 1)
         save_image(pairs, run.figures / f"reconstructions-{step:06d}.png", normalize=True, value_range=(-1, 1))
 
@@ -104,7 +109,7 @@ class ViscoinTask:
         self.ensemble = fast_layout(ensemble).to(fabric.device)
         self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
         self.perceptual, self.perceptual_name = losses.make_perceptual(config.perceptual_loss, ensemble.classifier)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [*self.ensemble.concept_extractor.parameters(), *self.ensemble.explainer.parameters()]},
             {
                 "params": list(self.ensemble.generator.mapping.parameters()),
@@ -113,11 +118,14 @@ class ViscoinTask:
         ]
         self.optimizer = torch.optim.Adam(groups, config.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.frozen = _digest(classifier=ensemble.classifier, generator=generator)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()
         with self.fabric.autocast():
-            terms = self._terms(torch.cat([images, self._samples()]), step)
+            if self.config.generated:
+                images = torch.cat([images, self._samples()])
+            terms = self._terms(images, step)
         check_finite(terms, step)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,10 +135,9 @@ class ViscoinTask:
         return {"total": total.detach()} | {key: value.detach() for key, value in terms.items()}
 
     def _samples(self) -> Tensor:
-        n = self.config.generated
         with torch.no_grad():
-            z = torch.randn(n, self.sampler.z_dim, device=self.fabric.device)
-            return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1) if n else z.new_empty(0, 3, 1, 1)
+            z = torch.randn(self.config.generated, self.sampler.z_dim, device=self.fabric.device)
+            return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1)
 
     def _terms(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """The weighted terms of method.md's table for a batch of real and generated images."""
@@ -160,15 +167,16 @@ class ViscoinTask:
         self.ensemble.eval()
         totals = dict.fromkeys(("accuracy", "agreement", "accuracy_on_reconstructions", "l1", "mse"), 0.0)
         n = 0
-        for images, labels in self.validation.batches(125, VALIDATION_IMAGES):
+        chosen = choose_images(len(self.validation), VALIDATION_IMAGES, seed=0)
+        for images, labels in self.validation.batches(125, chosen):
             images, labels = images.to(self.fabric.device), labels.to(self.fabric.device)
             with self.fabric.autocast():
                 code = self.ensemble.encode(images)
-                chosen = self.ensemble.explain(code.concept_maps).argmax(1)
+                answers = self.ensemble.explain(code.concept_maps).argmax(1)
                 rebuilt = self.ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
                 again = self.ensemble.explain(self.ensemble.encode(rebuilt).concept_maps).argmax(1)
-            totals["accuracy"] += float((chosen == labels).sum())
-            totals["agreement"] += float((chosen == code.logits.argmax(1)).sum())
+            totals["accuracy"] += float((answers == labels).sum())
+            totals["agreement"] += float((answers == code.logits.argmax(1)).sum())
             totals["accuracy_on_reconstructions"] += float((again == labels).sum())
             totals["l1"] += float(F.l1_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum())
             totals["mse"] += float(F.mse_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum())
@@ -193,6 +201,7 @@ class ViscoinTask:
             "ensemble": self._trained_state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "frozen": self.frozen,
         }
 
     def _trained_state(self) -> dict[str, Tensor]:
@@ -200,6 +209,23 @@ class ViscoinTask:
         return {key: value for key, value in self.ensemble.state_dict().items() if not key.startswith(frozen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        other = [name for name, digest in self.frozen.items() if digest != state["frozen"][name]]
+        if other:
+            raise ValueError(
+                f"this run was started with another {' and '.join(other)}; give the same one "
+                f"({', '.join(OPTIONS[name] for name in other)}), or start a new run"
+            )
         self.ensemble.load_state_dict(self.ensemble.state_dict() | state["ensemble"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+
+def _digest(**modules: nn.Module) -> dict[str, str]:
+    """SHA-256 of the weights of each module."""
+    digests = {}
+    for name, module in modules.items():
+        digest = hashlib.sha256()
+        for value in module.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digests[name] = digest.hexdigest()
+    return digests

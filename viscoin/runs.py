@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -170,7 +171,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends well, and vanishes when not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
         with partial.open("rb") as file:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from viscoin.runs import atomic_path
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -40,18 +42,19 @@ class ImageDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return to_images(self.pixels[index][None])[0], int(self.labels[index])
+        images, labels = self.batch([index])
+        return images[0], int(labels[0])
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1], channels last in memory, and labels (B,) of the given items."""
         indices = np.asarray(indices, dtype=np.int64)
         return to_images(self.pixels[indices]), torch.from_numpy(self.labels[indices])
 
-    def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """All items in order, in batches; the last one may be short."""
-        n = min(len(self), limit or len(self))
-        for start in range(0, n, size):
-            yield self.batch(np.arange(start, min(start + size, n)))
+    def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All items, or the given ones, in order and in batches; the last one may be short."""
+        indices = np.arange(len(self)) if indices is None else indices
+        for start in range(0, len(indices), size):
+            yield self.batch(indices[start : start + size])
 
     @property
     def attributes(self) -> np.ndarray:
@@ -89,16 +92,11 @@ def cached_pixels(
     path = cache_folder() / f"{key}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{torch.initial_seed() & 0xFFFF}.{id(rows)}.partial")
-        try:
-            store = np.lib.format.open_memmap(
-                partial, mode="w+", dtype=np.uint8, shape=(count, resolution, resolution, 3)
-            )
+        shape = (count, resolution, resolution, 3)
+        with atomic_path(path) as partial:
+            store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             for i, row in enumerate(tqdm(rows(), total=count, desc=title, unit="image", leave=False, disable=None)):
                 store[i] = row
             store.flush()
             del store
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")

@@ -1,14 +1,17 @@
 """A folder of images: `root/train/<class>/*.png|jpg` with `root/test/...`, or `root/<class>/*` split by seed."""
 
 import hashlib
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets.base import SPLITS, ImageDataset, cached_pixels
+from viscoin.datasets.base import SPLITS, ImageDataset, cache_folder, cached_pixels
+from viscoin.runs import atomic_path
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MINIMUM_SIDE = 8  # pixels; less shows nothing, whatever the magnification
@@ -27,12 +30,13 @@ def load_folder(root: Path, split: str, config: DatasetConfig) -> ImageDataset:
     """
     files, names = _list_split(root, split, config.seed)
     files = _check(files, names, root, config.skip_bad_files)
-    for index, name in enumerate(names):
+    for index, empty in enumerate(names):
         if not any(label == index for _, label in files):
             raise ValueError(
-                f"class {name!r} of {root} has no readable images in split {split!r}; add images to "
-                f"{root / split / name if (root / split).is_dir() else root / name} or remove the class"
+                f"class {empty!r} of {root} has no readable images in split {split!r}; add images to "
+                f"{root / split / empty if (root / split).is_dir() else root / empty} or remove the class"
             )
+    name = root.resolve().name
     limit = getattr(config, split)
     if limit is not None and limit < len(files):
         order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(files))[:limit]
@@ -45,9 +49,9 @@ def load_folder(root: Path, split: str, config: DatasetConfig) -> ImageDataset:
         len(files),
         config.resolution,
         lambda: (read_square(path, config.resolution) for path, _ in files),
-        f"reading {root.name} {split}",
+        f"reading {name} {split}",
     )
-    return ImageDataset(root.name, split, pixels, np.array([label for _, label in files]), names)
+    return ImageDataset(name, split, pixels, np.array([label for _, label in files]), names)
 
 
 def read_square(path: Path, resolution: int) -> np.ndarray:
@@ -76,24 +80,24 @@ def _list_split(root: Path, split: str, seed: int) -> tuple[list[tuple[Path, int
     if fixed and not (root / "test").is_dir():
         raise ValueError(f"{root} has a folder 'train' but no folder 'test'; add it, or put the classes directly in it")
     base = root / "train" if fixed else root
-    names = sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = _classes(base)
     if not names:
         raise ValueError(f"{base} holds no class folders; expected {base}/<class>/*.png or *.jpg")
     if len(names) == 1:
         raise ValueError(f"{base} holds one class only ({names[0]!r}); a classifier needs at least two")
     if fixed:
         for name in SPLITS:
-            extra = (
-                {p.name for p in (root / name).iterdir() if p.is_dir()} - set(names)
-                if (root / name).is_dir()
-                else set()
-            )
+            extra = [found for found in _classes(root / name) if found not in names]
             if extra:
-                raise ValueError(f"{root / name} holds classes that {base} has not: {', '.join(sorted(extra))}")
+                raise ValueError(f"{root / name} holds classes that {base} has not: {', '.join(extra)}")
     if fixed and (split == "test" or (root / "validation").is_dir()):
         return _images(root / split, names), names
     shares = {"validation": SHARES["validation"]} if fixed else SHARES
     return _stratified(_images(base, names), split, shares, seed), names
+
+
+def _classes(base: Path) -> list[str]:
+    return sorted(path.name for path in base.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def _images(base: Path, names: list[str]) -> list[tuple[Path, int]]:
@@ -101,7 +105,7 @@ def _images(base: Path, names: list[str]) -> list[tuple[Path, int]]:
         (path, label)
         for label, name in enumerate(names)
         for path in sorted((base / name).rglob("*"))
-        if path.suffix.lower() in EXTENSIONS
+        if path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.relative_to(base).parts)
     ]
 
 
@@ -124,7 +128,7 @@ def _stratified(
 
 
 def _check(files: list[tuple[Path, int]], names: list[str], root: Path, skip: bool) -> list[tuple[Path, int]]:
-    bad = {path: reason for path, _ in files if (reason := _defect(path))}
+    bad = {path: reason for (path, _), reason in zip(files, _defects(files)) if reason}
     if bad and not skip:
         listed = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:5])
         raise ValueError(
@@ -136,10 +140,22 @@ def _check(files: list[tuple[Path, int]], names: list[str], root: Path, skip: bo
     return [item for item in files if item[0] not in bad]
 
 
+def _defects(files: list[tuple[Path, int]]) -> list[str | None]:
+    """What is wrong with each file; remembered in the cache, since finding out means decoding all images."""
+    cached = cache_folder() / "folder" / f"{_fingerprint(files, 0)}.json"
+    if not cached.is_file():
+        bar = tqdm(files, desc="checking images", unit="image", leave=False, disable=None)
+        reasons = [_defect(path) for path, _ in bar]
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(cached) as partial:
+            partial.write_text(json.dumps(reasons))
+    return json.loads(cached.read_text())
+
+
 def _defect(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
-            image.load()
+            to_rgb(ImageOps.exif_transpose(image))
             if min(image.size) < MINIMUM_SIDE:
                 return f"{image.size[0]}x{image.size[1]} px, at least {MINIMUM_SIDE} px a side are needed"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -153,7 +169,8 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _fingerprint(files: list[tuple[Path, int]], resolution: int) -> str:
-    digest = hashlib.sha256(str(resolution).encode())
+    """Digest of the files and of the code that reads them."""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + str(resolution).encode())
     for path, _ in files:
         stat = path.stat()
         digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode())

@@ -1,8 +1,6 @@
 """The birds as a dataset: rendered once, kept on a memory map, with attributes, part masks and interventions."""
 
 import hashlib
-import multiprocessing
-import os
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -65,19 +63,9 @@ def load_birds(split: str, config: DatasetConfig) -> BirdsDataset:
 
 
 def _rows(split: str, count: int, seed: int, classes: int, resolution: int) -> Iterator[np.ndarray]:
-    draw = partial(_draw, split, seed, classes, resolution)
-    workers = min(os.cpu_count() or 1, count // 500)
-    if workers < 2:
-        yield from map(draw, range(count))
-        return
-    # Not "fork": the process may already hold threads of torch and OpenCV.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(draw, range(count), chunksize=100)
-
-
-def _draw(split: str, seed: int, classes: int, resolution: int, index: int) -> np.ndarray:
-    bird, scene, _ = item(split, index, seed, classes)
-    return render(bird, scene, resolution)[0]
+    for index in range(count):
+        bird, scene, _ = item(split, index, seed, classes)
+        yield render(bird, scene, resolution)[0]
 
 
 def _renderer_version() -> str:

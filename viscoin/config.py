@@ -13,7 +13,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class DatasetConfig(Section):
@@ -134,7 +134,7 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
 
     Args:
         name_or_path: name of a shipped recipe, or path of a YAML file.
-        overrides: dotted key -> value (`{"viscoin.steps": 500}`); text values are read as YAML.
+        overrides: dotted key -> value (`{"viscoin.steps": 500}`); text is read as the key's type, "null" as None.
 
     Raises:
         ValueError: unknown recipe, unknown key (the nearest one is named) or a value of the wrong type or range.
@@ -151,8 +151,9 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not a {type(values)}")
-    return _override(values, overrides or {}, str(path))
+        raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not {values!r:.60}")
+    filled = {key: value for key, value in values.items() if value is not None}
+    return _override(filled, overrides or {}, str(path))
 
 
 def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -175,10 +176,10 @@ def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:
 
 
 def _parse(text: str) -> Any:
-    # YAML 1.1 reads 1e-4 as text; everybody who types it on a command line means the number.
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
-    return yaml.safe_load(text)
+    """Text for the validation to read, so that a folder may be called 2024; but it takes no 1e5 for an integer."""
+    if text.lower() in ("null", "none"):
+        return None
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else text
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

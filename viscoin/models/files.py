@@ -1,7 +1,6 @@
 """Model files: one .safetensors with all that is needed to rebuild the model, found by option, run or name."""
 
 import json
-import pickle
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -90,7 +89,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a model file or of a pickle written by `to-pickle`; runs no code from the file.
 
     Raises:
-        ValueError: missing, truncated, or not written by this project.
+        ValueError: missing, truncated, not written by this project, or by a version of another format.
     """
     if not path.is_file():
         raise ValueError(f"there is no model file {path}")
@@ -102,12 +101,15 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
             text, tensors = (content["metadata"], content["tensors"]) if isinstance(content, dict) else (None, {})
-    except (SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, UnicodeDecodeError) as error:
+        metadata = json.loads(text) if text is not None else {}
+    except Exception as error:  # damaged bytes may raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or not a model file of viscoin: {reason}") from error
     if text is None:
         raise ValueError(f"{path} was not written by viscoin (its metadata is missing)")
-    return tensors, json.loads(text)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} has the format {metadata.get('format')!r}, this version of viscoin reads {FORMAT!r}")
+    return tensors, metadata
 
 
 def load_model(path: Path, kind: str | None = None) -> LoadedModel:

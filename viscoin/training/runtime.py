@@ -59,7 +59,7 @@ def _parse_device(device: str) -> tuple[str, int | None]:
             return "cuda", None
         return ("mps", None) if torch.backends.mps.is_available() else ("cpu", None)
     name, _, number = device.partition(":")
-    if name not in ("cpu", "cuda", "mps") or (number and not number.isdigit()):
+    if name not in ("cpu", "cuda", "mps") or (number and (name != "cuda" or not number.isdigit())):
         raise ValueError(f"--device {device!r} is unknown; choose auto, cpu, cuda, cuda:N or mps")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {device!r}: PyTorch sees no CUDA device here; use --device cpu")

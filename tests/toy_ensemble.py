@@ -58,6 +58,8 @@ class ToyEnsemble(nn.Module):
         return Encoding(*output, concept_maps, concept_maps.flatten(1))
 
     def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
+        if not len(concept_maps):
+            raise ValueError("nothing to generate")  # as convolutions of an empty batch do
         amounts = concept_maps.amax((2, 3)).unflatten(1, (2, 2))
         grey = amounts.repeat_interleave(SIZE // 2, 1).repeat_interleave(SIZE // 2, 2)[:, None] * 2 - 1
         return torch.cat([grey + self.offset, grey, grey], 1)

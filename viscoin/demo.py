@@ -158,8 +158,9 @@ def _recipe(size: Size, seed: int) -> Recipe:
     changes = {
         "seed": seed,
         "viscoin.steps": size.steps,
-        "viscoin.evaluate_every": max(1, size.steps // STRIPS),
+        "viscoin.evaluate_every": -(-size.steps // STRIPS),
         "viscoin.decay_every": max(1, size.steps // 10),
+        "viscoin.warmup_steps": min(100, size.steps // 10),
         "viscoin.perceptual_loss": "classifier",
         "dataset.validation": 200,
     }
@@ -326,7 +327,7 @@ def draw_reconstructions(
     return reconstructions(images.pixels[np.asarray(indices)], rebuilt)
 
 
-def _draw_top_images(table: ConceptTable, images: ImageDataset, concepts: int = 6, columns: int = 8) -> Figure:
+def _draw_top_images(table: ConceptTable, images: ImageDataset, concepts: int = 6, columns: int = 7) -> Figure:
     """The images that activate the concepts of the largest positive relevance most, a row for each."""
     shown = np.argsort(-np.nan_to_num(table.class_concept_importance).max(0), kind="stable")[:concepts]
     best = [np.argsort(-table.activations[:, concept], kind="stable")[:columns] for concept in shown]
@@ -353,10 +354,10 @@ def _strips(run: Run) -> list[tuple[int, Path]]:
 def _info(saved: Recipe, recipe: Recipe, trial: Trial) -> dict[str, Any]:
     """What the report says besides numbers and figures."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "numpy", "matplotlib"))
-    cuda = trial.device.type == "cuda"
+    cuda, threads = trial.device.type == "cuda", torch.get_num_threads()
     return {
         "date": f"{datetime.now():%d %B %Y, %H:%M}",
-        "device": torch.cuda.get_device_name(trial.device) if cuda else f"{torch.get_num_threads()} CPU threads",
+        "device": torch.cuda.get_device_name(trial.device) if cuda else f"CPU, {threads} thread{'s' * (threads > 1)}",
         "versions": f"Python {platform.python_version()}, {packages}",
         "seed": trial.seed,
         "quick": trial.size.test < len(trial.test),

@@ -124,15 +124,16 @@ class GanTrainer:
         return {key: value.detach() for key, value in terms.items()}
 
     def _adversarial_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        terms = self._generator_step(images)
+        fake = self._sample(len(images))
+        terms = self._generator_step(images, fake)
         if self.settings.path_length_weight and step % self.settings.path_length_interval == 0:
             terms |= self._path_length_step(images)
-        terms |= self._discriminator_step(images, step)
+        terms |= self._discriminator_step(images, fake.detach(), step)
         return {key: value.detach() for key, value in terms.items()}
 
-    def _generator_step(self, images: Tensor) -> dict[str, Tensor]:
+    def _generator_step(self, images: Tensor, fake: Tensor) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(False)
-        terms = {"generator": generator_logistic(self.discriminator(self._sample(len(images)), None)).mean()}
+        terms = {"generator": generator_logistic(self.discriminator(fake, None)).mean()}
         if self.settings.reconstruction:
             _, parts = self._reconstruct(images)
             terms |= {key: value * self.settings.reconstruction for key, value in parts.items()}
@@ -159,9 +160,7 @@ class GanTrainer:
         self.generator_optimizer.step()
         return terms
 
-    def _discriminator_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        with torch.no_grad():
-            fake = self._sample(len(images))
+    def _discriminator_step(self, images: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         regularise = bool(self.settings.r1_gamma) and step % self.settings.r1_interval == 0
         real = images.detach().requires_grad_(regularise)
         real_logits, fake_logits = self.discriminator(real, None), self.discriminator(fake, None)

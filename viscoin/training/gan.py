@@ -60,7 +60,6 @@ def train_gan(
     task = GanTask(config, recipe.dataset.resolution, fabric, classifier, validation)
     steps = task.settings.warm_start_steps + round(config.kimg * 1000 / config.batch_size)
     batches = StepBatches(dataset, config.batch_size, recipe.seed, config.horizontal_flip)
-
     shown = choose_images(len(dataset), GRID // 2, recipe.seed)
 
     def draw(step: int) -> None:
@@ -81,11 +80,14 @@ def train_gan(
             )
 
     snapshot = max(1, round(config.snapshot_kimg * 1000 / config.batch_size))
-    fit(
+    results = fit(
         run, task, batches, steps, seed=recipe.seed, evaluate_every=snapshot, device=fabric.device, title="gan",
         on_evaluate=draw,
     )  # fmt: skip
-    return save_model(run.model_path, task.trainer.ema, "gan", recipe=recipe, class_names=dataset.class_names)
+    scores = {f"validation.{key}": value for key, value in results.items()}
+    return save_model(
+        run.model_path, task.trainer.ema, "gan", recipe=recipe, class_names=dataset.class_names, scores=scores
+    )
 
 
 class GanTask:

@@ -1,0 +1,90 @@
+"""Put trained models into assets/: half-precision weights, test scores, recipe, training curves and how they were made.
+
+    python scripts/ship_models.py RUN_OF_F RUN_OF_G RUN_OF_ENSEMBLE
+
+The scores are measured on the stored (half-precision) weights.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from viscoin.analysis.logs import read_log
+from viscoin.datasets import load_dataset
+from viscoin.models.files import ASSETS, KINDS, load_model, save_model
+from viscoin.plotting.data import real_and_generated
+from viscoin.plotting.style import save_figure
+from viscoin.plotting.training import training_figure
+from viscoin.runs import Run
+from viscoin.testing.classifier import test_classifier
+from viscoin.testing.ensemble import test_ensemble
+from viscoin.testing.gan import samples, test_gan
+from viscoin.testing.inference import evaluation
+from viscoin.testing.truth import test_attributes, untrained
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for kind in KINDS:
+        parser.add_argument(kind, type=Path, help=f"run folder of the {kind}")
+    runs = {kind: Run(path) for kind, path in vars(parser.parse_args()).items()}
+    torch.manual_seed(0)
+    folder = ASSETS / runs["viscoin"].recipe.dataset.name
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = measure(runs, folder)
+    for kind, run in runs.items():
+        store(run, kind, folder, scores[kind])
+        save_figure(training_figure([read_log(run.path)]), folder / f"{kind}-training.png")
+        shutil.copy(run.recipe_path, folder / f"{kind}-recipe.yaml")
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    total = sum((folder / f"{kind}.safetensors").stat().st_size for kind in KINDS)
+    print(f"{folder}: {total / 1e6:.1f} MB of models")
+
+
+def store(run: Run, kind: str, folder: Path, scores: dict[str, float]) -> nn.Module:
+    """Save the run's model with half-precision weights and return it as it will be loaded."""
+    loaded = load_model(run.path, kind)
+    path = folder / f"{kind}.safetensors"
+    save_model(
+        path, loaded.model, kind,
+        recipe=run.recipe, class_names=loaded.class_names, scores=scores, dtype=torch.float16,
+    )  # fmt: skip
+    return load_model(path, kind).model
+
+
+def measure(runs: dict[str, Run], folder: Path) -> dict[str, dict[str, float]]:
+    """Flat test scores of each model, as stored."""
+    models = {kind: store(run, kind, folder, {}) for kind, run in runs.items()}
+    config = runs["viscoin"].recipe.dataset
+    validation, test = (load_dataset(config.name, split, config) for split in ("validation", "test"))
+    f, generator, ensemble = (models[kind] for kind in KINDS)
+    with evaluation(generator, "cpu"):
+        generated = torch.cat(list(samples(generator, test, 36, 0, "cpu", 36)))
+    save_figure(real_and_generated(test.pixels[:36], generated), folder / "real-and-generated.png")
+    attributes = {"mean_auroc": test_attributes(ensemble, validation, test).mean_auroc}
+    attributes["mean_auroc_untrained"] = test_attributes(untrained(ensemble), validation, test).mean_auroc
+    tested = test_ensemble(ensemble, test).to_dict() | {"attributes": attributes}
+    return {
+        "classifier": flat(test_classifier(f, test).to_dict()),
+        "gan": flat(test_gan(generator, f, test).to_dict()),
+        "viscoin": flat(tested),
+    }
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, float]:
+    """Numbers by dotted names."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Recipes: what they hold, what they refuse, and that they come back from YAML unchanged."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from viscoin.config import RECIPES, Recipe, load_recipe, override_recipe, parse_recipe, recipe_names
+
+
+def refusal(*arguments: object) -> str:
+    """The message of the ValueError that `load_recipe` raises."""
+    with pytest.raises(ValueError) as caught:
+        load_recipe(*arguments)
+    assert type(caught.value) is ValueError  # pydantic's and YAML's own errors do not get through
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*")), ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path):
+    assert path.suffix == ".yaml"
+    assert load_recipe(path.stem) == load_recipe(str(path))
+
+
+def test_there_are_recipes():
+    assert "birds" in recipe_names()
+    assert recipe_names() == sorted(path.stem for path in RECIPES.iterdir())
+
+
+def test_recipe_comes_back_from_yaml(tmp_path):
+    recipe = load_recipe("birds", {"viscoin.learning_rate": 1e-5, "dataset.train": 7, "expected": {"accuracy": 0.9}})
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(str(tmp_path / "r.yaml")) == recipe != load_recipe("birds")
+
+
+def test_recipe_cannot_be_changed_in_place():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_recipe("birds").dataset.resolution = 32  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("classifier.epohcs", "epochs"), ("datset", "dataset"), ("gan.r1_gama", "r1_gamma"), ("dataset.sede", "seed")],
+)
+def test_unknown_key_suggests_the_nearest(key, nearest):
+    message = refusal("birds", {key: 1})
+    assert repr(key) in message and f"did you mean {nearest!r}?" in message
+
+
+def test_unknown_key_without_a_near_one_lists_all():
+    message = refusal("birds", {"dataset.zzzzzz": 1})
+    assert "'dataset.zzzzzz'" in message and "known keys: name, resolution, classes" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "texts"),
+    [
+        ("classifier.epochs", "three", ["classifier.epochs = 'three'", "integer"]),
+        ("classifier.epochs", 2.5, ["classifier.epochs = 2.5", "integer"]),
+        ("classifier.epochs", 0, ["classifier.epochs = 0", "greater than or equal to 1"]),
+        ("classifier.optimizer", "magic", ["classifier.optimizer = 'magic'", "'adam'", "'adamw'", "'sgd'"]),
+        ("viscoin.learning_rate", -1e-3, ["viscoin.learning_rate = -0.001", "greater than 0"]),
+        ("viscoin.dropout", 1, ["viscoin.dropout = 1", "less than 1"]),
+        ("dataset.skip_bad_files", "maybe", ["dataset.skip_bad_files = 'maybe'", "boolean"]),
+        ("dataset.name", None, ["dataset.name = None", "string"]),
+        ("viscoin", 3, ["viscoin = 3"]),
+        ("seed.x", 3, ["'seed.x'", "'seed' is a value, not a section"]),
+    ],
+)
+def test_wrong_types_and_ranges_are_named(key, value, texts):
+    message = refusal("birds", {"seed": 0} | {key: value})
+    for text in texts:
+        assert text in message
+
+
+def test_all_problems_are_listed_at_once():
+    message = refusal("birds", {"classifier.epochs": 0, "gan.kimgs": 3})
+    assert "classifier.epochs = 0" in message and "did you mean 'kimg'?" in message
+
+
+def test_layers_out_of_order():
+    message = refusal("birds", {"viscoin.coarse_layer": 5, "viscoin.mid_layer": 4})
+    assert "viscoin.mid_layer (4)" in message and "viscoin.coarse_layer (5)" in message
+
+
+def test_text_is_read_as_the_type_of_its_key():
+    texts = {
+        "viscoin.steps": "1e3",
+        "viscoin.learning_rate": "1e-4",
+        "viscoin.dropout": "0.25",
+        "classifier.horizontal_flip": "false",
+        "dataset.train": "null",
+        "dataset.test": "12",
+        "dataset.name": "2024",
+    }
+    recipe = load_recipe("birds", texts)
+    assert (recipe.viscoin.steps, recipe.viscoin.learning_rate, recipe.viscoin.dropout) == (1000, 1e-4, 0.25)
+    assert type(recipe.viscoin.steps) is int
+    assert recipe.classifier.horizontal_flip is False
+    assert (recipe.dataset.train, recipe.dataset.test, recipe.dataset.name) == (None, 12, "2024")
+
+
+@pytest.mark.parametrize("name", ["2024-01-31", "[scans", "photos: new", "@home", "#1", "on", "1.5"])
+def test_any_folder_name_is_taken_as_it_is(name):
+    assert load_recipe("birds", {"dataset.name": name}).dataset.name == name
+
+
+def test_override_leaves_the_original_alone():
+    recipe = load_recipe("birds")
+    changed = override_recipe(recipe, {"gan.kimg": 7})
+    assert changed.gan.kimg == 7 != recipe.gan.kimg
+    assert changed.classifier == recipe.classifier
+
+
+def test_sections_may_be_left_empty(tmp_path):
+    (tmp_path / "r.yaml").write_text("dataset:\ngan:\n  kimg: 3\n")
+    assert load_recipe(str(tmp_path / "r.yaml"), {"dataset.seed": 4}) == parse_recipe(
+        {"gan": {"kimg": 3}, "dataset": {"seed": 4}}, "x"
+    )
+    (tmp_path / "r.yaml").write_text("")
+    assert load_recipe(str(tmp_path / "r.yaml")) == Recipe()
+
+
+def test_numbers_in_scientific_notation_in_a_file(tmp_path):
+    (tmp_path / "r.yaml").write_text("classifier: {learning_rate: 1e-4}")  # text, by YAML 1.1
+    assert yaml.safe_load((tmp_path / "r.yaml").read_text())["classifier"]["learning_rate"] == "1e-4"
+    assert load_recipe(str(tmp_path / "r.yaml")).classifier.learning_rate == 1e-4
+
+
+def test_files_that_are_no_recipes(tmp_path):
+    assert "'dogs'" in (message := refusal("dogs")) and "birds" in message
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1, 2")
+    assert str(path) in (message := refusal(str(path))) and "not valid YAML" in message
+    path.write_text("- 1\n- 2\n")
+    assert str(path) in (message := refusal(str(path))) and "sections" in message and "[1, 2]" in message
+
+
+def test_defaults_have_the_type_of_their_key():
+    recipe = Recipe()  # else a recipe would change by going through its own file: 5 -> 5.0
+    assert yaml.safe_load(recipe.to_yaml()) == recipe.model_dump()
+    assert recipe.to_yaml() == parse_recipe(yaml.safe_load(recipe.to_yaml()), "x").to_yaml()

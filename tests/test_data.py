@@ -1,0 +1,235 @@
+"""Datasets hand out images in one format; the batch of a step depends on seed and step alone."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from viscoin.config import DatasetConfig
+from viscoin.datasets import ImageDataset, base, dataset_names, load_dataset, to_images, to_pixels
+from viscoin.datasets.base import cache_folder, cached_pixels
+from viscoin.training.data import StepBatches
+
+SIZE = 8
+
+
+def numbered(n: int) -> ImageDataset:
+    """Item i has label i, a red channel that grows to the right, a green one that grows downwards, and blue i."""
+    ramp = np.arange(SIZE, dtype=np.uint8)
+    pixels = np.zeros((n, SIZE, SIZE, 3), dtype=np.uint8)
+    pixels[..., 0], pixels[..., 1] = ramp[None, None, :], ramp[None, :, None]
+    pixels[..., 2] = np.arange(n)[:, None, None]
+    return ImageDataset("numbered", "train", pixels, np.arange(n), [str(i) for i in range(n)])
+
+
+# --- images and pixels -------------------------------------------------------------------------------------------
+
+
+def test_images_and_pixels_are_inverse():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    images = to_images(pixels)
+    assert images.dtype == torch.float32 and images.shape == (1, 3, 16, 16)
+    assert images.min() == -1 and images.max() == 1
+    assert images[0, 0, 0, 1] == pytest.approx(1 / 127.5 - 1)
+    assert (to_pixels(images) == pixels).all()
+    assert to_pixels(torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1)).tolist() == [[[[0, 128, 255]]]]
+
+
+def test_items_and_batches(tmp_path):
+    np.save(tmp_path / "pixels.npy", numbered(10).pixels)
+    pixels = np.load(tmp_path / "pixels.npy", mmap_mode="r")  # read-only, as real datasets are
+    dataset = ImageDataset("x", "test", pixels, list(range(10)), list("abcdefghij"))
+    assert (len(dataset), dataset.resolution, dataset.split, dataset.has_truth) == (10, SIZE, "test", False)
+    image, label = dataset[7]
+    assert image.shape == (3, SIZE, SIZE) and image.dtype == torch.float32 and type(label) is int and label == 7
+    images, labels = dataset.batch([7, 0, 7])
+    assert images.shape == (3, 3, SIZE, SIZE) and images.dtype == torch.float32 and labels.tolist() == [7, 0, 7]
+    assert torch.equal(images[0], image) and torch.equal(images[2], image)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    expected = torch.from_numpy(pixels[7].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+    with pytest.raises(IndexError):
+        dataset[10]
+
+
+def test_batches_cover_all_or_the_chosen_items():
+    dataset = numbered(10)
+    assert [labels.tolist() for _, labels in dataset.batches(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    chosen = np.array([1, 5, 9])
+    assert [labels.tolist() for _, labels in dataset.batches(2, chosen)] == [[1, 5], [9]]
+    assert torch.equal(next(dataset.batches(2, chosen))[0], dataset.batch([1, 5])[0])
+
+
+def test_unknown_splits_and_names():
+    with pytest.raises(ValueError, match=r"unknown split 'val'; there are train, validation, test"):
+        load_dataset("birds", "val", DatasetConfig())
+    with pytest.raises(ValueError, match=r"unknown dataset 'dogs'; known are .*birds.*folder"):
+        load_dataset("dogs", "train", DatasetConfig())
+    assert "birds" in dataset_names()
+
+
+# --- pixels on disk ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_pixels_are_made_once_and_read_only(cache):
+    calls = []
+
+    def rows():
+        calls.append(1)
+        yield from numbered(5).pixels
+
+    first, second = (cached_pixels("some/key", 5, SIZE, rows, "making") for _ in range(2))
+    assert len(calls) == 1
+    assert (first == numbered(5).pixels).all() and (second == first).all() and first.dtype == np.uint8
+    assert isinstance(first, np.memmap) and not first.flags.writeable
+    assert cache_folder().is_relative_to(cache)
+    assert [path.name for path in cache.rglob("*") if path.is_file()] == ["key.npy"]
+
+
+def test_interrupted_pixels_leave_nothing(cache):
+    def rows():
+        yield numbered(1).pixels[0]
+        assert not list(cache.rglob("key.npy"))  # not there under its name before it is complete
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        cached_pixels("key", 5, SIZE, rows, "making")
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_two_makers_at_once_do_not_disturb_each_other(cache):
+    """One process starts and finishes while another one is in the middle."""
+
+    def slow():
+        for i, row in enumerate(numbered(5).pixels):
+            if i == 3:
+                torch.manual_seed(0)
+                assert (
+                    cached_pixels("key", 5, SIZE, lambda: iter(numbered(5).pixels), "b") == numbered(5).pixels
+                ).all()
+            yield row
+
+    torch.manual_seed(0)
+    assert (cached_pixels("key", 5, SIZE, slow, "a") == numbered(5).pixels).all()
+    assert [path.name for path in cache.rglob("*") if path.is_file()] == ["key.npy"]
+
+
+def test_cache_folder_is_the_users(monkeypatch):
+    monkeypatch.setattr(base, "user_cache_dir", lambda name: f"/somewhere/{name}")
+    assert str(cache_folder()) == "/somewhere/viscoin"
+
+
+# --- batches of steps --------------------------------------------------------------------------------------------
+
+
+def labels_of(batches: StepBatches, steps) -> list[int]:
+    return [int(label) for step in steps for label in batches(step)[1]]
+
+
+def test_each_epoch_sees_every_item_once():
+    batches = StepBatches(numbered(12), 5, seed=3)
+    drawn = labels_of(batches, range(12))  # five epochs of 12; 5 does not divide 12
+    epochs = [drawn[start : start + 12] for start in range(0, 60, 12)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5  # each in another order
+    assert list(range(12)) not in epochs
+
+
+def test_order_depends_on_the_seed():
+    one, same, other = (labels_of(StepBatches(numbered(12), 4, seed), range(6)) for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_batch_does_not_depend_on_history():
+    def fresh():
+        return StepBatches(numbered(12), 5, seed=0, horizontal_flip=True, padding=2)
+
+    walked = fresh()
+    in_order = [walked(step) for step in range(9)]
+    jumping = fresh()
+    for step in (8, 0, 3, 3, 7):
+        for batches in (jumping, fresh()):
+            images, labels = batches(step)
+            assert torch.equal(images, in_order[step][0]) and torch.equal(labels, in_order[step][1])
+
+
+def test_batch_does_not_depend_on_global_random_state():
+    batches = StepBatches(numbered(12), 5, seed=0, horizontal_flip=True, padding=2)
+    before = batches(2)[0]
+    torch.manual_seed(5)
+    np.random.seed(5)
+    state = torch.get_rng_state()
+    assert torch.equal(batches(2)[0], before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_together_see_what_one_sees(world_size):
+    settings = {"seed": 1, "horizontal_flip": True, "padding": 2}
+    alone = StepBatches(numbered(14), 6, **settings)
+    ranks = [StepBatches(numbered(14), 6, rank=rank, world_size=world_size, **settings) for rank in range(world_size)]
+    for step in range(5):
+        images, labels = alone(step)
+        parts = [batches(step) for batches in ranks]
+        assert all(len(part[1]) == 6 // world_size for part in parts)
+        assert torch.equal(torch.stack([part[0] for part in parts], 1).flatten(0, 1), images)
+        assert torch.equal(torch.stack([part[1] for part in parts], 1).flatten(), labels)
+
+
+def test_batch_must_divide_over_processes():
+    with pytest.raises(ValueError, match=r"batch size 5 does not divide over 2 processes"):
+        StepBatches(numbered(8), 5, seed=0, world_size=2)
+
+
+def test_batch_may_be_larger_than_the_dataset():
+    assert sorted(labels_of(StepBatches(numbered(3), 6, seed=0), [0])) == [0, 0, 1, 1, 2, 2]
+
+
+def test_without_augmentation_images_are_those_of_the_dataset():
+    dataset = numbered(12)
+    images, labels = StepBatches(dataset, 5, seed=0)(1)
+    assert torch.equal(images, dataset.batch(labels.numpy())[0])
+
+
+def test_flips_are_drawn_anew_in_each_epoch():
+    dataset = numbered(16)
+    before = dataset.pixels.copy()
+    batches = StepBatches(dataset, 16, seed=0, horizontal_flip=True)
+    flipped = np.zeros((40, 16), dtype=bool)
+    for epoch in range(40):
+        for image, label in zip(*batches(epoch)):
+            original = dataset[int(label)][0]
+            flipped[epoch, label] = not torch.equal(image, original)
+            assert torch.equal(image, original.flip(2) if flipped[epoch, label] else original)
+    assert 0.4 < flipped.mean() < 0.6
+    assert (flipped.any(0) & ~flipped.all(0)).all()  # every image is now flipped, now not
+    assert (dataset.pixels == before).all()
+
+
+def test_crops_are_windows_of_the_reflected_image_and_drawn_anew():
+    dataset = numbered(4)
+    batches = StepBatches(dataset, 4, seed=0, padding=2)
+    corners: dict[int, set[tuple[int, int]]] = {i: set() for i in range(4)}
+    for epoch in range(60):
+        for image, label in zip(*batches(epoch)):
+            padded = torch.nn.functional.pad(dataset[int(label)][0][None], [2] * 4, mode="reflect")[0]
+            windows = {(y, x): padded[:, y : y + SIZE, x : x + SIZE] for y in range(5) for x in range(5)}
+            found = [corner for corner, window in windows.items() if torch.equal(window, image)]
+            assert len(found) == 1
+            corners[int(label)].add(found[0])
+    assert all(len(seen) > 15 for seen in corners.values())
+    assert {y for seen in corners.values() for y, _ in seen} == set(range(5))
+    assert {x for seen in corners.values() for _, x in seen} == set(range(5))
+
+
+def test_progress_of_small_caches_is_quiet(cache, capfd, caplog):
+    with caplog.at_level(logging.DEBUG, "viscoin"):
+        cached_pixels("key", 5, SIZE, lambda: iter(numbered(5).pixels), "making")
+    assert capfd.readouterr().err == "" and caplog.text == ""  # no bar where no terminal is

@@ -1,0 +1,204 @@
+"""Run folders: made, found again, resumed or refused; their files are whole or absent."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from viscoin.config import load_recipe
+from viscoin.runs import Run, atomic_path, flatten, newest_run, read_metrics
+
+RECIPE = load_recipe("birds", {"dataset.train": 8})
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(kind: str, name: str, created: str, recipe=RECIPE) -> Run:
+    """A run in runs/<name> that says it was made at that time."""
+    run = Run.create(kind, recipe, Path("runs") / name)
+    run.recipe_path.write_text(run.recipe_path.read_text().replace(run.header["created"], created))
+    return run
+
+
+def test_new_run_is_a_folder_with_its_recipe():
+    run = Run.create("gan", RECIPE)
+    assert run.path.parent == Path("runs") and run.path.name.startswith("birds-gan-")
+    assert (run.kind, run.recipe) == ("gan", RECIPE)
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "figures", "recipe.yaml"]
+
+
+def test_run_of_a_folder_dataset_is_named_after_the_folder():
+    run = Run.create("classifier", load_recipe("birds", {"dataset.name": "some/where/scans"}))
+    assert run.path.name.startswith("scans-classifier-")
+
+
+def test_folder_with_a_run_is_refused_and_kept():
+    run = Run.create("gan", RECIPE, Path("out"))
+    before = run.recipe_path.read_bytes()
+    with pytest.raises(ValueError, match=r"--out out: .*--resume"):
+        Run.create("gan", load_recipe("birds"), Path("out"))
+    assert run.recipe_path.read_bytes() == before
+
+
+def test_folder_that_cannot_be_made(here):
+    (here / "file").touch()
+    with pytest.raises(ValueError, match=r"--out file/run: .*choose another folder"):
+        Run.create("gan", RECIPE, Path("file/run"))
+
+
+def test_resume_opens_the_run():
+    run = Run.create("gan", RECIPE, Path("out"))
+    created = run.header["created"]
+    again = Run.create("gan", RECIPE, Path("out"), resume=True)
+    assert again.path == run.path and again.header["created"] == created
+
+
+def test_resume_without_folder_takes_the_newest():
+    made("gan", "a", "2024-05-02T10:00:00")
+    made("gan", "b", "2024-05-03T10:00:00")
+    made("gan", "c", "2024-05-01T10:00:00")
+    assert Run.create("gan", RECIPE, resume=True).path == Path("runs/b")
+
+
+def test_resume_of_nothing():
+    with pytest.raises(ValueError, match=r"--resume: no gan run of 'birds'"):
+        Run.create("gan", RECIPE, resume=True)
+    with pytest.raises(ValueError, match=r"--resume: .*nowhere"):
+        Run.create("gan", RECIPE, Path("nowhere"), resume=True)
+
+
+def test_resume_of_another_kind():
+    Run.create("gan", RECIPE, Path("out"))
+    with pytest.raises(ValueError, match=r"--resume: out is a gan run, not a classifier run"):
+        Run.create("classifier", RECIPE, Path("out"), resume=True)
+
+
+def test_resume_with_another_recipe_says_what_differs():
+    run = Run.create("gan", RECIPE, Path("out"))
+    before = run.recipe_path.read_bytes()
+    other = load_recipe("birds", {"dataset.train": 9, "gan.r1_gamma": 5, "seed": 3})
+    with pytest.raises(ValueError) as caught:
+        Run.create("gan", other, Path("out"), resume=True)
+    for text in ("dataset.train: 8 -> 9", f"gan.r1_gamma: {RECIPE.gan.r1_gamma} -> 5.0", "seed: 0 -> 3"):
+        assert text in str(caught.value)
+    assert run.recipe_path.read_bytes() == before
+
+
+def test_resume_does_not_mind_other_sections_nor_another_length():
+    run = Run.create("gan", RECIPE, Path("out"))
+    longer = load_recipe("birds", {"dataset.train": 8, "classifier.epochs": 99, "gan.kimg": 999})
+    assert Run.create("gan", longer, Path("out"), resume=True).recipe.gan.kimg == 999
+    assert run.recipe.classifier.epochs == 99
+
+
+def test_newest_run_of_kind_and_dataset():
+    made("gan", "a", "2024-05-01T10:00:00")
+    made("classifier", "b", "2024-05-02T10:00:00")
+    made("gan", "c", "2024-05-03T10:00:00", load_recipe("birds", {"dataset.name": "scans"}))
+    assert newest_run("gan", "birds").path == Path("runs/a")
+    assert newest_run("gan", "scans").path == Path("runs/c")
+    assert newest_run("viscoin", "birds") is None
+
+
+def test_newest_finished_run_has_a_model():
+    made("gan", "a", "2024-05-01T10:00:00").model_path.touch()
+    made("gan", "b", "2024-05-02T10:00:00")
+    assert newest_run("gan", "birds").path == Path("runs/b")
+    assert newest_run("gan", "birds", finished=True).path == Path("runs/a")
+
+
+@pytest.mark.parametrize("text", ["kind: gan", "just text", "a: [1,", "", "kind: gan\nrecipe: {dataset: 3}"])
+def test_newest_run_passes_over_broken_recipes(text):
+    made("gan", "a", "2024-05-01T10:00:00")
+    Path("runs/b").mkdir()
+    Path("runs/b/recipe.yaml").write_text(text)
+    assert newest_run("gan", "birds").path == Path("runs/a")
+
+
+def test_metrics_are_appended_as_lines():
+    run = Run.create("gan", RECIPE, Path("out"))
+    run.log(1, {"train.l1": 0.5})
+    run.log(2, {"train.l1": 0.25, "train.l2": 1.0})
+    lines = read_metrics(run.metrics_path)
+    assert [(line["step"], line["train.l1"]) for line in lines] == [(1, 0.5), (2, 0.25)]
+    assert all(line["time"] > 1.7e9 for line in lines)
+
+
+def test_read_metrics_leaves_broken_lines_out(here):
+    text = '{"step": 1, "a": 2}\n[1]\nnonsense\n\n{"a": 3}\n{"step": 2}\n{"step": 3, "a"'
+    (here / "m.jsonl").write_text(text)
+    assert read_metrics(here / "m.jsonl") == [{"step": 1, "a": 2}, {"step": 2}]
+
+
+def test_truncate_metrics_drops_later_and_broken_lines():
+    run = Run.create("gan", RECIPE, Path("out"))
+    run.truncate_metrics(3)  # nothing there yet
+    assert not run.metrics_path.exists()
+    for step in range(1, 6):
+        run.log(step, {"a": step})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 2, "a')
+    kept = read_metrics(run.metrics_path)[:3]
+    run.truncate_metrics(3)
+    assert [json.loads(line) for line in run.metrics_path.read_text().splitlines()] == kept
+    run.log(4, {"a": 0})
+    assert [line["step"] for line in read_metrics(run.metrics_path)] == [1, 2, 3, 4]
+
+
+def test_checkpoint_comes_back():
+    run = Run.create("gan", RECIPE, Path("out"))
+    assert run.load_checkpoint("last") is None
+    run.save_checkpoint("last", {"step": 3, "best": None, "task": {"w": torch.arange(3.0)}})
+    state = run.load_checkpoint("last")
+    assert state["step"] == 3 and state["best"] is None
+    assert torch.equal(state["task"]["w"], torch.arange(3.0))
+    assert os.listdir(run.checkpoints) == ["last.pt"]
+
+
+def test_damaged_checkpoint_is_named():
+    run = Run.create("gan", RECIPE, Path("out"))
+    run.save_checkpoint("last", {"step": 3, "task": {"w": torch.zeros(1000)}})
+    path = run.checkpoints / "last.pt"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"out/checkpoints/last\.pt is damaged .* remove it"):
+        run.load_checkpoint("last")
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_old_one():
+    run = Run.create("gan", RECIPE, Path("out"))
+    run.save_checkpoint("last", {"step": 3})
+    with pytest.raises((TypeError, AttributeError)):
+        run.save_checkpoint("last", {"step": 4, "cannot be pickled": lambda: None})
+    assert run.load_checkpoint("last") == {"step": 3}
+    assert os.listdir(run.checkpoints) == ["last.pt"]
+
+
+def test_atomic_path_replaces_only_when_all_went_well(here):
+    path = here / "file.txt"
+    path.write_text("old")
+    with atomic_path(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    with pytest.raises(RuntimeError), atomic_path(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "new"
+    assert os.listdir(here) == ["file.txt"]
+
+
+def test_atomic_paths_of_two_writers_differ(here):
+    with atomic_path(here / "a") as one, atomic_path(here / "a") as other:
+        assert one != other
+        one.touch()
+        other.touch()
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}

@@ -1,7 +1,5 @@
 """Batches that depend on (seed, step) alone, augmentation included."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,11 +51,6 @@ class StepBatches:
         if self.padding:
             images = _crop(images, draws[:, 1:], self.padding)
         return images, labels
-
-    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield self(step)
-            step += 1
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(int(position), len(self.dataset))

@@ -34,6 +34,10 @@ def models(cache, tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"))
 
 
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
 def pictures(folder: Path) -> list[str]:
     """Names of the figures in a folder; each must open as a picture."""
     paths = sorted(folder.glob("*.png"))
@@ -153,6 +157,10 @@ def test_whole_pipeline(here, monkeypatch):
     options = ["--viscoin-pickle-path", path.parent, "--concept-top-k", 2, "--out", "amplified"]
     assert pictures(here / "amplified") == [] and Answer("amplify", *options).went_well()
     assert pictures(here / "amplified") == ["amplification"]
+    # Without --dataset a model is tested on the images that it was made for; a folder has no attributes.
+    Answer("test", "viscoin", "--checkpoints", path.parent, "--out", "tested").went_well()
+    assert results(here / "tested")["dataset"] == str(data)
+    assert "attributes" not in results(here / "tested") and "attributes" not in pictures(here / "tested")
 
 
 def test_options_reach_the_recipe(here):
@@ -184,10 +192,6 @@ def test_folders_are_used_whole(here):
 
 
 # --- testing -----------------------------------------------------------------------------------------------------
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
 
 
 def test_test_classifier(here, models):

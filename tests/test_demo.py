@@ -1,7 +1,10 @@
 """The demo: on tiny models here, on the shipped ones in the slow test."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +15,35 @@ from viscoin import demo
 from viscoin.models.files import ASSETS
 
 # The figures that the report must hold for the shipped models (dotted), and for the fresh ones.
-KEYS = """classifier.accuracy ensemble.accuracy ensemble.agreement ensemble.accuracy_on_reconstructions
-reconstruction.l1 reconstruction.mse reconstruction.perceptual reconstruction.fid gan.fid
-faithfulness.0,1.relevant faithfulness.0,1.random faithfulness.0,2.relevant faithfulness.0,2.random
-faithfulness.0,4.relevant faithfulness.0,4.random attributes.mean_auroc attributes.mean_auroc_untrained
-seconds.total fresh.ensemble.accuracy fresh.ensemble.agreement fresh.ensemble.accuracy_on_reconstructions
-fresh.reconstruction.l1 fresh.reconstruction.mse fresh.reconstruction.perceptual fresh.reconstruction.fid""".split()
+KEYS = [
+    "classifier.accuracy",
+    "ensemble.accuracy",
+    "ensemble.agreement",
+    "ensemble.accuracy_on_reconstructions",
+    "reconstruction.l1",
+    "reconstruction.mse",
+    "reconstruction.perceptual",
+    "reconstruction.fid",
+    "gan.fid",
+    "faithfulness.0,1.relevant",
+    "faithfulness.0,1.random",
+    "faithfulness.0,2.relevant",
+    "faithfulness.0,2.random",
+    "faithfulness.0,4.relevant",
+    "faithfulness.0,4.random",
+    "attributes.mean_auroc",
+    "attributes.mean_auroc_untrained",
+    "seconds.total",
+    "fresh.ensemble.accuracy",
+    "fresh.ensemble.agreement",
+    "fresh.ensemble.accuracy_on_reconstructions",
+    "fresh.reconstruction.l1",
+    "fresh.reconstruction.mse",
+    "fresh.reconstruction.perceptual",
+    "fresh.reconstruction.fid",
+]
+shipped = pytest.mark.skipif(not (ASSETS / "birds" / "viscoin.safetensors").is_file(), reason="no models are shipped")
+VOID = {"meta", "img", "path", "rect", "br"}  # tags without an end
 TINY = demo.Size(test=30, faithfulness=10, steps=6, changes=SETTINGS)
 
 
@@ -39,8 +65,6 @@ def assets(cache, tmp_path_factory, monkeypatch):
 class Page(HTMLParser):
     """Tags left open, sources of pictures, targets and anchors of links, and plain text."""
 
-    VOID = {"meta", "img", "path", "rect", "br"}
-
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open, self.sources, self.links, self.ids, self.text = [], [], [], [], ""
@@ -48,7 +72,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
-        if tag not in self.VOID:
+        if tag not in VOID:
             self.open.append(tag)
         self.sources += [values["src"]] if "src" in values else []
         self.links += [values["href"]] if "href" in values else []
@@ -56,7 +80,7 @@ class Page(HTMLParser):
         assert tag != "img" or values["alt"]
 
     def handle_endtag(self, tag):
-        if tag not in self.VOID:
+        if tag not in VOID:
             assert self.open.pop() == tag
 
     def handle_data(self, data):
@@ -121,7 +145,7 @@ def test_demo_without_shipped_models(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (ASSETS / "birds" / "viscoin.safetensors").is_file(), reason="models are not shipped yet")
+@shipped
 def test_quick_demo_with_the_shipped_models(tmp_path):
     Answer("demo", "--quick", "--out", tmp_path).went_well()
     report = check_report(tmp_path)
@@ -131,3 +155,16 @@ def test_quick_demo_with_the_shipped_models(tmp_path):
     relevant, random = (report["faithfulness"]["0.2"][name] for name in ("relevant", "random"))
     assert relevant >= 5 * random and relevant > 0
     assert report["attributes"]["mean_auroc"] >= report["attributes"]["mean_auroc_untrained"] + 0.05
+
+
+@pytest.mark.slow
+@shipped
+def test_example_runs(tmp_path):
+    script = Path(__file__).parents[1] / "example.py"
+    assert len(script.read_text().splitlines()) < 80
+    environment = os.environ | {"PYTHONPATH": str(script.parent)}
+    process = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "shipped ensemble" in process.stdout
+    for name in ("birds.png", "amplification.png", "heatmaps.png"):
+        assert (tmp_path / "runs" / "example" / name).is_file()

@@ -61,7 +61,7 @@ class Size:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-FULL = Size(test=2000, faithfulness=1000, steps=1500)
+FULL = Size(test=2000, faithfulness=1000, steps=1200)
 QUICK = Size(
     test=300,
     faithfulness=150,
@@ -261,7 +261,7 @@ def _train(
 def _test_fresh(models: Models, trial: Trial, from_scratch: bool) -> dict[str, Any]:
     size, seed, device = trial.size, trial.seed, trial.device
     result = test_ensemble(
-        models.ensemble, trial.test, device, seed=seed, limit=size.test, faithfulness_limit=size.faithfulness
+        models.ensemble, trial.test, device, seed=seed, limit=size.test, faithfulness_limit=size.faithfulness // 4
     )
     numbers = result.to_dict()
     _say_ensemble(numbers)

@@ -26,7 +26,7 @@ OUT = Path("runs/example")
 
 def main() -> None:
     # The data: drawn birds. Images are float32 in [-1, 1]; everything about them is known.
-    short = {"dataset.train": 2000, "dataset.validation": 200, "viscoin.steps": 100, "viscoin.evaluate_every": 50}
+    short = {"dataset.train": 2000, "dataset.validation": 200, "viscoin.steps": 150, "viscoin.warmup_steps": 15}
     recipe = load_recipe("birds", short)
     birds = load_dataset("birds", "test", recipe.dataset)
     images, labels = birds.batch(range(8))

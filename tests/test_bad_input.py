@@ -24,8 +24,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Every test works in an empty folder, where runs/ would appear."""
+    """Every test works in an empty folder, where runs/ would appear, and without shipped models."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("viscoin.models.files.ASSETS", tmp_path / "assets")
     return tmp_path
 
 

@@ -26,6 +26,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("viscoin.models.files.ASSETS", tmp_path / "assets")
     return tmp_path
 
 
@@ -168,6 +169,20 @@ def test_options_reach_the_recipe(here):
     Answer("train", "classifier", *set_options(), *options, "--out", "run").went_well()
     recipe = Run(here / "run").recipe.classifier
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.label_smoothing) == (2, 8, 1e-4, 0.1)
+
+
+def test_generators_do_without_a_classifier_that_does_not_fit(here, models):
+    """The shipped f of another resolution is no mistake of somebody who named none; a named one is."""
+    write_models(here / "assets" / "birds")
+    options = [*set_options(), "--set", "dataset.resolution=16"]
+    Answer("train", "gan", *options, "--out", "run").went_well()
+    Answer("train", "gan", *options, "--classifier", models["classifier"]).refused("--classifier", "32 px", "16 px")
+
+
+def test_shipped_models_are_used_where_nothing_was_trained(here, models):
+    shipped = write_models(here / "assets" / "birds")
+    Answer("test", "classifier", "--out", "out").went_well()
+    assert results(here / "out")["model"] == str(shipped["classifier"])
 
 
 def test_epochs_of_the_ensemble_are_steps(here, models):

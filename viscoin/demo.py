@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Models:
     def load(cls, paths: Mapping[str, Path]) -> "Models":
         """From one model file of each kind."""
         loaded = {kind: load_model(paths[kind], kind) for kind in KINDS}
-        f, generator, ensemble = (cast(Any, loaded[kind].model) for kind in KINDS)
+        f, generator, ensemble = (loaded[kind].model for kind in KINDS)
         return cls(f, generator, ensemble, Recipe.model_validate(loaded["viscoin"].recipe))
 
 
@@ -250,11 +250,11 @@ def _train(
     paths = dict(shipped)
     if from_scratch:
         paths["classifier"] = train_classifier(recipe, Run.create("classifier", recipe, out / "classifier"), device)
-        f = cast(Classifier, load_model(paths["classifier"]).model)
+        f = load_model(paths["classifier"]).model
         paths["gan"] = train_gan(recipe, Run.create("gan", recipe, out / "gan"), f, device)
     run = Run.create("viscoin", recipe, out / "viscoin")
     logger.info("see it learn: %s/reconstructions-*.png", run.figures)
-    f, generator = (cast(Any, load_model(paths[kind]).model) for kind in ("classifier", "gan"))
+    f, generator = (load_model(paths[kind]).model for kind in ("classifier", "gan"))
     return run, paths | {"viscoin": train_viscoin(recipe, run, f, generator, device)}
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -121,6 +121,8 @@ def resolve_recipe(
         if run is None or not run.recipe_path.is_file():
             place = out or f"runs/ for dataset {dataset or DEFAULT_DATASET!r}"
             raise ValueError(f"--resume: there is no {kind} run in {place}; start one without --resume")
+        if run.kind != kind:
+            raise ValueError(f"--resume: {run.path} is a {run.kind} run, not a {kind} run")
         if recipe is None:
             return override_recipe(run.recipe, overrides)
     resolved = load_recipe(recipe or (dataset if dataset in recipe_names() else DEFAULT_DATASET), overrides)
@@ -241,15 +243,13 @@ def trained_parts(classifier: Path | None, gan: Path | None, recipe: "Recipe") -
 
 
 def optional_classifier(value: Path | None, recipe: "Recipe") -> "Classifier | None":
-    """f for the warm start of G: the given one, else the newest or shipped one, else none."""
-    from viscoin.models.files import find_model
-
-    if value is None:
-        try:
-            find_model("classifier", None, recipe.dataset.name)
-        except ValueError:
-            return None
-    return cast("Classifier", load_classifier(value, recipe.dataset).model)
+    """f for the warm start of G: the given one, else the newest or shipped one if it takes such images, else none."""
+    try:
+        return load_classifier(value, recipe.dataset).model
+    except ValueError:
+        if value is not None:
+            raise
+        return None
 
 
 def load_classifier(value: Path | None, dataset: "DatasetConfig") -> "LoadedModel":

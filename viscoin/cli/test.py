@@ -1,7 +1,7 @@
 """`test classifier|viscoin|gan`: measure trained models on test images."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -99,9 +99,7 @@ def gan(
     from viscoin.testing.gan import test_gan
 
     with common.results_folder("test-gan", trial.images.name, out) as results:
-        result = test_gan(
-            trial.model, cast(Any, f.model), trial.images, len(trial.images), seed, trial.device, batch_size
-        )
+        result = test_gan(trial.model, f.model, trial.images, len(trial.images), seed, trial.device, batch_size)
         common.print_table(f"generator {trial.path} on {trial.images.name}", result.to_dict())
         results.numbers(trial, {**result.to_dict(), "classifier": str(f.path)})
         results.figures({"samples": draw_samples(trial.model, trial.images, 3 * SHOWN, seed)}, show)

@@ -113,4 +113,4 @@ def viscoin(
 
     f, g = common.trained_parts(classifier, gan, resolved)
     with common.training_run("viscoin", resolved, out, resume) as run:
-        typer.echo(train_viscoin(resolved, run, f.model, g.model, device, precision))  # type: ignore[arg-type]
+        typer.echo(train_viscoin(resolved, run, f.model, g.model, device, precision))

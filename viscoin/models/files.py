@@ -26,7 +26,7 @@ ASSETS = Path(__file__).parents[2] / "assets"
 class LoadedModel:
     """A rebuilt model in eval mode, and what its file says of it."""
 
-    model: nn.Module
+    model: Any  # Classifier, Generator or VisCoIN, as `kind` says
     kind: str
     metadata: Mapping[str, Any]
     path: Path

@@ -1,0 +1,358 @@
+"""Training steps of the generator on 16 px images: warm start, adversarial terms, lazy regularisers, average, state."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stylegan2_ada.networks import Discriminator, Generator
+from stylegan2_ada.training import GanSettings, GanTrainer, energy_distance
+
+SIZE, BATCH = 16, 8
+
+
+def colours(seed: int = 0, n: int = BATCH) -> Tensor:
+    """Images (n, 3, 16, 16) in [-1, 1]: a random colour above, another below."""
+    draws = torch.rand(n, 3, 2, 1, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return draws.repeat_interleave(SIZE // 2, 2).expand(-1, -1, -1, SIZE).contiguous()
+
+
+class Encoder(nn.Module):
+    """Mean colours of the two halves -> styles."""
+
+    def __init__(self, w_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, w_dim))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(nn.functional.avg_pool2d(images, (SIZE // 2, SIZE)).flatten(1))
+
+
+def make(encoder: bool = True, **settings) -> GanTrainer:
+    torch.manual_seed(0)
+    generator = Generator(
+        z_dim=8,
+        c_dim=0,
+        w_dim=8,
+        img_resolution=SIZE,
+        img_channels=3,
+        mapping_kwargs={"num_layers": 2},
+        synthesis_kwargs={"channel_base": 128, "channel_max": 8},
+    )
+    discriminator = Discriminator(c_dim=0, img_resolution=SIZE, img_channels=3, channel_base=128, channel_max=8)
+    extra = {key: settings.pop(key) for key in ("check", "backward", "perceptual_distance") if key in settings}
+    extra["perceptual"] = extra.pop("perceptual_distance", None)
+    chosen = GanSettings(**{"batch_size": BATCH, "path_length_weight": 0.0, "r1_gamma": 0.0} | settings)
+    return GanTrainer(generator, discriminator, chosen, Encoder(8) if encoder else None, **extra)
+
+
+def steps(trainer: GanTrainer, numbers) -> list[dict[str, Tensor]]:
+    """Terms of steps with these numbers; the draws of a step depend on its number alone."""
+    terms = []
+    for number in numbers:
+        torch.manual_seed(number)
+        terms.append(trainer.step(colours(number), number))
+    return terms
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in module.state_dict().values()]
+
+
+def changed(module: nn.Module, before: list[Tensor]) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(module.state_dict().values(), before, strict=True))
+
+
+# --- energy distance ---------------------------------------------------------------------------------------------
+
+
+def test_energy_distance_by_hand():
+    """x 0, 2 and y 1, 5: between 1, 5, 1, 3 on average 2.5; within x 2, within y 4."""
+    x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+    assert energy_distance(x, y) == pytest.approx(2 * 2.5 - 2 - 4, abs=5e-3)
+    assert energy_distance(3 * x, 3 * y) == pytest.approx(3 * -1, abs=1e-2)  # a length, not a square
+
+
+def test_energy_distance_of_samples():
+    x, same, other = (torch.randn(1000, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    zero = float(energy_distance(x, same))
+    assert abs(zero) < 0.02
+    shifted = [float(energy_distance(x, other + shift)) for shift in (0.5, 1.0, 2.0)]
+    assert 0.1 < shifted[0] < shifted[1] < shifted[2]
+    assert energy_distance(x, 2 * other) > 0.1  # another spread
+    assert energy_distance(x[:300], other + 1) == pytest.approx(shifted[1], rel=0.1)  # sizes may differ
+
+
+def test_energy_distance_has_a_slope_where_points_coincide():
+    x = torch.zeros(4, 3, requires_grad=True)
+    energy_distance(x, torch.zeros(5, 3)).backward()
+    assert torch.isfinite(x.grad).all()
+    y = torch.randn(6, 3)
+    x = y.clone().requires_grad_()
+    energy_distance(x, y).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_energy_distance_pulls_samples_together():
+    x = torch.full((64, 2), 3.0).add(torch.randn(64, 2)).requires_grad_()
+    y = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD([x], 10.0)
+    start = float(energy_distance(x, y).detach())
+    for _ in range(60):
+        optimizer.zero_grad()
+        energy_distance(x, y).backward()
+        optimizer.step()
+    assert energy_distance(x, y).item() < 0.1 * start
+
+
+def test_energy_distance_is_exact_under_autocast():
+    x, y = torch.randn(50, 8), torch.randn(50, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = energy_distance(x, y)
+    assert inside.dtype == torch.float32 and torch.equal(inside, energy_distance(x, y))
+
+
+# --- warm start --------------------------------------------------------------------------------------------------
+
+
+def test_warm_start_learns_to_reconstruct():
+    trainer = make(warm_start_steps=80, warm_start_learning_rate=1e-2)
+    terms = steps(trainer, range(80))
+    assert set(terms[0]) == {"l1", "l2", "latent", "latent_match"}
+    first, last = (sum(float(term["l1"] + term["l2"]) for term in part) / 5 for part in (terms[:5], terms[-5:]))
+    assert last < 0.6 * first
+    held_out = colours(1000)
+    with torch.no_grad():
+        w = trainer.encoder(held_out)
+        rebuilt = trainer.ema.synthesis(trainer._broadcast(w), noise_mode="const")
+    assert (rebuilt - held_out).abs().mean() < 0.8 * held_out.abs().mean()
+
+
+def test_warm_start_trains_encoder_synthesis_and_mapping_but_not_the_discriminator():
+    trainer = make(warm_start_steps=5)
+    parts = [trainer.encoder, trainer.generator.synthesis, trainer.generator.mapping, trainer.ema]
+    before, discriminator = [weights(part) for part in parts], weights(trainer.discriminator)
+    steps(trainer, range(2))
+    assert all(changed(part, old) for part, old in zip(parts, before))
+    assert not changed(trainer.discriminator, discriminator)
+
+
+def test_warm_start_brings_the_mapping_to_the_styles_of_images():
+    trainer = make(warm_start_steps=80, warm_start_learning_rate=1e-2)
+    steps(trainer, range(80))
+    with torch.no_grad():
+        images = torch.cat([colours(seed) for seed in range(100, 116)])
+        styles = trainer.encoder(images)
+        z = torch.randn(128, 8, generator=torch.Generator().manual_seed(1))
+        trained, fresh = trainer.generator.mapping(z)[:, 0], make().generator.mapping(z)[:, 0]
+    assert energy_distance(trained, styles) < 0.5 * energy_distance(fresh, styles)
+    assert len(trainer.memory) == 80 * BATCH
+
+
+def test_memory_of_styles_is_bounded_and_holds_the_newest():
+    trainer = make(warm_start_steps=5, latent_memory=20)
+    steps(trainer, range(3))
+    assert trainer.memory.shape == (20, 8)
+    trainer.memory = torch.arange(20.0)[:, None].expand(20, 8)
+    remembered = trainer._remember(torch.full((BATCH, 8), -1.0))
+    assert remembered[:, 0].tolist() == [-1.0] * BATCH + list(range(12))
+
+
+def test_rate_of_the_warm_start_falls_to_a_tenth():
+    trainer = make(warm_start_steps=100, warm_start_learning_rate=1e-2)
+    rates = []
+    for step in (0, 50, 100 - 1):
+        steps(trainer, [step])
+        rates.append([group["lr"] for group in trainer.warm_optimizer.param_groups])
+    assert rates[0] == pytest.approx([1e-2, 50 * 1e-2])
+    assert rates[1] == pytest.approx([0.55e-2, 50 * 0.55e-2])
+    assert rates[2] == pytest.approx([0.1e-2, 50 * 0.1e-2], rel=0.01)
+
+
+def test_perceptual_distance_counts_with_its_weight():
+    calls = []
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        calls.append((a.shape, b.shape))
+        return (a - b).abs().mean((1, 2, 3)) + 3
+
+    terms = steps(make(warm_start_steps=2, perceptual=0.5, perceptual_distance=distance), [0])[0]
+    assert calls == [((BATCH, 3, SIZE, SIZE),) * 2]
+    assert terms["perceptual"] == pytest.approx(0.5 * (3 + float(terms["l1"])), rel=1e-5)
+    assert "perceptual" not in steps(make(warm_start_steps=2, perceptual=0.0, perceptual_distance=distance), [0])[0]
+
+
+@pytest.mark.parametrize("settings", [{"warm_start_steps": 1}, {"reconstruction": 0.5}])
+def test_reconstruction_without_encoder_is_refused(settings):
+    with pytest.raises(ValueError, match="needs an encoder"):
+        make(encoder=False, **settings)
+    make(encoder=False)
+
+
+# --- adversarial phase -------------------------------------------------------------------------------------------
+
+
+def test_adversarial_step_trains_both_networks():
+    trainer = make(encoder=False)
+    parts = [trainer.generator.mapping, trainer.generator.synthesis, trainer.discriminator, trainer.ema]
+    before = [weights(part) for part in parts]
+    terms = steps(trainer, range(2))[-1]
+    assert set(terms) == {"generator", "discriminator", "real_sign", "fake_sign"}
+    assert all(value.ndim == 0 and torch.isfinite(value) and not value.requires_grad for value in terms.values())
+    assert all(changed(part, old) for part, old in zip(parts, before))
+    assert all(value.requires_grad for value in trainer.discriminator.parameters())
+
+
+def test_adversarial_training_moves_samples_towards_the_images():
+    trainer = make(encoder=False, r1_gamma=0.1, learning_rate=5e-3, ema_kimg=0.05)
+
+    def distance() -> float:
+        """Between mean colours of real and generated halves."""
+        real = torch.cat([colours(seed) for seed in range(500, 516)]) * 0.3 + 0.6
+        z = torch.randn(128, 8, generator=torch.Generator().manual_seed(7))
+        with torch.no_grad():
+            fake = trainer.ema(z, None, noise_mode="const")
+        return float(energy_distance(fake.mean((2, 3)), real.mean((2, 3))))
+
+    start = distance()
+    for number in range(60):
+        torch.manual_seed(number)
+        trainer.step(colours(number) * 0.3 + 0.6, number)  # bright images
+    assert distance() < 0.5 * start
+
+
+def test_lazy_regularisers_act_at_their_intervals():
+    trainer = make(encoder=False, r1_gamma=1.0, r1_interval=4, path_length_weight=2.0, path_length_interval=3)
+    terms = steps(trainer, range(9))
+    assert [step for step, values in enumerate(terms) if "r1" in values] == [0, 4, 8]
+    assert [step for step, values in enumerate(terms) if "path_length" in values] == [0, 3, 6]
+    assert all(torch.isfinite(value) for values in terms for value in values.values())
+    assert trainer.path_length.mean > 0
+
+
+def test_regularisers_are_off_with_zero_weights():
+    terms = steps(make(encoder=False, r1_interval=1, path_length_interval=1), range(2))
+    assert all(not {"r1", "path_length"} & set(values) for values in terms)
+
+
+def test_r1_scales_with_gamma():
+    one, three = (steps(make(encoder=False, r1_gamma=gamma, r1_interval=1), [0])[0]["r1"] for gamma in (1.0, 3.0))
+    assert three == pytest.approx(3 * float(one), rel=1e-4) and one > 0
+
+
+def test_lazy_rates_follow_the_intervals():
+    """StyleGAN2, Appendix B: c = k / (k + 1) on the rate, beta2 to the power c."""
+    trainer = make(encoder=False, learning_rate=2e-3, r1_interval=16, path_length_interval=4)
+    for optimizer, c in ((trainer.discriminator_optimizer, 16 / 17), (trainer.generator_optimizer, 4 / 5)):
+        group = optimizer.param_groups[0]
+        assert group["lr"] == pytest.approx(2e-3 * c)
+        assert group["betas"] == pytest.approx((0.0, 0.99**c))
+
+
+def test_mean_style_follows_the_mapping():
+    """Trap 10: the mean style is what the adapted generator starts from, whatever phase came before."""
+    trainer = make(encoder=False, learning_rate=1e-2)
+    trainer.generator.mapping.w_avg_beta = 0.9
+    steps(trainer, range(30))
+    w_avg = trainer.generator.mapping.w_avg
+    z = torch.randn(2000, 8, generator=torch.Generator().manual_seed(3))
+    mean = trainer.generator.mapping(z)[:, 0].mean(0).detach()
+    assert mean.norm() > 0.05 and (w_avg - mean).norm() < 0.5 * mean.norm()
+    assert torch.equal(trainer.ema.mapping.w_avg, w_avg)
+
+
+def test_reconstruction_goes_on_in_the_adversarial_phase():
+    trainer = make(warm_start_steps=1, reconstruction=0.5)
+    before = weights(trainer.encoder)
+    terms = steps(trainer, [3])[0]
+    assert set(terms) == {"generator", "discriminator", "real_sign", "fake_sign", "l1", "l2", "latent"}
+    assert changed(trainer.encoder, before)
+    doubled = steps(make(warm_start_steps=1, reconstruction=1.0), [3])[0]
+    for key in ("l1", "l2", "latent"):
+        assert doubled[key] == pytest.approx(2 * float(terms[key]), rel=1e-4)
+
+
+def test_without_reconstruction_the_encoder_rests():
+    trainer = make(warm_start_steps=1)
+    steps(trainer, [0])
+    before = weights(trainer.encoder)
+    assert "l1" not in steps(trainer, [1])[0]
+    assert not changed(trainer.encoder, before)
+
+
+# --- average, checks, state --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "ema_kimg", "half_life"), [(10_000, 0.016, 16), (1, 100.0, 0.05 * 2 * BATCH)]
+)  # at the start of a training the half-life is a twentieth of the images seen
+def test_average_has_its_half_life(step, ema_kimg, half_life):
+    trainer = make(encoder=False, ema_kimg=ema_kimg)
+    with torch.no_grad():
+        for value in trainer.ema.parameters():
+            value.add_(1)
+    old = {name: value.clone() for name, value in trainer.ema.named_parameters()}
+    steps(trainer, [step])
+    decay = 0.5 ** (BATCH / half_life)
+    for name, value in trainer.generator.named_parameters():
+        expected = decay * old[name] + (1 - decay) * value
+        torch.testing.assert_close(dict(trainer.ema.named_parameters())[name], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_check_comes_before_the_weights_change(step):
+    seen: list[set[str]] = []
+
+    def refuse(terms) -> None:
+        seen.append(set(terms))
+        raise ValueError("not finite")
+
+    trainer = make(warm_start_steps=3, r1_gamma=1.0, check=refuse)
+    parts = [trainer.generator.synthesis, trainer.encoder, trainer.discriminator, trainer.ema]
+    before = [weights(part) for part in parts]
+    with pytest.raises(ValueError, match="not finite"):
+        steps(trainer, [step])
+    assert not any(changed(part, old) for part, old in zip(parts, before))
+    assert seen == [{"l1", "l2", "latent", "latent_match"} if step == 0 else {"generator"}]
+
+
+def test_all_terms_are_checked():
+    seen: set[str] = set()
+    settings = {"r1_gamma": 1.0, "path_length_weight": 1.0, "warm_start_steps": 1, "reconstruction": 1.0}
+    steps(make(check=lambda terms: seen.update(terms), **settings), [0, 16])
+    expected = {"l1", "l2", "latent", "latent_match", "generator", "discriminator", "r1", "path_length"}
+    assert seen == expected
+
+
+def test_backward_goes_through_the_given_function():
+    calls: list[Callable] = []
+    trainer = make(
+        encoder=False, r1_gamma=1.0, path_length_weight=1.0, backward=lambda loss: calls.append(loss.backward())
+    )
+    steps(trainer, [0])
+    assert len(calls) == 3  # generator, path lengths, discriminator
+
+
+def test_state_is_complete(tmp_path):
+    """A trainer that takes over another's state makes the same next steps, across the change of phase."""
+    settings = {"warm_start_steps": 4, "reconstruction": 0.5, "r1_gamma": 1.0, "r1_interval": 2}
+    settings |= {"path_length_weight": 1.0, "path_length_interval": 2}
+    one = make(**settings)
+    steps(one, range(3))
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    other = make(**settings)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for trainer in (one, other):
+        steps(trainer, range(3, 8))
+    for part in ("generator", "discriminator", "ema", "encoder", "path_length"):
+        for a, b in zip(getattr(one, part).state_dict().values(), getattr(other, part).state_dict().values()):
+            assert torch.equal(a, b), part
+
+
+def test_training_in_bfloat16():
+    trainer = make(warm_start_steps=2, r1_gamma=1.0, r1_interval=1, path_length_weight=1.0, path_length_interval=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = steps(trainer, range(4))
+    assert all(torch.isfinite(value) for values in terms for value in values.values())
+    assert all(value.dtype == torch.float32 for value in trainer.generator.state_dict().values())

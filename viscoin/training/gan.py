@@ -83,7 +83,7 @@ def train_gan(
     results = fit(
         run, task, batches, steps, seed=recipe.seed, evaluate_every=snapshot, device=fabric.device, title="gan",
         on_evaluate=draw,
-    )  # fmt: skip
+    ) or task.evaluate(steps)[0]  # fmt: skip
     scores = {f"validation.{key}": value for key, value in results.items()}
     return save_model(
         run.model_path, task.trainer.ema, "gan", recipe=recipe, class_names=dataset.class_names, scores=scores

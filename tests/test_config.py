@@ -139,3 +139,11 @@ def test_defaults_have_the_type_of_their_key():
     recipe = Recipe()  # else a recipe would change by going through its own file: 5 -> 5.0
     assert yaml.safe_load(recipe.to_yaml()) == recipe.model_dump()
     assert recipe.to_yaml() == parse_recipe(yaml.safe_load(recipe.to_yaml()), "x").to_yaml()
+
+
+def test_recipe_starts_from_its_base(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: birds\nviscoin:\n  n_concepts: 8\n")
+    birds, mine = load_recipe("birds"), load_recipe(str(path))
+    assert mine.viscoin == birds.viscoin.model_copy(update={"n_concepts": 8})
+    assert (mine.gan, mine.classifier, mine.dataset) == (birds.gan, birds.classifier, birds.dataset)

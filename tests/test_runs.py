@@ -35,7 +35,7 @@ def test_new_run_is_a_folder_with_its_recipe():
 
 def test_run_of_a_folder_dataset_is_named_after_the_folder():
     run = Run.create("classifier", load_recipe("birds", {"dataset.name": "some/where/scans"}))
-    assert run.path.name.startswith("scans-classifier-")
+    assert run.path.parent == Path("runs") and run.path.name.startswith("scans-classifier-")
 
 
 def test_folder_with_a_run_is_refused_and_kept():

@@ -133,7 +133,8 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
     """Read a recipe and apply overrides.
 
     Args:
-        name_or_path: name of a shipped recipe, or path of a YAML file.
+        name_or_path: name of a shipped recipe, or path of a YAML file. A file may say `base: NAME` to start from
+            another recipe; what neither says has the default of this module.
         overrides: dotted key -> value (`{"viscoin.steps": 500}`); text is read as the key's type, "null" as None.
 
     Raises:
@@ -153,7 +154,18 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not {values!r:.60}")
     filled = {key: value for key, value in values.items() if value is not None}
+    if base := filled.pop("base", None):
+        filled = _merge(load_recipe(str(base)).model_dump(), filled)
     return _override(filled, overrides or {}, str(path))
+
+
+def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `values`, section by section."""
+    merged = dict(base)
+    for key, value in values.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

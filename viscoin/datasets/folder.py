@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,14 @@ def load_folder(root: Path, split: str, config: DatasetConfig) -> ImageDataset:
         ValueError: no or one class, an empty class, or files that are no images (unless `config.skip_bad_files`).
     """
     files, names = _list_split(root, split, config.seed)
-    files = _check(files, names, root, config.skip_bad_files)
+    bad = _bad_files(root, names, config.skip_bad_files)
+    files = [item for item in files if item[0] not in bad]
     for index, empty in enumerate(names):
         if not any(label == index for _, label in files):
+            where = root / split / empty if (root / split).is_dir() else root / empty
             raise ValueError(
-                f"class {empty!r} of {root} has no readable images in split {split!r}; add images to "
-                f"{root / split / empty if (root / split).is_dir() else root / empty} or remove the class"
+                f"class {empty!r} of {root} has no readable images left for split {split!r}; add images to {where} "
+                "(an automatic split needs at least three a class) or remove the class"
             )
     name = root.resolve().name
     limit = getattr(config, split)
@@ -43,7 +46,8 @@ def load_folder(root: Path, split: str, config: DatasetConfig) -> ImageDataset:
         files = [files[i] for i in sorted(order)]
     small = sum(min(_size(path)) < config.resolution for path, _ in files)
     if small:
-        logger.warning("%d of %d images are smaller than %d px and are enlarged", small, len(files), config.resolution)
+        counts = f"{small} of {len(files)} images are smaller than {config.resolution} px"
+        _warn_once(f"{root} ({split}): {counts} and are enlarged")
     pixels = cached_pixels(
         f"folder/{_fingerprint(files, config.resolution)}",
         len(files),
@@ -127,8 +131,11 @@ def _stratified(
     return kept
 
 
-def _check(files: list[tuple[Path, int]], names: list[str], root: Path, skip: bool) -> list[tuple[Path, int]]:
-    bad = {path: reason for (path, _), reason in zip(files, _defects(files)) if reason}
+def _bad_files(root: Path, names: list[str], skip: bool) -> set[Path]:
+    """Files of any split that cannot be used: better known before the training than at its test."""
+    parts = [root / split for split in SPLITS if (root / split).is_dir()] if (root / "train").is_dir() else [root]
+    files = [item for part in parts for item in _images(part, names)]
+    bad = {path: reason for (path, _), reason in zip(files, _defects(files), strict=True) if reason}
     if bad and not skip:
         listed = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:5])
         raise ValueError(
@@ -136,8 +143,13 @@ def _check(files: list[tuple[Path, int]], names: list[str], root: Path, skip: bo
             f"{' …' if len(bad) > 5 else ''}. Repair or remove them, or pass --skip-bad-files"
         )
     if bad:
-        logger.warning("left out %d of %d files that cannot be used (first: %s)", len(bad), len(files), next(iter(bad)))
-    return [item for item in files if item[0] not in bad]
+        _warn_once(f"left out {len(bad)} of {len(files)} files that cannot be used (first: {next(iter(bad))})")
+    return set(bad)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def _defects(files: list[tuple[Path, int]]) -> list[str | None]:

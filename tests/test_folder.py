@@ -222,9 +222,10 @@ def test_thirty_two_bits(here):
 
 
 def test_floating_point(here):
-    Image.fromarray(two_greys().astype(np.float32)).save(here / "x.tif")
+    values = np.where(two_greys() > 100, 199.7, -3.0).astype(np.float32)
+    Image.fromarray(values).save(here / "x.tif")
     assert mode(here / "x.tif") == "F"
-    check(here / "x.tif", two_greys())
+    check(here / "x.tif", np.where(two_greys() > 100, 200, 0))
 
 
 def test_cmyk(here):
@@ -359,6 +360,15 @@ def test_sizes_and_splits_are_kept_apart(here):
     assert other.pixels.shape[1] == other.resolution == 2 * SIZE
     assert len(load(root, "train")) != len(load(root, "test"))
     assert len(list(cache_folder().rglob("*.npy"))) == 3
+
+
+def test_folders_with_files_of_the_same_sizes_and_times_are_kept_apart(here):
+    roots = [write_classes(here / name, {"cat": 4, "dog": 4}, start) for name, start in (("one", 0), ("two", 100))]
+    for path in here.rglob("*.png"):
+        os.utime(path, ns=(1, 1))
+    assert len({path.stat().st_size for path in here.rglob("*.png")}) == 1
+    one, two = (numbers(load(root, "train")) for root in roots)
+    assert max(one) < 100 <= min(two)
 
 
 def test_interrupted_reading_leaves_nothing_behind(here, monkeypatch):

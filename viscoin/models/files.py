@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from viscoin.config import Recipe
@@ -78,7 +78,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as partial:
             if path.suffix == ".safetensors":
-                save_file(dict(tensors), partial, {"viscoin": json.dumps(metadata)})
+                partial.write_bytes(save(dict(tensors), {"viscoin": json.dumps(metadata)}))
             else:
                 torch.save({"metadata": json.dumps(metadata), "tensors": dict(tensors)}, partial)
     except OSError as error:
@@ -128,7 +128,7 @@ def load_model(path: Path, kind: str | None = None) -> LoadedModel:
     misfits += [key for key in tensors if key not in wanted]
     if misfits:
         raise ValueError(f"{path}: {len(misfits)} weights do not fit its architecture, first {', '.join(misfits[:3])}")
-    model.load_state_dict({key: value.to(wanted[key].dtype) for key, value in tensors.items()})
+    model.load_state_dict(tensors)  # to the types of the model
     return LoadedModel(model.to(memory_format=torch.channels_last).eval(), metadata["kind"], metadata, path)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from viscoin.analysis.logs import read_log
-from viscoin.datasets import load_dataset
+from viscoin.datasets import load_dataset, to_pixels
 from viscoin.models.files import ASSETS, KINDS, load_model, save_model
 from viscoin.plotting.data import real_and_generated
 from viscoin.plotting.style import save_figure
@@ -64,7 +64,7 @@ def measure(runs: dict[str, Run], folder: Path) -> dict[str, dict[str, float]]:
     f, generator, ensemble = (models[kind] for kind in KINDS)
     with evaluation(generator, "cpu"):
         generated = torch.cat(list(samples(generator, test, 36, 0, "cpu", 36)))
-    save_figure(real_and_generated(test.pixels[:36], generated), folder / "real-and-generated.png")
+    save_figure(real_and_generated(test.pixels[:36], to_pixels(generated)), folder / "real-and-generated.png")
     attributes = {"mean_auroc": test_attributes(ensemble, validation, test).mean_auroc}
     attributes["mean_auroc_untrained"] = test_attributes(untrained(ensemble), validation, test).mean_auroc
     tested = test_ensemble(ensemble, test).to_dict() | {"attributes": attributes}

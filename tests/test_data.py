@@ -194,8 +194,10 @@ def test_batch_may_be_larger_than_the_dataset():
 
 def test_without_augmentation_images_are_those_of_the_dataset():
     dataset = numbered(12)
-    images, labels = StepBatches(dataset, 5, seed=0)(1)
-    assert torch.equal(images, dataset.batch(labels.numpy())[0])
+    batches = StepBatches(dataset, 5, seed=0)
+    for step in range(6):
+        images, labels = batches(step)
+        assert torch.equal(images, dataset.batch(labels.numpy())[0])
 
 
 def test_flips_are_drawn_anew_in_each_epoch():

@@ -9,9 +9,9 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one journal column, a full page width
 SMALL, MEDIUM = 7, 8  # font sizes, points

@@ -174,6 +174,14 @@ def test_checkpoints_by_time(run):
     assert saved == [("last", 4)]
 
 
+def test_time_between_checkpoints_counts_from_the_last_one(run, monkeypatch):
+    saved, ticks = [], iter(range(1000))
+    monkeypatch.setattr(run, "save_checkpoint", lambda name, state: saved.append(state["step"]))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))  # each look at the clock takes a second
+    train(run, Toy(), steps=10, evaluate_every=100, save_seconds=2.5)
+    assert saved == [3, 6, 9, 10]
+
+
 # --- going on ----------------------------------------------------------------------------------------------------
 
 

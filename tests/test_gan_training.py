@@ -151,6 +151,7 @@ def test_warm_start_brings_the_mapping_to_the_styles_of_images():
         trained, fresh = trainer.generator.mapping(z)[:, 0], make().generator.mapping(z)[:, 0]
     assert energy_distance(trained, styles) < 0.5 * energy_distance(fresh, styles)
     assert len(trainer.memory) == 80 * BATCH
+    assert trainer.generator.mapping.w_avg.norm() > 0
 
 
 def test_memory_of_styles_is_bounded_and_holds_the_newest():

@@ -147,3 +147,10 @@ def test_recipe_starts_from_its_base(tmp_path):
     birds, mine = load_recipe("birds"), load_recipe(str(path))
     assert mine.viscoin == birds.viscoin.model_copy(update={"n_concepts": 8})
     assert (mine.gan, mine.classifier, mine.dataset) == (birds.gan, birds.classifier, birds.dataset)
+
+
+def test_base_must_be_a_shipped_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {path}\n")
+    with pytest.raises(ValueError, match="no shipped recipe; choose birds"):
+        load_recipe(str(path))

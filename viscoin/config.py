@@ -134,7 +134,7 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
 
     Args:
         name_or_path: name of a shipped recipe, or path of a YAML file. A file may say `base: NAME` to start from
-            another recipe; what neither says has the default of this module.
+            a shipped recipe; what neither says has the default of this module.
         overrides: dotted key -> value (`{"viscoin.steps": 500}`); text is read as the key's type, "null" as None.
 
     Raises:
@@ -155,6 +155,8 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
         raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not {values!r:.60}")
     filled = {key: value for key, value in values.items() if value is not None}
     if base := filled.pop("base", None):
+        if base not in recipe_names():
+            raise ValueError(f"recipe {path}: base = {base!r} is no shipped recipe; choose {', '.join(recipe_names())}")
         filled = _merge(load_recipe(str(base)).model_dump(), filled)
     return _override(filled, overrides or {}, str(path))
 

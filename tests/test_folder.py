@@ -125,6 +125,24 @@ def test_other_files_are_passed_over(here):
     assert load(here / "two", "test").class_names == ["cat", "dog"]
 
 
+def test_pictures_beside_the_class_folders_are_left_out_with_a_warning(here, caplog):
+    root = write_classes(here / "data", {"cat": 4, "dog": 4})
+    for i in range(3):
+        write(root / f"{i}.png", 90 + i)
+    found = [n for split in ("train", "validation", "test") for n in numbers(load(root, split))]
+    assert sorted(found) == list(range(8)) and "left out 3 images" in caplog.text
+
+
+def test_links_to_folders_are_followed_unless_they_lead_back(here):
+    elsewhere = write_classes(here / "elsewhere", {"cat": 4, "dog": 4})
+    (here / "data" / "dog").mkdir(parents=True)
+    (here / "data" / "cat").symlink_to(elsewhere / "cat")
+    (here / "data" / "dog" / "deeper").symlink_to(elsewhere / "dog")
+    (here / "data" / "dog" / "back").symlink_to(here / "data")
+    found = [n for split in ("train", "validation", "test") for n in numbers(load(here / "data", split))]
+    assert sorted(found) == list(range(8))
+
+
 def test_folder_named_by_a_dot_has_the_name_of_the_folder(here, monkeypatch):
     monkeypatch.chdir(write_classes(here / "scans", {"cat": 4, "dog": 4}))
     assert load(Path("."), "train").name == "scans"

@@ -1,4 +1,4 @@
-"""Datasets by name, or a folder of images wherever a name does."""
+"""Datasets by name, or a folder or zip of images wherever a name does."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -13,20 +13,26 @@ LOADERS = {"birds": "viscoin.datasets.birds.dataset:load_birds"}
 
 
 def dataset_names() -> list[str]:
-    """Names that `load_dataset` knows; a path to a folder of images works too."""
+    """Names that `load_dataset` knows; a path to a folder or zip of images works too."""
     return sorted(LOADERS)
 
 
-def load_dataset(name_or_path: str, split: str, config: DatasetConfig) -> ImageDataset:
+def load_dataset(name_or_path: str, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
     """One split of a dataset.
 
     Args:
-        name_or_path: a name of `dataset_names()`, or a folder `root/<class>/*.png|jpg` (see `folder.py`).
+        name_or_path: a name of `dataset_names()`, a folder `root/<class>/*.png|jpg` (see `folder.py`), or a zip as
+            `prepare.py` and the StyleGAN tools write it (see `zip.py`).
         split: "train", "validation" or "test".
         config: resolution, counts and seed.
+        labelled: whether classes are needed. Without, any images will do, however they are laid out. Two classes or
+            more are kept where there are any, and so is their split of 70:10:20, so that a generator never sees the
+            test images of its classifier. Where there are none, or too small ones to be split, `class_names` is
+            ["image"], all labels are 0, and the split is 90:10 by seed into train and validation; test equals
+            validation then, since a generator needs all the images that it can get.
 
     Raises:
-        ValueError: unknown name, split or an unusable folder.
+        ValueError: unknown name, split or an unusable folder or zip.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
@@ -35,15 +41,22 @@ def load_dataset(name_or_path: str, split: str, config: DatasetConfig) -> ImageD
         loader: Callable[[str, DatasetConfig], ImageDataset] = getattr(import_module(module), function)
         return loader(split, config)
     check_dataset_name(name_or_path)
+    path = Path(name_or_path)
+    if path.is_file():
+        from viscoin.datasets.zip import load_zip
+
+        return load_zip(path, split, config, labelled)
     from viscoin.datasets.folder import load_folder
 
-    return load_folder(Path(name_or_path), split, config)
+    return load_folder(path, split, config, labelled)
 
 
 def check_dataset_name(name_or_path: str) -> None:
-    """Raise ValueError unless the dataset is known or a folder of that path exists."""
-    if name_or_path not in LOADERS and not Path(name_or_path).is_dir():
-        raise ValueError(
-            f"unknown dataset {name_or_path!r}; known are {', '.join(dataset_names())}, "
-            "or the path of a folder with one folder of images per class"
-        )
+    """Raise ValueError unless the dataset is known or a folder or zip of that path exists."""
+    path = Path(name_or_path)
+    if name_or_path in LOADERS or path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+        return
+    raise ValueError(
+        f"unknown dataset {name_or_path!r}; known are {', '.join(dataset_names())}, "
+        "or the path of a folder with one folder of images per class, or of a .zip of images"
+    )

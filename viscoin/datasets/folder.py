@@ -1,189 +1,154 @@
-"""A folder of images: `root/train/<class>/*.png|jpg` with `root/test/...`, or `root/<class>/*` split by seed."""
+"""A folder of images: `root/train/<class>/*.png|jpg` with `root/test/...`, or `root/<class>/*` split by seed.
+
+A `dataset.json` in the folder (an unpacked zip, see `zip.py`) takes the place of class folders.
+"""
 
 import hashlib
 import json
-import logging
-from functools import cache
+import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets.base import SPLITS, ImageDataset, cache_folder, cached_pixels
+from viscoin.datasets import reading
+from viscoin.datasets.base import ImageDataset, cache_folder, cached_pixels
+from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index, warn_once
+from viscoin.datasets.reading import EXTENSIONS, BadImage, ImageFile, image_size, read_rgb, read_square
 from viscoin.runs import atomic_path
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-MINIMUM_SIDE = 8  # pixels; less shows nothing, whatever the magnification
-SHARES = {"validation": 0.1, "test": 0.2}
-logger = logging.getLogger(__name__)
 
-
-def load_folder(root: Path, split: str, config: DatasetConfig) -> ImageDataset:
+def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
     """One split of a folder of images, centre-cropped to squares of `config.resolution` pixels.
 
     Without `validation` images a tenth of the training images is kept aside for them; without `train` and `test`
     folders the classes are split 70:10:20. Both splits are stratified and depend on `config.seed` alone.
 
+    Args:
+        labelled: whether classes are needed; without, any folder of images will do (see `load_dataset`).
+
     Raises:
         ValueError: no or one class, an empty class, or files that are no images (unless `config.skip_bad_files`).
     """
-    files, names = _list_split(root, split, config.seed)
-    bad = _bad_files(root, names, config.skip_bad_files)
-    files = [item for item in files if item[0] not in bad]
-    for index, empty in enumerate(names):
-        if not any(label == index for _, label in files):
-            where = root / split / empty if (root / split).is_dir() else root / empty
-            raise ValueError(
-                f"class {empty!r} of {root} has no readable images left for split {split!r}; add images to {where} "
-                "(an automatic split needs at least three a class) or remove the class"
-            )
-    name = root.resolve().name
+    return load_tree(folder_tree(root), root.resolve().name, split, config, labelled)
+
+
+def folder_tree(root: Path) -> Tree:
+    """Images and folders below a folder; what is hidden is passed over, links to folders are followed."""
+    files: dict[str, ImageFile] = {}
+    folders = set()
+    for place, inside, names in os.walk(root, followlinks=True):
+        here = Path(place)
+        inside[:] = [name for name in inside if not name.startswith(".") and not _leads_back(here / name)]
+        folders |= {(here / name).relative_to(root).as_posix() for name in inside}
+        for path in (here / name for name in names if not name.startswith(".")):
+            if path.suffix.lower() in EXTENSIONS:
+                files[path.relative_to(root).as_posix()] = path
+    index = root / INDEX
+    return Tree(
+        root,
+        {name: files[name] for name in sorted(files, key=lambda name: name.split("/"))},
+        folders,
+        parse_index(index.read_bytes(), str(index)) if index.is_file() else None,
+    )
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled: bool) -> ImageDataset:
+    """One split of the images of a folder or zip; arguments and errors as for `load_folder`."""
+    listing = list_images(tree, "required" if labelled else "optional", config.skip_bad_files)
+    bad = _bad_files(tree.root, listing, config.skip_bad_files)
+    items = [item for item in listing.split(split, config.seed) if item[0] not in bad]
+    if not items:
+        raise ValueError(f"{tree.root} has no readable images for split {split!r}; add images")
+    if labelled:
+        _check_classes(tree, listing, items, split)
     limit = getattr(config, split)
-    if limit is not None and limit < len(files):
-        order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(files))[:limit]
-        files = [files[i] for i in sorted(order)]
-    small = sum(min(_size(path)) < config.resolution for path, _ in files)
+    if limit is not None and limit < len(items):
+        order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(items))[:limit]
+        items = [items[i] for i in sorted(order)]
+    small = sum(min(image_size(file)) < config.resolution for file, _ in items)
     if small:
-        counts = f"{small} of {len(files)} images are smaller than {config.resolution} px"
-        _warn_once(f"{root} ({split}): {counts} and are enlarged")
+        counts = f"{small} of {len(items)} images are smaller than {config.resolution} px"
+        warn_once(f"{tree.root} ({split}): {counts} and are enlarged")
     pixels = cached_pixels(
-        f"folder/{_fingerprint(files, config.resolution)}",
-        len(files),
+        f"folder/{_fingerprint(items, config.resolution)}",
+        len(items),
         config.resolution,
-        lambda: (read_square(path, config.resolution) for path, _ in files),
+        lambda: (read_square(file, config.resolution) for file, _ in items),
         f"reading {name} {split}",
     )
-    return ImageDataset(name, split, pixels, np.array([label for _, label in files]), names)
+    return ImageDataset(name, split, pixels, np.array([label for _, label in items]), listing.class_names)
 
 
-def read_square(path: Path, resolution: int) -> np.ndarray:
-    """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, centre-cropped, resampled."""
-    with Image.open(path) as image:
-        rgb = to_rgb(ImageOps.exif_transpose(image))
-    return np.asarray(ImageOps.fit(rgb, (resolution, resolution), Image.Resampling.LANCZOS))
+def _check_classes(tree: Tree, listing: Listing, items: list[Item], split: str) -> None:
+    present = {label for _, label in items}
+    for label, empty in enumerate(listing.class_names):
+        if label not in present:
+            place = f"{listing.source_of(split)}/{empty}".lstrip("/")
+            raise ValueError(
+                f"class {empty!r} of {tree.root} has no readable images left for split {split!r}; add images to "
+                f"{tree.root / place if place in tree.folders else tree.root} "
+                "(an automatic split needs at least three a class) or remove the class"
+            )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a grey, palette, transparent, CMYK or 16-bit image."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode.startswith("I"):
-            values = values / 257  # 16 bit to 8 bit
-        image = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _list_split(root: Path, split: str, seed: int) -> tuple[list[tuple[Path, int]], list[str]]:
-    fixed = (root / "train").is_dir()
-    if fixed and not (root / "test").is_dir():
-        raise ValueError(f"{root} has a folder 'train' but no folder 'test'; add it, or put the classes directly in it")
-    base = root / "train" if fixed else root
-    names = _classes(base)
-    if not names:
-        raise ValueError(f"{base} holds no class folders; expected {base}/<class>/*.png or *.jpg")
-    if len(names) == 1:
-        raise ValueError(f"{base} holds one class only ({names[0]!r}); a classifier needs at least two")
-    if fixed:
-        for name in SPLITS:
-            extra = [found for found in _classes(root / name) if found not in names]
-            if extra:
-                raise ValueError(f"{root / name} holds classes that {base} has not: {', '.join(extra)}")
-    if fixed and (split == "test" or (root / "validation").is_dir()):
-        return _images(root / split, names), names
-    shares = {"validation": SHARES["validation"]} if fixed else SHARES
-    return _stratified(_images(base, names), split, shares, seed), names
-
-
-def _classes(base: Path) -> list[str]:
-    return sorted(path.name for path in base.glob("*") if path.is_dir() and not path.name.startswith("."))
-
-
-def _images(base: Path, names: list[str]) -> list[tuple[Path, int]]:
-    return [
-        (path, label)
-        for label, name in enumerate(names)
-        for path in sorted((base / name).rglob("*"))
-        if path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.relative_to(base).parts)
-    ]
-
-
-def _stratified(
-    files: list[tuple[Path, int]], split: str, shares: dict[str, float], seed: int
-) -> list[tuple[Path, int]]:
-    kept = []
-    for label in sorted({label for _, label in files}):
-        of_class = [item for item in files if item[1] == label]
-        order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(of_class))
-        start = 0
-        parts = {}
-        for name, share in shares.items():
-            count = max(1, round(share * len(of_class)))
-            parts[name] = order[start : start + count]
-            start += count
-        parts["train"] = order[start:]
-        kept += [of_class[i] for i in sorted(parts[split])]
-    return kept
-
-
-def _bad_files(root: Path, names: list[str], skip: bool) -> set[Path]:
+def _bad_files(root: Path, listing: Listing, skip: bool) -> set[ImageFile]:
     """Files of any split that cannot be used: better known before the training than at its test."""
-    parts = [root / split for split in SPLITS if (root / split).is_dir()] if (root / "train").is_dir() else [root]
-    files = [item for part in parts for item in _images(part, names)]
-    bad = {path: reason for (path, _), reason in zip(files, _defects(files), strict=True) if reason}
+    files = listing.items
+    bad = {file: reason for (file, _), reason in zip(files, _defects(files), strict=True) if reason}
     if bad and not skip:
-        listed = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:5])
-        raise ValueError(
-            f"{len(bad)} of {len(files)} files in {root} cannot be used: {listed}"
-            f"{' …' if len(bad) > 5 else ''}. Repair or remove them, or pass --skip-bad-files"
-        )
+        raise bad_files_error({str(file): reason for file, reason in bad.items()}, len(files), root)
     if bad:
-        _warn_once(f"left out {len(bad)} of {len(files)} files that cannot be used (first: {next(iter(bad))})")
+        warn_once(f"left out {len(bad)} of {len(files)} files that cannot be used (first: {next(iter(bad))})")
     return set(bad)
 
 
-@cache
-def _warn_once(text: str) -> None:
-    logger.warning(text)
+def bad_files_error(bad: dict[str, str], count: int, root: Path) -> ValueError:
+    """The error that names unusable files: `bad` has the reason of each, out of `count` files in `root`."""
+    listed = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
+    return ValueError(
+        f"{len(bad)} of {count} files in {root} cannot be used: {listed}{' …' if len(bad) > 5 else ''}. "
+        "Repair or remove them, or pass --skip-bad-files"
+    )
 
 
-def _defects(files: list[tuple[Path, int]]) -> list[str | None]:
+def _defects(items: list[Item]) -> list[str | None]:
     """What is wrong with each file; remembered in the cache, since finding out means decoding all images."""
-    cached = cache_folder() / "folder" / f"{_fingerprint(files, 0)}.json"
+    cached = cache_folder() / "folder" / f"{_fingerprint(items, 0)}.json"
     if not cached.is_file():
-        bar = tqdm(files, desc="checking images", unit="image", leave=False, disable=None)
-        reasons = [_defect(path) for path, _ in bar]
+        bar = tqdm(items, desc="checking images", unit="image", leave=False, disable=None)
+        reasons = [_defect(file) for file, _ in bar]
         cached.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(cached) as partial:
             partial.write_text(json.dumps(reasons))
     return json.loads(cached.read_text())
 
 
-def _defect(path: Path) -> str | None:
+def _defect(file: ImageFile) -> str | None:
     try:
-        with Image.open(path) as image:
-            to_rgb(ImageOps.exif_transpose(image))
-            if min(image.size) < MINIMUM_SIDE:
-                return f"{image.size[0]}x{image.size[1]} px, at least {MINIMUM_SIDE} px a side are needed"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return str(error).split(str(path))[0].strip() or type(error).__name__
+        read_rgb(file)
+    except BadImage as error:
+        return str(error)
     return None
 
 
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
-
-
-def _fingerprint(files: list[tuple[Path, int]], resolution: int) -> str:
+def _fingerprint(items: list[Item], resolution: int) -> str:
     """Digest of the files and of the code that reads them."""
-    digest = hashlib.sha256(Path(__file__).read_bytes() + str(resolution).encode())
-    for path, _ in files:
-        stat = path.stat()
-        digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode())
+    digest = hashlib.sha256(Path(reading.__file__).read_bytes() + str(resolution).encode())
+    for file, _ in items:
+        digest.update(_stamp(file).encode())
     return digest.hexdigest()[:24]
+
+
+def _stamp(file: ImageFile) -> str:
+    """Text that changes when the file does."""
+    if not isinstance(file, Path):
+        return repr(file)
+    stat = file.stat()
+    return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -1,0 +1,370 @@
+"""Zips of images: the public layout, class folders, splits with and without labels, and what is damaged."""
+
+import io
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from viscoin.config import DatasetConfig
+from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets import folder as folder_module
+from viscoin.datasets import zip as zip_module
+from viscoin.datasets.base import cache_folder
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(number: int, kind: str = "png", mode: str = "RGB") -> bytes:
+    """A file of one colour, which tells its number."""
+    buffer = io.BytesIO()
+    colour = (number % 256, number // 256, 7) if mode == "RGB" else number
+    Image.new(mode, (SIZE, SIZE), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def place(number: int) -> str:
+    return f"00000/img{number:08d}.png"
+
+
+def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_public(path: Path, count: int, labels: Any = "thirds", **extra: Any) -> Path:
+    """A zip as the public tool writes it; image i is of class i % 3."""
+    if labels == "thirds":
+        labels = [[place(i), i % 3] for i in range(count)]
+    files = {place(i): picture(i) for i in range(count)}
+    return write_zip(path, files | {"dataset.json": json.dumps({"labels": labels, **extra}).encode()})
+
+
+def load(path: Path, split: str, labelled: bool = True, **settings: Any) -> ImageDataset:
+    config = DatasetConfig(name=str(path), resolution=SIZE, **settings)
+    return load_dataset(str(path), split, config, labelled=labelled)
+
+
+def numbers(dataset: ImageDataset) -> list[int]:
+    pixels = np.asarray(dataset.pixels[:, SIZE // 2, SIZE // 2], dtype=int)
+    return [int(low + 256 * high) for low, high, _ in pixels]
+
+
+def parts(path: Path, **settings: Any) -> dict[str, ImageDataset]:
+    return {split: load(path, split, **settings) for split in ("train", "validation", "test")}
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_public_zip_is_split_by_class(here):
+    found = parts(write_public(here / "x.zip", 60))
+    assert {split: len(part) for split, part in found.items()} == {"train": 42, "validation": 6, "test": 12}
+    assert sorted(n for part in found.values() for n in numbers(part)) == list(range(60))
+    for part in found.values():
+        assert part.class_names == ["0", "1", "2"] and part.name == "x"
+        assert [n % 3 for n in numbers(part)] == part.labels.tolist()
+        assert len(set(np.bincount(part.labels))) == 1
+    assert numbers(load(here / "x.zip", "test", seed=1)) != numbers(found["test"])
+
+
+def test_zip_and_its_unpacked_folder_are_the_same(here):
+    path = write_public(here / "x.zip", 30, class_names=["ant", "bee", "cat"])
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(here / "unpacked")
+    for split, part in parts(path).items():
+        other = load(here / "unpacked", split)
+        assert np.array_equal(part.pixels, other.pixels) and part.labels.tolist() == other.labels.tolist()
+        assert part.class_names == other.class_names == ["ant", "bee", "cat"]
+
+
+def test_order_of_the_labels_and_backslashes_do_not_matter(here):
+    labels = [[place(i).replace("/", "\\"), i % 3] for i in reversed(range(30))]
+    part = load(write_public(here / "x.zip", 30, labels), "train")
+    assert [n % 3 for n in numbers(part)] == part.labels.tolist()
+
+
+def test_grey_images_and_jpegs(here):
+    files = {f"{i}.jpg": picture(10 * i, "jpeg", "L") for i in range(8)}
+    index = json.dumps({"labels": [[f"{i}.jpg", i % 2] for i in range(8)]}).encode()
+    found = parts(write_zip(here / "x.zip", files | {"dataset.json": index}))
+    shades = sorted(int(image.mean()) for part in found.values() for image in part.pixels)
+    assert np.abs(np.array(shades) - np.arange(0, 80, 10)).max() <= 1
+
+
+@pytest.mark.parametrize("around", ["", "data/", "deep/er/"])
+def test_class_folders_in_a_zip(here, around):
+    files = {f"{around}{name}/{i}.png": picture(i + 10 * k) for k, name in enumerate("ab") for i in range(10)}
+    files |= {f"__MACOSX/{around}a/._0.png": b"junk", f"{around}.DS_Store": b"junk", f"{around}notes.txt": b"text"}
+    found = parts(write_zip(here / "x.zip", files, zipfile.ZIP_DEFLATED))
+    assert sorted(n for part in found.values() for n in numbers(part)) == list(range(20))
+    for part in found.values():
+        assert part.class_names == ["a", "b"] and part.labels.tolist() == [n // 10 for n in numbers(part)]
+
+
+def test_given_splits_in_a_zip(here):
+    files = {f"train/{name}/{i}.png": picture(i + 10 * k) for k, name in enumerate("ab") for i in range(10)}
+    files |= {f"test/{name}/{i}.png": picture(100 + i + 10 * k) for k, name in enumerate("ab") for i in range(2)}
+    assert numbers(load(write_zip(here / "x.zip", files), "test")) == [100, 101, 110, 111]
+
+
+def test_public_zip_around_a_folder(here):
+    files = {f"data/{place(i)}": picture(i) for i in range(20)}
+    index = json.dumps({"labels": [[place(i), i % 2] for i in range(20)]}).encode()
+    part = load(write_zip(here / "x.zip", files | {"data/dataset.json": index}), "train")
+    assert [n % 2 for n in numbers(part)] == part.labels.tolist()
+
+
+# --- without labels ----------------------------------------------------------------------------------------------
+
+
+def flat_zip(here: Path) -> Path:
+    return write_public(here / "x.zip", 20, labels=None)
+
+
+def flat_folder(here: Path) -> Path:
+    (here / "x" / "more").mkdir(parents=True)
+    for i in range(20):
+        (here / "x" / "more" / f"{i}.png" if i % 4 == 0 else here / "x" / f"{i}.png").write_bytes(picture(i))
+    return here / "x"
+
+
+def one_class(here: Path) -> Path:
+    (here / "x" / "only").mkdir(parents=True)
+    for i in range(20):
+        (here / "x" / "only" / f"{i}.png").write_bytes(picture(i))
+    return here / "x"
+
+
+def zip_of_jpegs(here: Path) -> Path:
+    return write_zip(here / "x.zip", {f"photo {i}.png": picture(i) for i in range(20)})
+
+
+@pytest.mark.parametrize("make", [flat_zip, flat_folder, one_class, zip_of_jpegs])
+def test_images_without_classes(here, make):
+    path = make(here)
+    found = parts(path, labelled=False)
+    assert numbers(found["test"]) == numbers(found["validation"]) and len(found["test"]) == 2
+    assert sorted(numbers(found["train"]) + numbers(found["test"])) == list(range(20))
+    for part in found.values():
+        assert part.class_names == ["image"] and set(part.labels.tolist()) == {0} and part.name == "x"
+    with pytest.raises(ValueError, match=r"class folders|no labels|one class only"):
+        load(path, "train")
+
+
+def test_remedy_for_missing_labels(here):
+    with pytest.raises(ValueError, match=r"x\.zip/dataset\.json has no labels; .*folder of its own.*--labels FILE"):
+        load(flat_zip(here), "train")
+    with pytest.raises(ValueError, match=r"x\.zip holds no class folders; .*dataset\.json"):
+        load(zip_of_jpegs(here), "train")
+
+
+def test_classes_are_kept_where_there_are_some(here):
+    path = write_public(here / "x.zip", 60)
+    for split, part in parts(path).items():
+        other = load(path, split, labelled=False)
+        assert numbers(other) == numbers(part) and other.class_names == part.class_names
+    assert load_dataset("birds", "test", DatasetConfig(resolution=16, test=5), labelled=False).class_names[0] != "image"
+
+
+def test_given_splits_without_classes(here):
+    for split, start, count in (("train", 0, 10), ("test", 10, 3)):
+        (here / "x" / split).mkdir(parents=True)
+        for i in range(start, start + count):
+            (here / "x" / split / f"{i}.png").write_bytes(picture(i))
+    found = parts(here / "x", labelled=False)
+    assert numbers(found["test"]) == [10, 11, 12]
+    assert sorted(numbers(found["train"]) + numbers(found["validation"])) == list(range(10))
+
+
+def test_unusable_labels_are_no_matter_without_classes(here, caplog):
+    path = write_public(here / "x.zip", 20, [[place(i), [0.5, 0.5]] for i in range(20)])
+    part = load(path, "train", labelled=False)
+    assert len(part) == 18 and part.class_names == ["image"]
+    assert "labels are not used" in caplog.text
+
+
+def test_classes_too_small_to_split_are_no_matter_without_classes(here, caplog):
+    labels = [[place(i), i // 2] for i in range(20)]
+    part = load(write_public(here / "x.zip", 20, labels), "train", labelled=False)
+    assert len(part) == 18 and part.class_names == ["image"]
+    assert "class '0' has 2 images" in caplog.text
+
+
+def test_one_image_cannot_be_split(here):
+    with pytest.raises(ValueError, match=r"x\.zip has no readable images for split 'train'"):
+        load(write_public(here / "x.zip", 1, None), "train", labelled=False)
+    with pytest.raises(ValueError, match=r"x\.zip has no readable images for split 'test'"):
+        load(write_public(here / "x.zip", 0, None), "test", labelled=False)
+
+
+# --- what is remembered ------------------------------------------------------------------------------------------
+
+
+def test_images_are_read_once_and_never_unpacked(here, monkeypatch):
+    path = write_public(here / "x.zip", 30)
+    before = load(path, "train")
+    assert isinstance(before.pixels, np.memmap)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "read_square", None)
+        patch.setattr(folder_module, "_defect", None)
+        assert numbers(load(path, "train")) == numbers(before)
+    assert {found.suffix for found in cache_folder().rglob("*") if found.is_file()} == {".npy", ".json"}
+    write_zip(path, {place(i): picture(i + 100) for i in range(30)} | {"dataset.json": index_of(30)})
+    assert min(numbers(load(path, "train"))) >= 100
+
+
+def index_of(count: int) -> bytes:
+    return json.dumps({"labels": [[place(i), i % 3] for i in range(count)]}).encode()
+
+
+def test_names_that_lead_elsewhere_write_nothing(here):
+    names = ["../../evil.png", "/tmp/evil.png", "a/../../b/evil.png"]
+    files = {name: picture(i) for i, name in enumerate(names)} | {place(i): picture(i) for i in range(8)}
+    (here / "inner").mkdir()
+    load(write_zip(here / "inner" / "x.zip", files), "train", labelled=False)
+    assert not list(here.rglob("evil*")) and not Path("/tmp/evil.png").exists()
+
+
+# --- what cannot be used -----------------------------------------------------------------------------------------
+
+
+def test_broken_zip(here):
+    path = write_public(here / "x.zip", 30)
+    whole = path.read_bytes()
+    for content in (b"", b"no zip", whole[:1000], whole[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.zip is not a readable zip"):
+            load(path, "train")
+
+
+def test_broken_image_is_named_with_its_zip(here, caplog):
+    path = write_public(here / "x.zip", 60)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT")
+    content[start + 5] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"1 of 60 files in .*x\.zip/00000/img00000000\.png \(Bad CRC-32"):
+        load(path, "train")
+    found = parts(path, skip_bad_files=True)
+    assert sorted(n for part in found.values() for n in numbers(part)) == list(range(1, 60))
+    assert "left out 1 of 60 files" in caplog.text
+
+
+def test_no_image_inside_an_image_file(here):
+    files = {place(i): picture(i) for i in range(30)} | {place(7): b"text", "dataset.json": index_of(30)}
+    with pytest.raises(ValueError, match=r"00000/img00000007\.png \(no image"):
+        load(write_zip(here / "x.zip", files), "train")
+
+
+def test_encrypted_member(here):
+    path = write_public(here / "x.zip", 30)
+    content = path.read_bytes()
+    local, central = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")
+    flagged = bytearray(content)
+    flagged[local + 6] |= 1
+    flagged[central + 8] |= 1
+    path.write_bytes(flagged)
+    with pytest.raises(ValueError, match=r"img00000000\.png \(.*encrypted"):
+        load(path, "train")
+
+
+def test_bombs_are_refused(here, monkeypatch):
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60_000, 60_000, 8, 2, 0, 0, 0) + bytes(4)
+    files = {place(i): picture(i) for i in range(30)} | {place(7): bomb, "dataset.json": index_of(30)}
+    with pytest.raises(ValueError, match=r"img00000007\.png \("):
+        load(write_zip(here / "x.zip", files), "train")
+    monkeypatch.setattr(zip_module, "LARGEST_MEMBER", 2**20)
+    files[place(7)] = bytes(2**20 + 1)
+    with pytest.raises(ValueError, match=r"img00000007\.png \(1 MiB when unpacked, at most 1"):
+        load(write_zip(here / "y.zip", files, zipfile.ZIP_DEFLATED), "train")
+    files = {"dataset.json": b" " * (2**20 + 1)}
+    with pytest.raises(ValueError, match=r"z\.zip/dataset\.json cannot be read \(1 MiB"):
+        load(write_zip(here / "z.zip", files, zipfile.ZIP_DEFLATED), "train")
+
+
+MALFORMED = {
+    "{": "not valid JSON",
+    "[" * 100_000: "not valid JSON",
+    "\ud800": "not valid JSON",
+    "[1, 2]": "must hold",
+    '{"label": null}': "must hold",
+    '{"labels": {"a.png": 1}}': "must be a list",
+    '{"labels": ["a.png"]}': "'a.png' is not of the form",
+    '{"labels": [["a.png"]]}': "is not of the form",
+    '{"labels": [[1, "a.png"]]}': "is not of the form",
+    '{"labels": null, "class_names": "ab"}': "list of texts",
+    '{"labels": null, "class_names": ["a", "a"]}': "'a' twice",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED, ids=lambda text: text[:20])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_malformed_index(here, text, labelled):
+    files = {place(i): picture(i) for i in range(5)} | {"dataset.json": text.encode("utf-8", "surrogatepass")}
+    with pytest.raises(ValueError, match=rf"x\.zip/dataset\.json.*{MALFORMED[text]}") as caught:
+        load(write_zip(here / "x.zip", files), "train", labelled=labelled)
+    assert len(str(caught.value)) < 300
+
+
+BAD_LABELS = {
+    "vector": ([0.1, 0.9], r"label of '00000/img00000000\.png' is \[0\.1, 0\.9\], not a class number"),
+    "float": (1.5, "is 1.5, not a class number"),
+    "negative": (-1, "is -1, not a class number"),
+    "truth": (True, "is True, not a class number"),
+    "none": (None, "is None, not a class number"),
+    "huge": (10**12, "class numbers up to 1000000000000, but only 30"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_labels_that_are_no_class_numbers(here, kind):
+    value, message = BAD_LABELS[kind]
+    labels = [[place(i), i % 3] for i in range(1, 30)] + [[place(0), value]]
+    with pytest.raises(ValueError, match=rf"dataset\.json.*{message}"):
+        load(write_public(here / "x.zip", 30, labels), "train")
+
+
+def test_label_of_an_unknown_file(here):
+    labels = [[place(i), i % 3] for i in range(31)]
+    with pytest.raises(ValueError, match=r"dataset\.json has a label for '00000/img00000030\.png', which is not among"):
+        load(write_public(here / "x.zip", 30, labels), "train")
+
+
+def test_images_without_a_label(here, caplog):
+    path = write_public(here / "x.zip", 40, [[place(i), i % 2] for i in range(30)])
+    with pytest.raises(ValueError, match=r"no label for 10 of 40 images \(first: 00000/img00000030\.png\)"):
+        load(path, "train")
+    found = parts(path, skip_bad_files=True)
+    assert sorted(n for part in found.values() for n in numbers(part)) == list(range(30))
+    assert "left out 10 of 40 images" in caplog.text
+
+
+def test_too_few_class_names(here):
+    with pytest.raises(ValueError, match="class numbers up to 2, but only 2 class names"):
+        load(write_public(here / "x.zip", 30, class_names=["a", "b"]), "train")
+
+
+def test_class_without_images(here):
+    with pytest.raises(ValueError, match=r"class '1' of .*x\.zip has no readable images left for split 'train'"):
+        load(write_public(here / "x.zip", 30, [[place(i), i % 2 * 2] for i in range(30)]), "train")
+
+
+def test_other_archives_are_no_datasets(here):
+    (here / "x.tar").write_bytes(b"archive")
+    with pytest.raises(ValueError, match=r"unknown dataset 'x\.tar'.*\.zip"):
+        load_dataset("x.tar", "train", DatasetConfig())

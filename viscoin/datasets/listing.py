@@ -1,0 +1,269 @@
+"""Which images a folder or a zip holds, of which classes, and how they are split: from names alone."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from viscoin.datasets.base import SPLITS
+from viscoin.datasets.reading import ImageFile
+
+INDEX = "dataset.json"
+UNLABELLED = ["image"]  # class names of images without classes
+SHARES = {"validation": 0.1, "test": 0.2}
+Need = Literal["required", "auto", "optional", "none"]
+Item = tuple[ImageFile, int]
+logger = logging.getLogger(__name__)
+
+
+class NoLabels(ValueError):
+    """There are no labels."""
+
+
+class UnusableLabels(ValueError):
+    """There are labels, but not one class for each image."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a dataset.json says: labels by file name, None when it has none, and names of the classes."""
+
+    source: str
+    labels: dict[str, Any] | None
+    class_names: list[str] | None
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Image files of a folder or zip by their names relative to `root` ("cat/1.png"), and all folders likewise."""
+
+    root: Path
+    files: dict[str, ImageFile]
+    folders: set[str]
+    index: Index | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images with labels.
+
+    `parts` has the key "" for images that are split by seed, or "train", "test" and maybe "validation".
+    """
+
+    parts: dict[str, list[Item]]
+    class_names: list[str]
+    labelled: bool
+
+    @property
+    def items(self) -> list[Item]:
+        return [item for part in self.parts.values() for item in part]
+
+    def source_of(self, split: str) -> str:
+        """The part that the images of a split come from."""
+        return split if split in self.parts else "train" if "train" in self.parts else ""
+
+    def split(self, split: str, seed: int) -> list[Item]:
+        """The images of a split: as given, or drawn by seed, stratified by class.
+
+        Without `validation` images a tenth of the training images is kept aside. Without given parts images with
+        labels are split 70:10:20 into train, validation and test; those without 90:10, and test equals validation,
+        since a generator needs all the images that it can get.
+        """
+        part = self.parts[self.source_of(split)]
+        if split in self.parts and (split != "train" or "validation" in self.parts):
+            return part
+        if "train" in self.parts or not self.labelled:
+            return _stratified(part, "train" if split == "train" else "validation", {"validation": 0.1}, seed)
+        return _stratified(part, split, SHARES, seed)
+
+
+def list_images(tree: Tree, need: Need = "required", skip_unlabelled: bool = False) -> Listing:
+    """Images with their classes from dataset.json where there is one, else from folders named like classes.
+
+    Args:
+        need: "required": every image must have a class, of two or more; "auto": no labels at all will do as well;
+            "optional": so will unusable labels, and classes of one or two images; "none": labels are not looked at.
+            Without labels all images are of one class, called "image".
+        skip_unlabelled: leave images out that have no label where others do.
+
+    Raises:
+        ValueError: no labels, unusable ones, labels of unknown files, or classes that only test images have.
+    """
+    if need == "none":
+        return _unlabelled(tree)
+    try:
+        listing = _by_index(tree, tree.index, skip_unlabelled) if tree.index else _by_folder(tree)
+        if need != "required" and len({label for _, label in listing.items}) < 2:
+            raise NoLabels
+        if need == "optional":
+            _check_large_enough(listing)
+        return listing
+    except NoLabels:
+        if need == "required":
+            raise
+    except UnusableLabels as error:
+        if need != "optional":
+            raise
+        warn_once(f"labels are not used: {error}")
+    return _unlabelled(tree)
+
+
+def parse_index(text: bytes, source: str) -> Index:
+    """Content of a dataset.json: {"labels": [["00000/img00000000.png", 6], ...] or null, "class_names": [...]}.
+
+    `class_names` is ours; other readers ignore it, and other writers leave it out.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not valid JSON ({error})") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        raise ValueError(f'{source} must hold {{"labels": [["file name", class number], ...]}} or {{"labels": null}}')
+    labels, names = content["labels"], content.get("class_names")
+    if labels is not None:
+        if not isinstance(labels, list):
+            raise ValueError(f'{source}: "labels" must be a list of [file name, class number] or null')
+        for entry in labels:
+            if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+                raise ValueError(f"{source}: label {entry!r:.60} is not of the form [file name, class number]")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f'{source}: "class_names" must be a list of texts')
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f'{source}: "class_names" holds {_first_repeated(names)!r} twice')
+    return Index(source, dict(labels) if labels else None, names)
+
+
+@cache
+def warn_once(text: str) -> None:
+    logger.warning(text)
+
+
+def _first_repeated(names: list[str]) -> str:
+    return next(name for i, name in enumerate(names) if name in names[:i])
+
+
+def _by_index(tree: Tree, index: Index, skip_unlabelled: bool) -> Listing:
+    if not index.labels:
+        raise NoLabels(
+            f"{index.source} has no labels; add them there, put the images of each class into a folder of its own, "
+            "or give labels to the command `dataset` (--labels FILE)"
+        )
+    labels = {name.replace("\\", "/"): label for name, label in index.labels.items()}
+    for name in labels:
+        if name not in tree.files:
+            raise ValueError(f"{index.source} has a label for {name!r}, which is not among the images of {tree.root}")
+    for name, label in labels.items():
+        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+            raise UnusableLabels(
+                f"{index.source}: the label of {name!r} is {label!r:.40}, not a class number counted from 0; "
+                "pass --labels none to the command `dataset` to do without"
+            )
+    count = max(labels.values()) + 1
+    if count > len(index.class_names or labels):
+        what = "class names" if index.class_names else "labelled images"
+        raise UnusableLabels(
+            f"{index.source} has class numbers up to {count - 1}, but only {len(index.class_names or labels)} {what}"
+        )
+    missing = [name for name in tree.files if name not in labels]
+    if missing and not skip_unlabelled:
+        raise UnusableLabels(
+            f"{index.source} has no label for {len(missing)} of {len(tree.files)} images (first: {missing[0]}); "
+            "add them, or pass --skip-bad-files to leave these images out"
+        )
+    if missing:
+        warn_once(f"left out {len(missing)} of {len(tree.files)} images of {tree.root} without a label")
+    names = index.class_names or [str(number) for number in range(count)]
+    _check_several(names, tree.root)
+    return Listing({"": [(tree.files[name], labels[name]) for name in tree.files if name in labels]}, names, True)
+
+
+def _by_folder(tree: Tree) -> Listing:
+    bases = _bases(tree)
+    base = tree.root / bases[0]
+    names = _classes(tree, bases[0])
+    if not names:
+        raise NoLabels(f"{base} holds no class folders; expected {base}/<class>/*.png or *.jpg, or labels in {INDEX}")
+    _check_several(names, base)
+    for part in bases[1:]:
+        extra = [found for found in _classes(tree, part) if found not in names]
+        if extra:
+            raise ValueError(f"{tree.root / part} holds classes that {base} has not: {', '.join(extra)}")
+    numbers = {name: number for number, name in enumerate(names)}
+    parts: dict[str, list[Item]] = {part: [] for part in bases}
+    strays = 0
+    for part in bases:
+        for name, file in _below(tree, part):
+            folder, inside, _ = name.partition("/")
+            if inside:
+                parts[part].append((file, numbers[folder]))
+            else:
+                strays += 1
+        parts[part].sort(key=lambda item: item[1])
+    if strays and any(parts.values()):
+        warn_once(f"left out {strays} images of {tree.root} that lie beside the class folders")
+    return Listing(parts, names, True)
+
+
+def _unlabelled(tree: Tree) -> Listing:
+    bases = [""] if tree.index else _bases(tree)
+    return Listing({part: [(file, 0) for _, file in _below(tree, part)] for part in bases}, UNLABELLED, False)
+
+
+def _check_several(names: list[str], where: Path) -> None:
+    if len(names) == 1:
+        raise NoLabels(f"{where} holds one class only ({names[0]!r}); a classifier needs at least two")
+
+
+def _check_large_enough(listing: Listing) -> None:
+    """UnusableLabels when some class has too few images to be split; a classifier cannot be trained on them."""
+    counts = Counter(label for _, label in listing.items)
+    label, count = min(counts.items(), key=lambda item: item[1])
+    if "" in listing.parts and count < 3:
+        raise UnusableLabels(f"class {listing.class_names[label]!r} has {count} images, too few to be split")
+
+
+def _bases(tree: Tree) -> list[str]:
+    """The folders of given splits, "train" first; [""] when there are none."""
+    if "train" not in tree.folders:
+        return [""]
+    if "test" not in tree.folders:
+        raise ValueError(
+            f"{tree.root} has a folder 'train' but no folder 'test'; add it, or put the classes directly in it"
+        )
+    return [split for split in SPLITS if split in tree.folders]
+
+
+def _classes(tree: Tree, base: str) -> list[str]:
+    prefix = f"{base}/" if base else ""
+    inside = (name.removeprefix(prefix) for name in tree.folders if name.startswith(prefix))
+    return sorted(name for name in inside if name and "/" not in name)
+
+
+def _below(tree: Tree, base: str) -> Iterable[tuple[str, ImageFile]]:
+    prefix = f"{base}/" if base else ""
+    return ((name.removeprefix(prefix), file) for name, file in tree.files.items() if name.startswith(prefix))
+
+
+def _stratified(items: list[Item], split: str, shares: dict[str, float], seed: int) -> list[Item]:
+    kept = []
+    for label in sorted({label for _, label in items}):
+        of_class = [item for item in items if item[1] == label]
+        order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(of_class))
+        start = 0
+        parts = {}
+        for name, share in shares.items():
+            count = max(1, round(share * len(of_class)))
+            parts[name] = order[start : start + count]
+            start += count
+        parts["train"] = order[start:]
+        kept += [of_class[i] for i in sorted(parts[split])]
+    return kept

@@ -1,0 +1,71 @@
+"""One image file, on disk or inside a zip: its pixels as upright RGB, or the reason why it cannot be used."""
+
+import struct
+import zlib
+from contextlib import AbstractContextManager
+from typing import IO, Literal, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MINIMUM_SIDE = 8  # pixels; less shows nothing, whatever the magnification
+# What Pillow and zipfile raise on damaged, truncated, encrypted or enormous files.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+    RuntimeError, struct.error, zlib.error, BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class ImageFile(Protocol):
+    """What is read as an image: a `Path`, or a member of a zip. Its text is what messages call it."""
+
+    def open(self, mode: Literal["rb"], /) -> AbstractContextManager[IO[bytes]]: ...
+
+
+class BadImage(ValueError):
+    """An image file that cannot be used; the text is the reason, without the file's name."""
+
+
+def read_rgb(file: ImageFile) -> Image.Image:
+    """8-bit RGB, upright, on white where transparent.
+
+    Raises:
+        BadImage: damaged, no image at all, too small, or so large that Pillow takes it for an attack.
+    """
+    try:
+        with file.open("rb") as stream, Image.open(stream) as image:
+            rgb = to_rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("no image of a known format") from error
+    except UNREADABLE as error:
+        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+    if min(rgb.size) < MINIMUM_SIDE:
+        raise BadImage(f"{rgb.width}x{rgb.height} px, at least {MINIMUM_SIDE} px a side are needed")
+    return rgb
+
+
+def read_square(file: ImageFile, resolution: int) -> np.ndarray:
+    """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, centre-cropped, resampled."""
+    return np.asarray(ImageOps.fit(read_rgb(file), (resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def image_size(file: ImageFile) -> tuple[int, int]:
+    """Width and height as stored, from the header alone."""
+    with file.open("rb") as stream, Image.open(stream) as image:
+        return image.size
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of a grey, palette, transparent, CMYK or 16-bit image."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode.startswith("I"):
+            values = values / 257  # 16 bit to 8 bit
+        image = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

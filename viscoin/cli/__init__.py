@@ -6,7 +6,7 @@ import os
 import typer
 from typer.core import TyperGroup
 
-from viscoin.cli import amplify, concept_heatmaps, concepts, demo, logs, test, to_pickle, train
+from viscoin.cli import amplify, concept_heatmaps, concepts, demo, import_gan, logs, test, to_pickle, train
 
 
 class Commands(TyperGroup):
@@ -43,6 +43,7 @@ app.add_typer(test.app, name="test")
 for command in (
     logs.logs,
     to_pickle.to_pickle,
+    import_gan.import_gan,
     concepts.concepts,
     amplify.amplify,
     concept_heatmaps.concept_heatmaps,

@@ -48,24 +48,27 @@ def save_model(
     recipe: Recipe,
     class_names: Sequence[str],
     scores: Mapping[str, float] | None = None,
+    origin: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a model with its architecture, recipe, class names, versions and scores; whole or not at all.
 
     Args:
-        model: offers `architecture` (a Generator: `config`), a JSON-able dict that rebuilds it.
+        model: offers `architecture` (Generator and Discriminator: `config`), a JSON-able dict that rebuilds it.
+        origin: where weights come from that were not trained here, and their licence.
         dtype: store floating-point weights in this type (torch.float16 halves the file); loading gives float32.
     """
     metadata = {
         "format": FORMAT,
         "kind": kind,
-        "architecture": model.config if kind == "gan" else model.architecture,
+        "architecture": model.config if kind in ("gan", "discriminator") else model.architecture,
         "dataset": recipe.dataset.name,
         "recipe": recipe.model_dump(),
         "class_names": list(class_names),
         "versions": _versions(),
         "revision": _revision(),
         "scores": dict(scores or {}),
+        **({"origin": origin} if origin else {}),
     }
     tensors = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
     write_file(path, tensors, metadata)
@@ -167,6 +170,10 @@ def _build(metadata: Mapping[str, Any]) -> nn.Module:
         from stylegan2_ada.networks import Generator
 
         return Generator(**architecture)
+    if metadata["kind"] == "discriminator":  # only to continue training with
+        from stylegan2_ada.networks import Discriminator
+
+        return Discriminator(**architecture)
     if metadata["kind"] == "viscoin":
         from viscoin.models.ensemble import VisCoIN
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylegan2_ada.distributed import mean_over_processes
+
 
 def generator_logistic(fake_logits: Tensor) -> Tensor:
     """-log sigmoid(D(G(z))), non-saturating (Goodfellow et al., arXiv 1406.2661, Sec. 3). (B, 1) -> scalar mean."""
@@ -60,8 +62,8 @@ class PathLengthRegularizer(nn.Module):
         self.register_buffer("mean", torch.zeros([]))
 
     def forward(self, lengths: Tensor) -> Tensor:
-        """(B,) -> (B,), and moves the running mean, which counts as a constant."""
-        self.mean.lerp_(lengths.detach().mean(), self.decay)
+        """(B,) -> (B,), and moves the running mean over all processes, which counts as a constant."""
+        self.mean.lerp_(mean_over_processes(lengths.detach().mean()), self.decay)
         return (lengths - self.mean).square()
 
 

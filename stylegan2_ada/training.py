@@ -1,18 +1,20 @@
-"""Training steps of StyleGAN2: adversarial (Karras et al. 2020, Sec. 3-4) and a warm start by reconstruction.
+"""Training steps of StyleGAN2-ADA: adversarial (arXiv 1912.04958, 2006.06676) and a warm start by reconstruction.
 
-The loop, the data and the files are the caller's; a trainer holds networks and optimisers and does one step.
+The loop, the data and the files are the caller's; a trainer holds networks and optimisers and does one step. Several
+processes may train together: see `stylegan2_ada.distributed`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylegan2_ada.distributed import average_gradients, broadcast, gather, mean_over_processes, world_size
 from stylegan2_ada.loss import (
     PathLengthRegularizer,
     discriminator_logistic,
@@ -23,6 +25,9 @@ from stylegan2_ada.loss import (
     update_ema,
 )
 from stylegan2_ada.networks import Discriminator, Generator
+
+if TYPE_CHECKING:
+    from stylegan2_ada.augment import AugmentController, AugmentPipe
 
 # The mapping network's lr multiplier of 0.01 suits the adversarial game; matching latents needs a faster pace.
 MAPPING_BOOST = 50
@@ -35,7 +40,10 @@ Check = Callable[[Mapping[str, Tensor]], None]
 class GanSettings:
     """Hyperparameters of the training; counts of images in thousands (kimg).
 
-    `reconstruction` weighs ||x - G(E(x))|| in the adversarial phase; 0 gives plain StyleGAN2.
+    `batch_size` counts the images of all processes. `ema_rampup` bounds the half-life of the weight average by that
+    share of the images seen so far (ADA paper, Appendix C); None does not. With `half_precision`, gradients that are
+    not finite are replaced, as networks with float16 layers need. `reconstruction` weighs ||x - G(E(x))|| in the
+    adversarial phase; 0 gives plain StyleGAN2.
     `latent_noise` and `latent_penalty` keep the encoder's styles smooth enough for the mapping network to reach.
     """
 
@@ -47,6 +55,8 @@ class GanSettings:
     path_length_interval: int = 8
     style_mixing: float = 0.9
     ema_kimg: float = 5.0
+    ema_rampup: float | None = 0.05
+    half_precision: bool = False
     warm_start_learning_rate: float = 2e-3
     warm_start_steps: int = 0
     reconstruction: float = 0.0
@@ -59,13 +69,21 @@ class GanSettings:
 class GanTrainer:
     """Networks and optimisers; `step` trains by reconstruction first (if so set), then adversarially.
 
+    Both regularisers are lazy (StyleGAN2 paper, Sec. 3.1 and Appendix B): every k steps, a step of their own on k times
+    the penalty. A network so takes k + 1 steps where it would take k, hence the rate c * lr and the moments beta^c of
+    its Adam, c = k / (k + 1). The interval alone decides this: a penalty of weight 0 leaves its network's rate as it is.
+    The discriminator judges the samples that the generator was just trained on.
+
     Args:
-        generator, discriminator: networks to train, unconditional.
+        generator, discriminator: networks to train; parameters that do not require grad stay as they are.
         settings: hyperparameters.
         encoder: image (B, 3, H, W) -> styles (B, w_dim); needed for the warm start and the reconstruction term.
         perceptual: distance of two image batches, (B,) each, added to L1 + L2 in the reconstruction.
         backward: how to run backward (a gradient scaler or a distributed strategy may want to).
         check: called with the loss terms of a step before its backward pass; may raise.
+        augment: pipe that all images pass on their way to the discriminator; its buffer `p` is the strength.
+        controller: moves `augment.p` by the signs of the logits of real images.
+        labels: classes (N,) of all real images, from which those of samples are drawn; needed if c_dim > 0.
     """
 
     def __init__(
@@ -77,15 +95,27 @@ class GanTrainer:
         perceptual: Distance | None = None,
         backward: Callable[[Tensor], None] = Tensor.backward,
         check: Check = lambda terms: None,
+        augment: "AugmentPipe | None" = None,
+        controller: "AugmentController | None" = None,
+        labels: Tensor | None = None,
     ) -> None:
         if encoder is None and (settings.warm_start_steps or settings.reconstruction):
             raise ValueError("a warm start or a reconstruction term needs an encoder")
+        if generator.c_dim and labels is None:
+            raise ValueError("a conditional generator needs the labels of the real images")
         self.generator, self.discriminator, self.encoder = generator, discriminator, encoder
+        for module in (generator, discriminator, encoder):
+            if module is not None:
+                broadcast(module)
+        device = next(generator.parameters()).device
+        self.labels = None if labels is None else labels.to(device)
+        self.augment, self.controller = augment, controller
         self.ema = deepcopy(generator).eval().requires_grad_(False)
         self.settings, self.perceptual, self.backward, self.check = settings, perceptual, backward, check
-        self.path_length = PathLengthRegularizer().to(next(generator.parameters()).device)
+        self.path_length = PathLengthRegularizer().to(device)
         self.generator_optimizer = self._lazy_adam(generator.parameters(), settings.path_length_interval)
-        self.discriminator_optimizer = self._lazy_adam(discriminator.parameters(), settings.r1_interval)
+        self.judge = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
+        self.discriminator_optimizer = self._lazy_adam(self.judge, settings.r1_interval)
         self.memory = torch.empty(0)
         self.warm_optimizer: torch.optim.Optimizer | None = None
         if encoder is not None:
@@ -97,14 +127,21 @@ class GanTrainer:
             self.warm_optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
             self.encoder_optimizer = torch.optim.Adam(encoder.parameters(), rate, betas=(0.0, 0.99))
 
-    def step(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        """One training step on real images (B, 3, H, W) in [-1, 1]; returns the loss terms."""
+    def step(self, images: Tensor, step: int, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """One training step on this process's real images (B, 3, H, W) in [-1, 1] and, for conditional networks, their
+        classes (B,); returns the loss terms."""
         warm = step < self.settings.warm_start_steps
-        terms = self._warm_step(images, step) if warm else self._adversarial_step(images, step)
-        seen = (step + 1) * self.settings.batch_size
-        half_life = min(self.settings.ema_kimg * 1000, 0.05 * seen)
-        update_ema(self.ema, self.generator, 0.5 ** (self.settings.batch_size / max(half_life, 1e-8)))
+        terms = self._warm_step(images, step) if warm else self._adversarial_step(images, step, labels)
+        w_avg = self.generator.mapping.w_avg
+        w_avg.copy_(mean_over_processes(w_avg))
+        update_ema(self.ema, self.generator, self._ema_decay(step))
         return terms
+
+    def _ema_decay(self, step: int) -> float:
+        half_life = self.settings.ema_kimg * 1000
+        if self.settings.ema_rampup is not None:
+            half_life = min(half_life, self.settings.ema_rampup * (step + 1) * self.settings.batch_size)
+        return 0.5 ** (self.settings.batch_size / max(half_life, 1e-8))
 
     def _warm_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         optimizer = self.warm_optimizer
@@ -116,62 +153,89 @@ class GanTrainer:
             group["lr"] = self.settings.warm_start_learning_rate * scale * factor
         w, terms = self._reconstruct(images)
         z = torch.randn(256, self.generator.z_dim, device=images.device)
-        terms["latent_match"] = energy_distance(self._map(z), self._remember(w.detach()))
+        terms["latent_match"] = energy_distance(self._map(z), self._remember(gather(w.detach())))
         self.check(terms)
-        optimizer.zero_grad(set_to_none=True)
-        self.backward(torch.stack(list(terms.values())).sum())
-        optimizer.step()
+        self._update([optimizer], torch.stack(list(terms.values())).sum())
         return {key: value.detach() for key, value in terms.items()}
 
-    def _adversarial_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        fake = self._sample(len(images))
-        terms = self._generator_step(images, fake)
+    def _adversarial_step(self, images: Tensor, step: int, labels: Tensor | None) -> dict[str, Tensor]:
+        condition = self._drawn_condition(len(images))
+        fake = self.generator.synthesis(self._ws(len(images), condition), noise_mode="random")
+        terms = self._generator_step(images, fake, condition)
         if self.settings.path_length_weight and step % self.settings.path_length_interval == 0:
-            terms |= self._path_length_step(images)
-        terms |= self._discriminator_step(images, fake.detach(), step)
+            terms |= self._path_length_step(max(1, len(images) // 2))
+        real_condition = self._condition(labels)
+        terms |= self._discriminator_step(images, real_condition, fake.detach(), condition)
+        if self.settings.r1_gamma and step % self.settings.r1_interval == 0:
+            terms |= self._r1_step(images, real_condition)
+        if self.augment is not None:
+            terms |= self._adapt(self.augment, terms["real_sign"], len(images))
         return {key: value.detach() for key, value in terms.items()}
 
-    def _generator_step(self, images: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        self.discriminator.requires_grad_(False)
-        terms = {"generator": generator_logistic(self.discriminator(fake, None)).mean()}
+    def _generator_step(self, images: Tensor, fake: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+        _require_grad(self.judge, False)
+        terms = {"generator": generator_logistic(self._logits(fake, condition)).mean()}
         if self.settings.reconstruction:
             _, parts = self._reconstruct(images)
             terms |= {key: value * self.settings.reconstruction for key, value in parts.items()}
         self.check(terms)
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        if self.encoder is not None:
-            self.encoder_optimizer.zero_grad(set_to_none=True)
-        self.backward(torch.stack(list(terms.values())).sum())
-        self.generator_optimizer.step()
-        if self.settings.reconstruction:
-            self.encoder_optimizer.step()
-        self.discriminator.requires_grad_(True)
+        optimizers = [self.generator_optimizer, *([self.encoder_optimizer] if self.settings.reconstruction else [])]
+        self._update(optimizers, torch.stack(list(terms.values())).sum())
+        _require_grad(self.judge, True)
         return terms
 
-    def _path_length_step(self, images: Tensor) -> dict[str, Tensor]:
+    def _path_length_step(self, n: int) -> dict[str, Tensor]:
         """Lazy path-length regularisation (StyleGAN2 paper, Sec. 3.2 and Appendix B) on half a batch."""
-        ws = self._ws(max(1, len(images) // 2))
+        ws = self._ws(n, self._drawn_condition(n))
         fake = self.generator.synthesis(ws, noise_mode="random")
         penalty = self.path_length(path_lengths(fake, ws, torch.randn_like(fake))).mean()
         terms = {"path_length": penalty * self.settings.path_length_weight}
         self.check(terms)
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        self.backward(terms["path_length"] * self.settings.path_length_interval)
-        self.generator_optimizer.step()
+        self._update([self.generator_optimizer], terms["path_length"] * self.settings.path_length_interval)
         return terms
 
-    def _discriminator_step(self, images: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
-        regularise = bool(self.settings.r1_gamma) and step % self.settings.r1_interval == 0
-        real = images.detach().requires_grad_(regularise)
-        real_logits, fake_logits = self.discriminator(real, None), self.discriminator(fake, None)
+    def _discriminator_step(
+        self, images: Tensor, condition: Tensor | None, fake: Tensor, fake_condition: Tensor | None
+    ) -> dict[str, Tensor]:
+        real_logits, fake_logits = self._logits(images, condition), self._logits(fake, fake_condition)
         terms = {"discriminator": discriminator_logistic(real_logits, fake_logits).mean()}
-        if regularise:
-            terms["r1"] = r1_penalty(real, real_logits).mean() * self.settings.r1_gamma / 2
         self.check(terms)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        self.backward(terms["discriminator"] + terms.get("r1", 0) * self.settings.r1_interval)
-        self.discriminator_optimizer.step()
+        self._update([self.discriminator_optimizer], terms["discriminator"])
         return terms | {"real_sign": real_logits.sign().mean(), "fake_sign": fake_logits.sign().mean()}
+
+    def _r1_step(self, images: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+        """Lazy R1 on real images; the gradient goes through the augmentation to the images themselves."""
+        real = images.detach().requires_grad_()
+        terms = {"r1": r1_penalty(real, self._logits(real, condition)).mean() * self.settings.r1_gamma / 2}
+        self.check(terms)
+        self._update([self.discriminator_optimizer], terms["r1"] * self.settings.r1_interval)
+        return terms
+
+    def _logits(self, images: Tensor, condition: Tensor | None) -> Tensor:
+        return self.discriminator(images if self.augment is None else self.augment(images), condition)
+
+    def _adapt(self, augment: "AugmentPipe", real_sign: Tensor, n: int) -> dict[str, Tensor]:
+        """Let the controller move the strength of the augmentation, by the signs of all processes."""
+        if self.controller is None:
+            return {"augment_p": augment.p.clone()}
+        augment.p.fill_(self.controller.update(mean_over_processes(real_sign.detach()), n * world_size()))
+        terms = {"augment_p": augment.p.clone()}
+        # No value before the first move.
+        return (
+            terms
+            if math.isnan(self.controller.r_t)
+            else terms | {"r_t": torch.full_like(augment.p, self.controller.r_t)}
+        )
+
+    def _update(self, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> None:
+        """One optimisation step on the mean gradient of all processes."""
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        average_gradients(parameters, self.settings.half_precision)
+        for optimizer in optimizers:
+            optimizer.step()
 
     def _reconstruct(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.encoder is None:
@@ -188,15 +252,25 @@ class GanTrainer:
             terms["perceptual"] = self.settings.perceptual * self.perceptual(rebuilt, images).mean()
         return w, terms
 
-    def _sample(self, n: int) -> Tensor:
-        return self.generator.synthesis(self._ws(n), noise_mode="random")
-
-    def _ws(self, n: int) -> Tensor:
+    def _ws(self, n: int, condition: Tensor | None) -> Tensor:
         z = torch.randn(n, self.generator.z_dim, device=next(self.generator.parameters()).device)
-        return mixed_ws(self.generator.mapping, z, None, self.settings.style_mixing, update_w_avg=True)
+        return mixed_ws(self.generator.mapping, z, condition, self.settings.style_mixing, update_w_avg=True)
 
     def _map(self, z: Tensor) -> Tensor:
-        return self.generator.mapping(z, None, update_w_avg=True)[:, 0]
+        return self.generator.mapping(z, self._drawn_condition(len(z)), update_w_avg=True)[:, 0]
+
+    def _drawn_condition(self, n: int) -> Tensor | None:
+        """Conditions (n, c_dim) as frequent as in the real images; None, and nothing drawn, without conditions."""
+        if self.labels is None or not self.generator.c_dim:
+            return None
+        return self._condition(self.labels[torch.randint(len(self.labels), (n,), device=self.labels.device)])
+
+    def _condition(self, labels: Tensor | None) -> Tensor | None:
+        if not self.generator.c_dim:
+            return None
+        if labels is None:
+            raise ValueError("a conditional discriminator needs the labels of the real images")
+        return F.one_hot(labels, self.generator.c_dim).float()
 
     def _broadcast(self, w: Tensor) -> Tensor:
         return w[:, None].expand(-1, self.generator.synthesis.num_ws, -1)
@@ -206,24 +280,40 @@ class GanTrainer:
         return self.memory
 
     def _lazy_adam(self, parameters: Any, interval: int) -> torch.optim.Adam:
-        """Adam with beta1 0, corrected for the extra steps of lazy regularisation (StyleGAN2, Appendix B)."""
+        """Adam with betas (0, 0.99), corrected for the extra steps of lazy regularisation (see the class)."""
         ratio = interval / (interval + 1)
         return torch.optim.Adam(parameters, self.settings.learning_rate * ratio, betas=(0.0, 0.99**ratio))
 
     def state_dict(self) -> dict[str, Any]:
-        parts = self._parts()
-        return {name: part.state_dict() for name, part in parts.items()} | {"memory": self.memory}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return parts | {"memory": self.memory, "augmentation": self._augmentation_state()}
+
+    def _augmentation_state(self) -> dict[str, Any]:
+        if self.augment is None:
+            return {}
+        controller = {} if self.controller is None else self.controller.state_dict()
+        return {"p": self.augment.p.clone(), "controller": controller}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.memory = state["memory"]
+        augmentation = state.get("augmentation")  # absent from files of the first version
+        if self.augment is not None and augmentation:
+            self.augment.p.copy_(augmentation["p"])
+            if self.controller is not None:
+                self.controller.load_state_dict(augmentation["controller"])
 
     def _parts(self) -> dict[str, Any]:
         names = ["generator", "discriminator", "ema", "path_length", "generator_optimizer", "discriminator_optimizer"]
         if self.encoder is not None:
             names += ["encoder", "warm_optimizer", "encoder_optimizer"]
         return {name: getattr(self, name) for name in names}
+
+
+def _require_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(value)
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Training steps of the generator on 16 px images: warm start, adversarial terms, lazy regularisers, average, state."""
+"""Training steps of the generator on 16 px images: warm start, adversarial terms, lazy regularisers, classes,
+augmentation, average, state."""
 
 from collections.abc import Callable
 
@@ -6,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stylegan2_ada.loss import r1_penalty
 from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer, energy_distance
 
-SIZE, BATCH = 16, 8
+SIZE, BATCH, CLASSES = 16, 8, 3
+LABELS = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2, 2])  # of all real images
 
 
 def colours(seed: int = 0, n: int = BATCH) -> Tensor:
@@ -29,19 +32,56 @@ class Encoder(nn.Module):
         return self.layers(nn.functional.avg_pool2d(images, (SIZE // 2, SIZE)).flatten(1))
 
 
-def make(encoder: bool = True, **settings) -> GanTrainer:
+class Pipe(nn.Module):
+    """In the place of AugmentPipe: adds p * noise, and remembers what passed."""
+
+    p: Tensor
+
+    def __init__(self, p: float = 1.0, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain, self.seen = gain, []
+        self.register_buffer("p", torch.tensor(p))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach().clone())
+        return self.gain * images + self.p * torch.randn_like(images)
+
+
+class Controller:
+    """In the place of AugmentController: p grows by a thousandth of the images."""
+
+    def __init__(self) -> None:
+        self.p, self.r_t, self.calls = 0.0, float("nan"), []
+
+    def update(self, real_sign_mean, images: int) -> float:
+        self.calls.append((float(real_sign_mean), images))
+        self.p += images / 1000
+        self.r_t = float(real_sign_mean) if len(self.calls) > 1 else self.r_t
+        return self.p
+
+    def state_dict(self) -> dict:
+        return {"p": self.p, "r_t": self.r_t, "calls": len(self.calls)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.p, self.r_t, self.calls = state["p"], state["r_t"], [(0.0, 0)] * state["calls"]
+
+
+def make(encoder: bool = True, conditional: bool = False, **settings) -> GanTrainer:
     torch.manual_seed(0)
+    c_dim = CLASSES if conditional else 0
     generator = Generator(
         z_dim=8,
-        c_dim=0,
+        c_dim=c_dim,
         w_dim=8,
         img_resolution=SIZE,
         img_channels=3,
         mapping_kwargs={"num_layers": 2},
         synthesis_kwargs={"channel_base": 128, "channel_max": 8},
     )
-    discriminator = Discriminator(c_dim=0, img_resolution=SIZE, img_channels=3, channel_base=128, channel_max=8)
-    extra = {key: settings.pop(key) for key in ("check", "backward", "perceptual_distance") if key in settings}
+    discriminator = Discriminator(c_dim=c_dim, img_resolution=SIZE, img_channels=3, channel_base=128, channel_max=8)
+    names = ("check", "backward", "perceptual_distance", "augment", "controller", "labels")
+    extra = {"labels": LABELS if conditional else None}
+    extra |= {key: settings.pop(key) for key in names if key in settings}
     extra["perceptual"] = extra.pop("perceptual_distance", None)
     chosen = GanSettings(**{"batch_size": BATCH, "path_length_weight": 0.0, "r1_gamma": 0.0} | settings)
     return GanTrainer(generator, discriminator, chosen, Encoder(8) if encoder else None, **extra)
@@ -52,7 +92,8 @@ def steps(trainer: GanTrainer, numbers) -> list[dict[str, Tensor]]:
     terms = []
     for number in numbers:
         torch.manual_seed(number)
-        terms.append(trainer.step(colours(number), number))
+        labels = LABELS[torch.randint(len(LABELS), (BATCH,))] if trainer.labels is not None else None
+        terms.append(trainer.step(colours(number), number, labels))
     return terms
 
 
@@ -254,6 +295,31 @@ def test_lazy_rates_follow_the_intervals():
         assert group["betas"] == pytest.approx((0.0, 0.99**c))
 
 
+def test_regularisers_take_steps_of_their_own():
+    """Both networks alike: k + 1 steps where there are k without, which is what their rates are corrected for."""
+    trainer = make(encoder=False, r1_gamma=1.0, r1_interval=4, path_length_weight=1.0, path_length_interval=2)
+    steps(trainer, range(4))
+    for network, optimizer, count in (
+        (trainer.discriminator, trainer.discriminator_optimizer, 4 + 1),
+        (trainer.generator, trainer.generator_optimizer, 4 + 2),
+    ):
+        assert max(int(optimizer.state[value]["step"]) for value in network.parameters()) == count
+
+
+def test_regularisers_are_multiplied_by_their_interval():
+    """The gradient that reaches the weights is k times that of the logged penalty."""
+    losses: list[float] = []
+
+    def backward(loss: Tensor) -> None:
+        losses.append(float(loss.detach()))
+        loss.backward()
+
+    settings = {"r1_gamma": 2.0, "r1_interval": 5, "path_length_weight": 3.0, "path_length_interval": 7}
+    terms = steps(make(encoder=False, backward=backward, **settings), [0])[0]
+    expected = [terms["generator"], 7 * terms["path_length"], terms["discriminator"], 5 * terms["r1"]]
+    assert losses == pytest.approx([float(value) for value in expected])
+
+
 def test_mean_style_follows_the_mapping():
     """Trap 10: the mean style is what the adapted generator starts from, whatever phase came before."""
     trainer = make(encoder=False, learning_rate=1e-2)
@@ -285,6 +351,132 @@ def test_without_reconstruction_the_encoder_rests():
     assert not changed(trainer.encoder, before)
 
 
+# --- classes -----------------------------------------------------------------------------------------------------
+
+
+def test_conditional_networks_see_the_classes():
+    """Real images come with their own classes, samples with one for G and D alike."""
+    trainer = make(encoder=False, conditional=True, r1_gamma=1.0, path_length_weight=1.0)
+    seen: dict[str, list[Tensor]] = {"mapping": [], "discriminator": []}
+    trainer.generator.mapping.register_forward_pre_hook(lambda module, args: seen["mapping"].append(args[1]))
+    trainer.discriminator.register_forward_pre_hook(lambda module, args: seen["discriminator"].append(args[1]))
+    labels = torch.arange(BATCH) % CLASSES
+    trainer.step(colours(), 0, labels)
+    real = torch.eye(CLASSES)[labels]
+    generator, main_real, main_fake, r1 = seen["discriminator"]
+    assert torch.equal(main_real, real) and torch.equal(r1, real)
+    assert torch.equal(generator, seen["mapping"][0]) and torch.equal(main_fake, generator)
+    assert not torch.equal(generator, real)
+    assert all(torch.equal(c.sum(1), torch.ones(len(c))) for c in seen["mapping"])
+
+
+def test_classes_of_samples_are_as_frequent_as_in_the_data():
+    trainer = make(encoder=False, conditional=True)
+    torch.manual_seed(0)
+    shares = trainer._drawn_condition(20_000).mean(0)
+    torch.testing.assert_close(shares, torch.tensor([0.3, 0.1, 0.6]), atol=0.02, rtol=0)
+
+
+def test_conditional_training_needs_labels():
+    with pytest.raises(ValueError, match="conditional generator needs the labels"):
+        make(conditional=True, labels=None)
+    with pytest.raises(ValueError, match="conditional discriminator needs the labels"):
+        make(encoder=False, conditional=True).step(colours(), 0)
+
+
+def test_warm_start_of_a_conditional_generator():
+    assert set(steps(make(conditional=True, warm_start_steps=2), range(2))[1]) >= {"l1", "latent_match"}
+
+
+# --- augmentation ------------------------------------------------------------------------------------------------
+
+
+def test_all_that_the_discriminator_sees_is_augmented():
+    pipe = Pipe()
+    trainer = make(encoder=False, augment=pipe, r1_gamma=1.0, path_length_weight=1.0)
+    judged: list[Tensor] = []
+    trainer.discriminator.register_forward_pre_hook(lambda module, args: judged.append(args[0].detach()))
+    terms = steps(trainer, [0])[0]
+    fake, real, again, r1 = pipe.seen  # of the generator's step, the discriminator's, and R1
+    assert torch.equal(real, colours(0)) and torch.equal(r1, real) and torch.equal(fake, again)
+    assert len(judged) == 4 and not any(torch.equal(a, b) for a, b in zip(judged, pipe.seen))
+    assert not torch.equal(judged[0], judged[2])  # each time with draws of its own
+    assert terms["augment_p"] == 1.0
+
+
+def test_r1_goes_through_the_augmentation_to_the_images():
+    trainer = make(encoder=False, augment=Pipe(0.0, gain=3.0), r1_gamma=2.0)
+    real = colours(0).requires_grad_()
+    expected = float(r1_penalty(real, trainer.discriminator(3.0 * real)).mean().detach())
+    assert float(trainer._r1_step(colours(0), None)["r1"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_controller_moves_the_strength_by_the_signs_of_real_logits():
+    pipe, controller = Pipe(0.0), Controller()
+    terms = steps(make(encoder=False, augment=pipe, controller=controller), range(3))
+    assert controller.calls == [(pytest.approx(float(values["real_sign"])), BATCH) for values in terms]
+    assert [float(values["augment_p"]) for values in terms] == pytest.approx([0.008, 0.016, 0.024])
+    assert pipe.p == pytest.approx(0.024)
+    assert "r_t" not in terms[0] and terms[2]["r_t"] == pytest.approx(controller.r_t)
+
+
+def test_fixed_augmentation_stays():
+    pipe = Pipe(0.3)
+    assert [float(values["augment_p"]) for values in steps(make(encoder=False, augment=pipe), range(5))] == [
+        pytest.approx(0.3)
+    ] * 5
+
+
+@pytest.mark.parametrize("preset", ["bgc", "bgcfnc"])
+def test_training_with_the_real_pipe(preset):
+    """All presets can be differentiated twice, as R1 wants."""
+    from stylegan2_ada.augment import AugmentController, augment_pipe
+
+    pipe = augment_pipe(preset)
+    pipe.p.fill_(0.8)
+    controller = AugmentController(ada_kimg=0.1)
+    controller.load_state_dict(controller.state_dict())
+    trainer = make(encoder=False, augment=pipe, controller=controller, r1_gamma=1.0, r1_interval=1)
+    terms = steps(trainer, range(4))
+    assert all(torch.isfinite(value) for values in terms for value in values.values())
+    assert terms[0]["r1"] > 0 and 0 <= float(pipe.p) <= 1
+
+
+# --- float16 and frozen layers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_gradients_that_are_not_finite_are_replaced_only_for_float16(half):
+    """NaN by 0, infinity by 1e5, as published; Adam then takes steps of its usual size."""
+    trainer = make(encoder=False, half_precision=half)
+    weight, bias = trainer.discriminator.b4.out.weight, trainer.discriminator.b4.out.bias
+    before = weight.detach().clone()
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()
+        weight.grad[0, 0], weight.grad[0, 1] = float("nan"), float("-inf")
+
+    trainer.backward = backward
+    trainer._update([trainer.discriminator_optimizer], bias.sum() + weight.sum())
+    if half:
+        change = (weight - before).detach()[0]
+        assert change[0] == 0 and change[1] > 0 and torch.isfinite(change).all()
+    else:
+        assert not torch.isfinite(weight).all()
+
+
+def test_frozen_parameters_stay():
+    torch.manual_seed(0)
+    trainer = make(encoder=False)
+    frozen = trainer.discriminator.b16
+    frozen.requires_grad_(False)
+    trainer = GanTrainer(trainer.generator, trainer.discriminator, GanSettings(batch_size=BATCH))
+    before, other = weights(frozen), weights(trainer.discriminator.b8)
+    steps(trainer, range(2))
+    assert not changed(frozen, before) and changed(trainer.discriminator.b8, other)
+    assert not any(value.requires_grad for value in frozen.parameters())
+
+
 # --- average, checks, state --------------------------------------------------------------------------------------
 
 
@@ -302,6 +494,12 @@ def test_average_has_its_half_life(step, ema_kimg, half_life):
     for name, value in trainer.generator.named_parameters():
         expected = decay * old[name] + (1 - decay) * value
         torch.testing.assert_close(dict(trainer.ema.named_parameters())[name], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_average_without_ramp_has_its_half_life_from_the_start():
+    trainer = make(encoder=False, ema_kimg=0.016, ema_rampup=None)
+    assert trainer._ema_decay(0) == trainer._ema_decay(1000) == pytest.approx(0.5 ** (BATCH / 16))
+    assert make(encoder=False, ema_kimg=0.016, ema_rampup=0.5)._ema_decay(1) == pytest.approx(0.5 ** (BATCH / 8))
 
 
 @pytest.mark.parametrize("step", [0, 5])
@@ -335,7 +533,7 @@ def test_backward_goes_through_the_given_function():
         encoder=False, r1_gamma=1.0, path_length_weight=1.0, backward=lambda loss: calls.append(loss.backward())
     )
     steps(trainer, [0])
-    assert len(calls) == 3  # generator, path lengths, discriminator
+    assert len(calls) == 4  # generator, path lengths, discriminator, R1
 
 
 @pytest.mark.parametrize("number", [3, 6])
@@ -353,6 +551,22 @@ def test_state_is_complete(tmp_path, number):
     for part in ("generator", "discriminator", "ema", "encoder", "path_length"):
         for a, b in zip(getattr(one, part).state_dict().values(), getattr(other, part).state_dict().values()):
             assert torch.equal(a, b), part
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_state_of_augmentation_and_classes_is_complete(tmp_path, number):
+    def fresh() -> GanTrainer:
+        return make(encoder=False, conditional=True, augment=Pipe(0.0), controller=Controller(), r1_gamma=1.0)
+
+    one, other = fresh(), fresh()
+    before = steps(one, range(number))
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert len(before) == number
+    for a, b in zip(*(steps(trainer, range(number, 9)) for trainer in (one, other)), strict=True):
+        assert a == b
+    assert one.augment.p == other.augment.p > 0
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.ema), weights(other.ema)))
 
 
 def test_training_in_bfloat16():

@@ -114,7 +114,7 @@ def test_what_a_run_leaves(finished, kind):
     names = {path.name for path in folder.iterdir()}
     assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "figures", "model.safetensors"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == (
-        {"last.pt"} if kind == "gan" else {"best.pt", "last.pt"}
+        {"last.pt", "model-000000k.safetensors"} if kind == "gan" else {"best.pt", "last.pt"}
     )
     loaded = load_model(folder, kind)
     assert loaded.recipe == RECIPE.model_dump() and len(loaded.class_names) == 4

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 RECIPES = Path(__file__).parent / "recipes"
 
 
+AugmentPreset = Literal["blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -48,7 +51,7 @@ class ClassifierConfig(Section):
 
 
 class GanConfig(Section):
-    """Architecture and training of the generator G (StyleGAN2, Karras et al. 2020)."""
+    """Architecture and training of the generator G and its discriminator D (StyleGAN2-ADA, Karras et al. 2020)."""
 
     z_dim: int = Field(64, ge=1)
     w_dim: int = Field(128, ge=1)
@@ -56,7 +59,12 @@ class GanConfig(Section):
     w_avg_beta: float = Field(0.995, gt=0, lt=1)
     channel_base: int = Field(2048, ge=64)
     channel_max: int = Field(64, ge=8)
-    batch_size: int = Field(16, ge=1)
+    discriminator: Literal["resnet", "skip", "orig"] = "resnet"
+    mbstd_group: int = Field(4, ge=1, description="images whose deviation D sees together, on each device")
+    conditional: bool = Field(False, description="G and D know the classes of the dataset")
+    num_fp16_res: int = Field(0, ge=0, description="so many of the highest resolutions in float16 on GPUs")
+    conv_clamp: float | None = Field(None, gt=0, description="limit of activations; 256 keeps float16 safe")
+    batch_size: int = Field(16, ge=1, description="images of a step on all devices together")
     kimg: float = Field(100, gt=0, description="length of the adversarial training, thousands of images")
     warm_start: float = Field(0, ge=0, description="length of the warm start by reconstruction, thousands of images")
     warm_start_learning_rate: float = Field(2e-3, gt=0)
@@ -67,10 +75,30 @@ class GanConfig(Section):
     path_length_interval: int = Field(8, ge=1)
     style_mixing: float = Field(0.9, ge=0, le=1)
     ema_kimg: float = Field(5, gt=0, description="half-life of the weight average, thousands of images")
+    ema_rampup: float | None = Field(0.05, gt=0, description="largest half-life as a share of the images seen so far")
     horizontal_flip: bool = True
+    augment: Literal["off", "fixed", "ada"] = Field("off", description="augmentation of all that D sees")
+    augment_preset: AugmentPreset = "bgc"
+    augment_p: float | None = Field(None, ge=0, le=1, description="strength of the fixed augmentation")
+    ada_target: float = Field(0.6, ge=0, le=1, description="mean sign of D on real images that ada aims at")
+    ada_kimg: float = Field(500, gt=0, description="thousands of images in which ada can go from 0 to 1")
+    transfer: str | None = Field(None, description="model whose weights to start from, as far as they fit")
+    freeze_d: int = Field(0, ge=0, description="layers of D, from the highest resolution, that do not train")
     reconstruction: float = Field(0.0, ge=0, description="weight of the reconstruction term in the adversarial phase")
     perceptual: float = Field(1.0, ge=0, description="weight of the perceptual distance within the reconstruction term")
-    snapshot_kimg: float = Field(20, gt=0, description="thousands of images between image grids")
+    snapshot_kimg: float = Field(20, gt=0, description="thousands of images between image grids and saved models")
+    snapshot_psi: float = Field(1.0, ge=0, description="truncation of the samples in image grids; 1 is none")
+
+    @model_validator(mode="after")
+    def _strength_of_augmentation(self) -> "GanConfig":
+        if self.augment == "fixed" and self.augment_p is None:
+            raise ValueError("gan.augment = fixed needs a strength: pass --p (gan.augment_p) from 0 to 1")
+        if self.augment != "fixed" and self.augment_p is not None:
+            raise ValueError(
+                f"gan.augment_p = {self.augment_p} is for gan.augment = fixed, not {self.augment}; "
+                "pass --augment fixed, or leave --p out"
+            )
+        return self
 
 
 class ViscoinConfig(Section):

@@ -73,6 +73,10 @@ class Run:
         with atomic_path(self.recipe_path) as partial:
             partial.write_text(yaml.safe_dump(dict(header), sort_keys=False))
 
+    def annotate(self, **facts: Any) -> None:
+        """Write facts about this run into recipe.yaml, beside the recipe."""
+        self._write_header({**self.header, **facts})
+
     def _check_same(self, kind: str, recipe: Recipe) -> None:
         if self.kind != kind:
             raise ValueError(f"--resume: {self.path} is a {self.kind} run, not a {kind} run")

@@ -29,8 +29,8 @@ DatasetName = Annotated[
     typer.Option(
         "--dataset",
         "--dataset-path",
-        metavar="NAME|FOLDER",
-        help="A known dataset, or a folder with one folder per class.",
+        metavar="NAME|FOLDER|ZIP",
+        help="A known dataset, a folder with one folder per class, or a zip of images.",
     ),
 ]
 RecipeName = Annotated[
@@ -99,11 +99,12 @@ def resolve_recipe(
     options: Mapping[str, Any],
     out: Path | None = None,
     resume: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> "Recipe":
     """The recipe that the options of a `train` command mean.
 
     It starts from the resumed run's own recipe, else from `recipe`, else from the dataset's, else from that of birds.
-    `options` are dotted keys, which win over `settings`; None means not given.
+    `options` are dotted keys, which win over `settings`, which win over `defaults`; an option of None is not given.
     """
     from viscoin.config import load_recipe, override_recipe, recipe_names
     from viscoin.datasets import check_dataset_name
@@ -114,7 +115,7 @@ def resolve_recipe(
         check_dataset_name(dataset)
         dataset = _plain_name(dataset)
         overrides["dataset.name"] = dataset
-    overrides |= dict(_parse_setting(text) for text in settings or [])
+    overrides |= dict(defaults or {}) | dict(_parse_setting(text) for text in settings or [])
     overrides |= {key: value for key, value in options.items() if value is not None}
     if resume:
         run = Run(out) if out else newest_run(kind, dataset or DEFAULT_DATASET)
@@ -139,9 +140,16 @@ def _parse_setting(text: str) -> tuple[str, str]:
 
 @contextmanager
 def training_run(kind: str, recipe: "Recipe", out: Path | None, resume: bool) -> Iterator["Run"]:
-    """The run to train in; a new folder vanishes again when the training fails before its first step."""
-    from viscoin.runs import Run
+    """The run to train in; a new folder vanishes again when the training fails before its first step.
 
+    Processes that a launcher started beside the first one learn later which run it is.
+    """
+    from viscoin.runs import RUNS, Run
+    from viscoin.training.runtime import is_first_process
+
+    if not is_first_process():
+        yield Run(out or RUNS)
+        return
     existed = out is not None and out.exists()
     run = Run.create(kind, recipe, out, resume)
     typer.echo(f"run folder: {run.path}", err=True)
@@ -199,7 +207,7 @@ def load_for_test(
         dataset: as given; None means the dataset of the given model, else birds.
 
     Raises:
-        ValueError: model and dataset have different classes.
+        ValueError: model and dataset have different classes (of which an unconditional generator knows nothing).
     """
     from viscoin.config import DatasetConfig
     from viscoin.datasets import check_dataset_name, load_dataset
@@ -217,8 +225,10 @@ def load_for_test(
     if name != saved["name"]:
         saved = {"resolution": saved["resolution"], "seed": saved["seed"]}
     config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
-    images = load_dataset(name, "test", config)
-    check_classes(loaded, option, images)
+    labelled = kind != "gan" or loaded.model.c_dim > 0
+    images = load_dataset(name, "test", config, labelled)
+    if labelled:
+        check_classes(loaded, option, images)
     return Trial(loaded.model.to(where), loaded.path, where, images, config)
 
 

@@ -1,7 +1,7 @@
 """`train classifier|gan|viscoin`: train the parts of an ensemble, each in a run folder of its own."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,14 @@ def classifier(
 @app.command()
 def gan(
     dataset: common.DatasetName = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="Ready settings: auto, stylegan2, paper256, paper512, paper1024, cifar or birds64; others win over it.",
+        ),
+    ] = None,
     kimg: Annotated[
         float | None, typer.Option("--kimg", metavar="N", help="Adversarial training, thousands of images.")
     ] = None,
@@ -53,32 +61,99 @@ def gan(
         typer.Option("--warm-start", metavar="N", help="Warm start by reconstruction, thousands of images."),
     ] = None,
     classifier: Annotated[Path | None, common.model_option("--classifier", "Classifier f, for the warm start")] = None,
+    conditional: Annotated[
+        bool, typer.Option("--conditional", help="Let G and D know the classes of the dataset.")
+    ] = False,
+    mirror: Annotated[
+        bool | None, typer.Option("--mirror/--no-mirror", help="Mirror half of the real images.", show_default=False)
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option("--augment", metavar="off|fixed|ada", help="Augment all images that D sees.")
+    ] = None,
+    augment_preset: Annotated[
+        str | None,
+        typer.Option(
+            "--augment-preset",
+            metavar="NAME",
+            help="What to augment by: blit, geom, color, filter, noise, cutout, bg, bgc, bgcf, bgcfn or bgcfnc.",
+        ),
+    ] = None,
+    p: Annotated[
+        float | None, typer.Option("--p", min=0, max=1, metavar="P", help="Strength of --augment fixed.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option("--target", min=0, max=1, metavar="R", help="What --augment ada aims at; 0.6.")
+    ] = None,
+    transfer: Annotated[
+        Path | None,
+        typer.Option(
+            "--transfer", metavar="MODEL", help="Start from the weights of a published .pkl, a run folder or a model."
+        ),
+    ] = None,
+    freeze_d: Annotated[
+        int | None,
+        typer.Option("--freeze-d", min=0, metavar="N", help="Layers of D nearest to the image that do not train."),
+    ] = None,
     batch_size: common.BatchSize = None,
     learning_rate: common.LearningRate = None,
     recipe: common.RecipeName = None,
     settings: common.Settings = None,
     seed: common.RecipeSeed = None,
     device: common.Device = "auto",
+    devices: Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices of a node.")] = 1,
+    num_nodes: Annotated[
+        int, typer.Option("--num-nodes", min=1, metavar="N", help="Nodes, on which torchrun or SLURM starts this.")
+    ] = 1,
     precision: common.Precision = "auto",
     out: common.Out = None,
     resume: common.Resume = False,
     skip_bad_files: common.SkipBadFiles = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print recipe, parameters and layer shapes, and train nothing.")
+    ] = False,
 ) -> None:
     """Train the generator G: an optional warm start by reconstruction, then adversarially."""
     options = {
         "gan.kimg": kimg,
         "gan.warm_start": warm_start,
+        "gan.conditional": conditional or None,
+        "gan.horizontal_flip": mirror,
+        "gan.augment": augment,
+        "gan.augment_preset": augment_preset,
+        "gan.augment_p": p,
+        "gan.ada_target": target,
+        "gan.freeze_d": freeze_d,
         "gan.batch_size": batch_size,
         "gan.learning_rate": learning_rate,
         "seed": seed,
         "dataset.skip_bad_files": skip_bad_files or None,
     }
-    resolved = common.resolve_recipe("gan", dataset, recipe, settings, options, out, resume)
-    from viscoin.training.gan import train_gan
+    defaults = _transferred(transfer)
+    if preset is not None:
+        from viscoin.presets import gan_preset
 
+        # What a preset holds may depend on the resolution, which the other options decide.
+        resolution = common.resolve_recipe("gan", dataset, recipe, settings, {}, out, resume).dataset.resolution
+        values = gan_preset(preset, resolution, devices * num_nodes)
+        defaults = {f"gan.{key}": value for key, value in values.items()} | defaults
+    resolved = common.resolve_recipe("gan", dataset, recipe, settings, options, out, resume, defaults)
+    from viscoin.training.gan import check_gan, describe_gan, train_gan
+    from viscoin.training.runtime import is_first_process
+
+    check_gan(resolved, device, devices, num_nodes)
+    if dry_run:
+        typer.echo(f"{resolved.to_yaml()}\n{describe_gan(resolved)}")
+        return
     f = common.optional_classifier(classifier, resolved)
     with common.training_run("gan", resolved, out, resume) as run:
-        typer.echo(train_gan(resolved, run, f, device, precision))
+        path = train_gan(resolved, run, f, device, precision, devices, num_nodes)
+    if is_first_process():
+        typer.echo(path)
+
+
+def _transferred(source: Path | None) -> dict[str, Any]:
+    """Keys of the recipe for a start from other weights: the average need not ramp up, and ada reacts faster."""
+    return {} if source is None else {"gan.transfer": str(source), "gan.ema_rampup": None, "gan.ada_kimg": 100.0}
 
 
 @app.command()

@@ -1,127 +1,357 @@
 """Training of the generator G: data, files and pictures around the steps of `stylegan2_ada.training`."""
 
+import logging
+import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer
+from stylegan2_ada.transfer import freeze_highest, load_fitting
 from viscoin.config import GanConfig, Recipe
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.models.classifier import Classifier
-from viscoin.models.files import save_model
+from viscoin.models.files import read_file, save_model
 from viscoin.runs import Run
 from viscoin.testing.gan import test_gan
 from viscoin.testing.inference import choose_images
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit
 from viscoin.training.losses import ClassifierPerceptual
-from viscoin.training.runtime import fast_layout, make_fabric, seed_step
+from viscoin.training.runtime import check_devices, digest, fast_layout, make_fabric, resolve_device, seed_step
 
-GRID = 64  # samples in a snapshot
+if TYPE_CHECKING:
+    from stylegan2_ada.augment import AugmentController, AugmentPipe
+
+logger = logging.getLogger(__name__)
+
+GRID = 64  # samples in a snapshot of an unconditional generator
+GRID_PIXELS = 2048  # largest side of a snapshot, as far as that is possible
+GRID_CLASSES = 32  # rows of a snapshot of a conditional generator
+SNAPSHOTS_KEPT = 3
 EVALUATION_SAMPLES = 1000
+PATIENCE = 100  # steps in a row whose losses are not finite, before a training in float16 gives up
 
 
-def build_generator(config: GanConfig, resolution: int) -> Generator:
-    """G of a recipe, for square RGB images of `resolution` pixels."""
+def build_generator(config: GanConfig, resolution: int, c_dim: int = 0) -> Generator:
+    """G of a recipe, for square RGB images of `resolution` pixels and c_dim classes (0: unconditional)."""
     return Generator(
         z_dim=config.z_dim,
-        c_dim=0,
+        c_dim=c_dim,
         w_dim=config.w_dim,
         img_resolution=resolution,
         img_channels=3,
         mapping_kwargs={"num_layers": config.mapping_layers, "w_avg_beta": config.w_avg_beta},
-        synthesis_kwargs={"channel_base": config.channel_base, "channel_max": config.channel_max},
+        synthesis_kwargs=_widths(config),
     )
+
+
+def build_discriminator(config: GanConfig, resolution: int, c_dim: int = 0) -> Discriminator:
+    """D of a recipe; `gan.freeze_d` of its layers do not require grad."""
+    discriminator = Discriminator(
+        c_dim=c_dim,
+        img_resolution=resolution,
+        img_channels=3,
+        architecture=config.discriminator,
+        epilogue_kwargs={"mbstd_group_size": config.mbstd_group},
+        **_widths(config),
+    )
+    try:
+        freeze_highest(discriminator, config.freeze_d)
+    except ValueError as error:
+        raise ValueError(f"--freeze-d {config.freeze_d}: {error}") from error
+    return discriminator
+
+
+def _widths(config: GanConfig) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")}
+
+
+def check_gan(recipe: Recipe, device: str = "auto", devices: int = 1, num_nodes: int = 1) -> None:
+    """Refuse what cannot be trained, before anything is loaded or started.
+
+    Raises:
+        ValueError: a resolution that is no power of two, counts that do not divide, devices that are not there.
+    """
+    config, resolution = recipe.gan, recipe.dataset.resolution
+    if resolution & (resolution - 1):
+        raise ValueError(
+            f"dataset.resolution = {resolution}: a generator draws powers of two; "
+            f"choose {1 << (resolution.bit_length() - 1)} or {1 << resolution.bit_length()}"
+        )
+    check_devices(device, devices, num_nodes)
+    processes = devices * num_nodes
+    if config.batch_size % processes:
+        raise ValueError(
+            f"--batch-size {config.batch_size} does not divide by {processes} devices (--devices, --num-nodes); "
+            f"choose a multiple of {processes}"
+        )
+    share = config.batch_size // processes
+    group = min(config.mbstd_group, share)
+    if share % group:
+        raise ValueError(
+            f"--batch-size {config.batch_size} gives each device {share} images, which do not divide into groups of "
+            f"{group} (gan.mbstd_group); choose a multiple of {processes * group}"
+        )
+    if config.kimg * 1000 < config.batch_size:
+        raise ValueError(
+            f"--kimg {config.kimg:g} is less than one batch of {config.batch_size} images; "
+            f"pass at least {config.batch_size / 1000:g}"
+        )
+
+
+def choose_precision(config: GanConfig, device: str, precision: str) -> tuple[GanConfig, str, bool]:
+    """How to compute: the config to build networks with, Fabric's precision, and whether layers run in float16.
+
+    Of float16 there is only the published scheme (ADA paper, Appendix C.1): the highest resolutions in float16 with
+    bounded activations, everything else in float32, no loss scaling. "16-mixed" asks for it; "auto" takes it on GPUs
+    where the recipe names `num_fp16_res`. All else leaves float16 alone.
+
+    Raises:
+        ValueError: 16-mixed without a GPU.
+    """
+    cuda = resolve_device(device).type == "cuda"
+    if precision == "16-mixed" and not cuda:
+        raise ValueError("--precision 16-mixed needs a CUDA device; use 32-true or bf16-mixed here")
+    if precision == "16-mixed" or (precision == "auto" and cuda and config.num_fp16_res):
+        chosen = {"num_fp16_res": config.num_fp16_res or 4, "conv_clamp": config.conv_clamp or 256.0}
+        return config.model_copy(update=chosen), "32-true", True
+    return (config.model_copy(update={"num_fp16_res": 0}) if cuda else config), precision, False
+
+
+def load_images(recipe: Recipe, split: str) -> ImageDataset:
+    """Real images of a split; with classes if the generator is conditional.
+
+    Raises:
+        ValueError: there are no classes to condition on.
+    """
+    name, config = recipe.dataset.name, recipe.dataset
+    dataset = load_dataset(name, split, config, labelled=False)
+    if not recipe.gan.conditional:
+        return dataset
+    if len(dataset.class_names) < 2:
+        raise ValueError(
+            f"--conditional: dataset {name!r} has no labels; give a folder with one folder of images per class or a "
+            "zip with labels in its dataset.json, or leave --conditional out"
+        )
+    return load_dataset(name, split, config)
 
 
 def train_gan(
-    recipe: Recipe, run: Run, classifier: Classifier | None = None, device: str = "auto", precision: str = "auto"
+    recipe: Recipe,
+    run: Run,
+    classifier: Classifier | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> Path:
-    """Train G by the recipe; sample grids go to the run's `figures/`.
+    """Train G by the recipe; sample grids go to the run's `figures/`, the last few models to its `checkpoints/`.
 
     Args:
         classifier: f, whose features measure reconstructions in the warm start; only L1 + L2 without it.
+        device, precision, devices, num_nodes: see `make_fabric` and `choose_precision`.
 
     Returns:
         The model file (averaged weights of G) in the run's folder.
+
+    Raises:
+        ValueError: what `check_gan` refuses; a resumed run was started with another classifier; a loss is not finite.
     """
-    fabric = make_fabric(device, precision)
-    config = recipe.gan
-    dataset = load_dataset(recipe.dataset.name, "train", recipe.dataset)
+    check_gan(recipe, device, devices, num_nodes)
+    config, arithmetic, half = choose_precision(recipe.gan, device, precision)
+    fabric = make_fabric(device, arithmetic, devices, num_nodes)
+    run = Run(Path(fabric.broadcast(str(run.path))))
+    with fabric.rank_zero_first():
+        dataset, validation = load_images(recipe, "train"), load_images(recipe, "validation")
+    classifier = _same_classifier(run, classifier, fabric)
     seed_step(recipe.seed, 0)
-    validation = load_dataset(recipe.dataset.name, "validation", recipe.dataset)
-    task = GanTask(config, recipe.dataset.resolution, fabric, classifier, validation)
+    task = GanTask(config, dataset, fabric, classifier, validation, half)
+    if config.transfer is not None and not (run.checkpoints / "last.pt").is_file():
+        take_over(task.trainer, Path(config.transfer))
     steps = task.settings.warm_start_steps + round(config.kimg * 1000 / config.batch_size)
-    batches = StepBatches(dataset, config.batch_size, recipe.seed, config.horizontal_flip)
+    if fabric.global_rank == 0 and steps * config.batch_size != round((config.warm_start + config.kimg) * 1000):
+        logger.info("whole batches of %d: %g kimg in all", config.batch_size, steps * config.batch_size / 1000)
+    batches = StepBatches(
+        dataset, config.batch_size, recipe.seed, config.horizontal_flip,
+        rank=fabric.global_rank, world_size=fabric.world_size,
+    )  # fmt: skip
     shown = choose_images(len(dataset), GRID // 2, recipe.seed)
 
-    def draw(step: int) -> None:
-        save_image(
-            task.sample(GRID),
-            run.figures / f"samples-{step * config.batch_size // 1000:06d}k.png",
-            normalize=True,
-            value_range=(-1, 1),
-        )
+    def save(path: Path, scores: Mapping[str, float] | None = None) -> Path:
+        names = dataset.class_names
+        return save_model(path, task.trainer.ema, "gan", recipe=recipe, class_names=names, scores=scores)
+
+    def snapshot(step: int) -> None:
+        mark = f"{step * config.batch_size // 1000:06d}k"
+        _save_grid(run.figures / f"samples-{mark}.png", *task.samples())
         if config.reconstruction or config.warm_start:
             real = dataset.batch(shown)[0]
             pairs = torch.stack([real, task.reconstruct(real)], 1).flatten(0, 1)
-            save_image(
-                pairs,
-                run.figures / f"reconstructions-{step * config.batch_size // 1000:06d}k.png",
-                normalize=True,
-                value_range=(-1, 1),
-            )
+            _save_grid(run.figures / f"reconstructions-{mark}.png", pairs)
+        if step < steps:
+            save(run.checkpoints / f"model-{mark}.safetensors")
+            _keep_last(run.checkpoints, "model-*.safetensors", SNAPSHOTS_KEPT)
 
-    snapshot = max(1, round(config.snapshot_kimg * 1000 / config.batch_size))
+    every = max(1, round(config.snapshot_kimg * 1000 / config.batch_size))
     results = fit(
-        run, task, batches, steps, seed=recipe.seed, evaluate_every=snapshot, device=fabric.device, title="gan",
-        on_evaluate=draw,
-    ) or task.evaluate(steps)[0]  # fmt: skip
-    scores = {f"validation.{key}": value for key, value in results.items()}
-    return save_model(
-        run.model_path, task.trainer.ema, "gan", recipe=recipe, class_names=dataset.class_names, scores=scores
-    )
+        run, task, batches, steps, seed=recipe.seed, evaluate_every=every, device=fabric.device, title="gan",
+        on_evaluate=snapshot,
+    )  # fmt: skip
+    if fabric.global_rank == 0:
+        results = results or task.evaluate(steps)[0]
+        save(run.model_path, {f"validation.{key}": value for key, value in results.items()})
+    fabric.barrier()
+    return run.model_path
+
+
+def _same_classifier(run: Run, classifier: Classifier | None, fabric: Fabric) -> Classifier | None:
+    """f that this run is trained with, written down at its start: a resumed run takes no other one.
+
+    Raises:
+        ValueError: another f than at the start.
+    """
+    given = "none" if classifier is None else digest(classifier=classifier)["classifier"]
+    started = run.header.get("classifier")
+    fabric.barrier()
+    if started is None and fabric.global_rank == 0:
+        run.annotate(classifier=given)
+    if started == "none":
+        return None
+    if started not in (None, given):
+        raise ValueError(
+            f"--classifier: {run.path} was started with another classifier; give the same one, or start a new run"
+        )
+    return classifier
+
+
+def take_over(trainer: GanTrainer, source: Path) -> None:
+    """Start G, D and the averaged G from the weights of another training, as far as they fit; says what does not.
+
+    Raises:
+        ValueError: no usable model, or nothing in it fits.
+    """
+    found = read_transfer(source)
+    for name, weights in found.items():
+        try:
+            report = load_fitting(getattr(trainer, name), weights)
+        except ValueError as error:
+            raise ValueError(f"--transfer {source}, {name}: {error}; choose another model or its recipe") from error
+        logger.info("transfer to the %s: %s", "averaged generator" if name == "ema" else name, report.summary())
+    if "discriminator" not in found:
+        logger.info("%s holds no discriminator; it starts fresh", source)
+
+
+def read_transfer(source: Path) -> Mapping[str, Mapping[str, Tensor]]:
+    """State dicts by part (generator, ema and, if there, discriminator) of a published .pkl, a run folder or a model.
+
+    Raises:
+        ValueError: missing, damaged, or no generator.
+    """
+    if source.is_dir():
+        state = Run(source).load_checkpoint("last") or {}
+        parts = state.get("task", {})
+        if {"generator", "discriminator", "ema"} <= set(parts):
+            return {name: parts[name] for name in ("generator", "discriminator", "ema")}
+        source = Run(source).model_path
+    if not source.is_file():
+        raise ValueError(f"--transfer {source}: there is no such model file or gan run folder")
+    if source.suffix == ".pkl":
+        from stylegan2_ada.nvidia_pickle import read_network_pickle
+
+        networks = read_network_pickle(source)
+        generator, average = networks.G or networks.G_ema, networks.G_ema or networks.G
+        if generator is None or average is None:
+            raise ValueError(f"--transfer {source}: it holds no generator")
+        found = {"generator": generator.state, "ema": average.state}
+        return found | ({"discriminator": networks.D.state} if networks.D is not None else {})
+    tensors, metadata = read_file(source)
+    if metadata["kind"] != "gan":
+        raise ValueError(f"--transfer {source}: it is a {metadata['kind']} model; a gan model is needed")
+    return {"generator": tensors, "ema": tensors}
+
+
+def describe_gan(recipe: Recipe) -> str:
+    """The networks of a recipe as text: layers, their parameters and output shapes for one image."""
+    resolution = recipe.dataset.resolution
+    c_dim = len(load_images(recipe, "train").class_names) if recipe.gan.conditional else 0
+    with torch.no_grad():
+        generator = build_generator(recipe.gan, resolution, c_dim)
+        discriminator = build_discriminator(recipe.gan, resolution, c_dim)
+        z, c = torch.zeros(1, recipe.gan.z_dim), torch.zeros(1, c_dim)
+        image = torch.zeros(1, 3, resolution, resolution)
+        parts = [_layers("generator", generator, z, c), _layers("discriminator", discriminator, image, c)]
+    return "\n\n".join(parts)
+
+
+def _layers(title: str, network: torch.nn.Module, *inputs: Tensor) -> str:
+    """A table of the layers with parameters of their own or of a direct child without children."""
+    rows: list[tuple[str, str, str]] = []
+
+    def note(name: str, layer: torch.nn.Module, output: Any) -> None:
+        shape = "x".join(map(str, output.shape[1:])) if isinstance(output, Tensor) else ""
+        rows.append((name, f"{sum(p.numel() for p in layer.parameters()):,}", shape))
+
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output, name=name: note(name, module, output))
+        for name, layer in network.named_modules()
+        if list(layer.parameters(recurse=False)) and not name.endswith("affine") and not hasattr(layer, "num_conv")
+    ]
+    try:
+        network(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    parameters = list(network.parameters())
+    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (True, False))
+    head = f"{title}: {total:,} parameters" + (f", {trained:,} of them trained" if trained < total else "")
+    return "\n".join([head, *(f"  {name:<24} {count:>12}  {shape}" for name, count, shape in rows)])
+
+
+def _save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
+    save_image(images, path, nrow=columns, normalize=True, value_range=(-1, 1))
+
+
+def _keep_last(folder: Path, pattern: str, count: int) -> None:
+    for path in sorted(folder.glob(pattern))[:-count]:
+        os.unlink(path)
 
 
 class GanTask:
-    """A GanTrainer on Fabric's device and precision, as the loop wants it."""
+    """A GanTrainer on Fabric's device and precision, as the loop wants it.
+
+    Args:
+        config: of the networks and their training; decides with `dataset` whether they know classes.
+        classifier: f or None; moved to the device.
+        half_precision: layers run in float16, so that single steps may have losses that are not finite.
+    """
 
     def __init__(
         self,
         config: GanConfig,
-        resolution: int,
+        dataset: ImageDataset,
         fabric: Fabric,
         classifier: Classifier | None,
         validation: ImageDataset,
+        half_precision: bool = False,
     ) -> None:
-        self.fabric, self.number = fabric, 0
+        self.config, self.fabric, self.number = config, fabric, 0
         self.classifier, self.validation = classifier, validation
-        self.settings = GanSettings(
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            r1_gamma=config.r1_gamma,
-            r1_interval=config.r1_interval,
-            path_length_weight=config.path_length_weight,
-            path_length_interval=config.path_length_interval,
-            style_mixing=config.style_mixing,
-            ema_kimg=config.ema_kimg,
-            warm_start_learning_rate=config.warm_start_learning_rate,
-            warm_start_steps=round(config.warm_start * 1000 / config.batch_size),
-            reconstruction=config.reconstruction,
-            perceptual=config.perceptual if classifier is not None else 0.0,
-        )
-        generator = fast_layout(build_generator(config, resolution)).to(fabric.device)
-        discriminator = Discriminator(
-            c_dim=0, img_resolution=resolution, img_channels=3,
-            channel_base=config.channel_base, channel_max=config.channel_max,
-        )  # fmt: skip
+        self.classes = len(dataset.class_names) if config.conditional else 0
+        self.settings = _settings(config, classifier is not None, half_precision)
+        self.bad_steps = torch.zeros((), device=fabric.device)  # in a row
+        resolution = dataset.resolution
+        generator = fast_layout(build_generator(config, resolution, self.classes)).to(fabric.device)
+        discriminator = fast_layout(build_discriminator(config, resolution, self.classes)).to(fabric.device)
         encoder = perceptual = None
         if config.warm_start or config.reconstruction:
             import viscoin.models.classifier  # noqa: F401  registers the backbone with timm
@@ -130,15 +360,25 @@ class GanTask:
             encoder = fast_layout(encoder).to(fabric.device)
             if classifier is not None:
                 perceptual = ClassifierPerceptual(classifier.to(fabric.device).eval().requires_grad_(False))
+        augment, controller = _augmentation(config)
         self.trainer = GanTrainer(
-            generator, fast_layout(discriminator).to(fabric.device), self.settings, encoder, perceptual,
-            backward=fabric.backward, check=lambda terms: check_finite(terms, self.number),
+            generator, discriminator, self.settings, encoder, perceptual,
+            check=self._count_bad_steps if half_precision else lambda terms: check_finite(terms, self.number),
+            augment=None if augment is None else augment.to(fabric.device), controller=controller,
+            labels=torch.from_numpy(dataset.labels) if config.conditional else None,
         )  # fmt: skip
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.number = step
         with self.fabric.autocast():
-            return self.trainer.step(images, step)
+            return self.trainer.step(images, step, labels if self.classes else None)
+
+    def _count_bad_steps(self, terms: Mapping[str, Tensor]) -> None:
+        """In float16 a step may fail; only many in a row are an error, looked at now and then to spare the GPU."""
+        finite = torch.isfinite(torch.stack([value.detach().float() for value in terms.values()])).all()
+        self.bad_steps = torch.where(finite, 0, self.bad_steps + 1)
+        if self.number % PATIENCE == 0 and self.bad_steps >= PATIENCE:
+            check_finite(terms, self.number)
 
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
         """Frechet distance between validation images and as many samples, in features of f; nothing without f."""
@@ -150,11 +390,25 @@ class GanTask:
         }, None
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """Images of the averaged generator for fixed z, in [-1, 1]."""
-        z = torch.randn(n, self.trainer.ema.z_dim, generator=torch.Generator().manual_seed(0)).to(self.fabric.device)
-        with self.fabric.autocast():
-            return self.trainer.ema(z, None, noise_mode="const").float().cpu()
+    def samples(self) -> tuple[Tensor, int]:
+        """Images of the averaged generator for fixed z, in [-1, 1], and in how many columns to show them.
+
+        A row has one class of a conditional generator, and a column one z.
+        """
+        ema = self.trainer.ema
+        columns = min(8, max(2, GRID_PIXELS // ema.img_resolution))
+        rows = min(self.classes, GRID_CLASSES)
+        n = columns if rows else min(GRID, columns**2)
+        z = torch.randn(n, ema.z_dim, generator=torch.Generator().manual_seed(0))
+        z, classes = z.repeat(rows or 1, 1), torch.arange(rows).repeat_interleave(n)
+        c = F.one_hot(classes, self.classes).float() if rows else torch.empty(len(z), 0)
+        size = max(1, GRID * 64**2 // ema.img_resolution**2)
+        images = []
+        for some_z, some_c in zip(z.to(self.fabric.device).split(size), c.to(self.fabric.device).split(size)):
+            with self.fabric.autocast():
+                image = ema(some_z, some_c, truncation_psi=self.config.snapshot_psi, noise_mode="const")
+            images.append(image.float().cpu())
+        return torch.cat(images), columns
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -174,3 +428,27 @@ class GanTask:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.trainer.load_state_dict(state)
+
+
+def _settings(config: GanConfig, has_classifier: bool, half_precision: bool) -> GanSettings:
+    names = {field.name for field in fields(GanSettings)} & set(GanConfig.model_fields)
+    same = {name: getattr(config, name) for name in names - {"perceptual"}}
+    return GanSettings(
+        **same,
+        warm_start_steps=round(config.warm_start * 1000 / config.batch_size),
+        perceptual=config.perceptual if has_classifier else 0.0,
+        half_precision=half_precision,
+    )
+
+
+def _augmentation(config: GanConfig) -> "tuple[AugmentPipe | None, AugmentController | None]":
+    """The pipe that all images pass before D, at its first strength, and what moves the strength."""
+    if config.augment == "off":
+        return None, None
+    from stylegan2_ada.augment import AugmentController, augment_pipe
+
+    pipe = augment_pipe(config.augment_preset)
+    pipe.p.fill_(config.augment_p or 0.0)
+    if config.augment == "fixed":
+        return pipe, None
+    return pipe, AugmentController(target=config.ada_target, ada_kimg=config.ada_kimg)

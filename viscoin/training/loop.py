@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +20,8 @@ from viscoin.training.data import StepBatches
 from viscoin.training.runtime import seed_step
 
 logger = logging.getLogger(__name__)
+
+AGREE_EVERY = 10  # steps between two looks at the stop signals of all processes
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,31 +54,35 @@ def fit(
     title: str,
     log_every: int = 50,
     save_seconds: float = 120,
+    report_seconds: float = 60,
     on_evaluate: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Train `task` for `steps` steps, going on from the run's last checkpoint if it has one.
 
     Writes metrics.jsonl, `checkpoints/last.pt` (every `save_seconds`, at each evaluation and when interrupted) and
-    `checkpoints/best.pt`. SIGINT and SIGTERM save and raise `Interrupted`.
+    `checkpoints/best.pt`. SIGINT and SIGTERM save and raise `Interrupted`. Of several processes the first one evaluates,
+    writes and speaks. Where there is no terminal for the bar, a line every `report_seconds` says how far it is.
 
     Returns:
         The metrics of the last evaluation.
     """
-    start, best, meter = _restore(run, task, device)
+    first = batches.rank == 0
+    start, best, meter = _restore(run, task, device, first)
     results: dict[str, float] = {}
-    saved_at = time.monotonic()
-    with _stop_signals() as stop, _progress(steps, start, title) as bar:
+    saved_at = reported_at = began = time.monotonic()
+    with _stop_signals(batches.world_size, device) as stop, _progress(steps, start, title, first) as bar:
         for step in range(start, steps):
             images, labels = batches(step)
             seed_step(seed, step, batches.rank)
             meter.append(task.step(images.to(device), labels.to(device), step))
             done = step + 1
             if done % log_every == 0 or done == steps:
-                means = _mean(meter)
+                means = _mean(meter, batches.world_size)
                 meter = []
-                run.log(done, {f"train.{key}": value for key, value in means.items()})
+                if first:
+                    run.log(done, {f"train.{key}": value for key, value in means.items()})
                 bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]}, refresh=False)
-            if done % evaluate_every == 0 or done == steps:
+            if first and (done % evaluate_every == 0 or done == steps):
                 results, score = task.evaluate(done)
                 if results:
                     run.log(done, {f"validation.{key}": value for key, value in results.items()})
@@ -88,12 +96,17 @@ def fit(
                     best = score
                     run.save_checkpoint("best", {"step": done, "best": best, "task": task.state_dict()})
             bar.update()
-            stopping = stop()
-            if stopping or done == steps or done % evaluate_every == 0 or time.monotonic() - saved_at > save_seconds:
+            stopping, now = stop(done), time.monotonic()
+            if first and bar.disable and now - reported_at > report_seconds:
+                logger.info("%s", _pace(title, done, steps, batches.batch_size, (now - began) / (done - start)))
+                reported_at = now
+            if first and (stopping or done == steps or done % evaluate_every == 0 or now - saved_at > save_seconds):
                 state = {"step": done, "best": best, "meter": meter, "task": task.state_dict()}
                 run.save_checkpoint("last", state)
                 saved_at = time.monotonic()
             if stopping and done < steps:
+                if batches.world_size > 1:
+                    dist.barrier()  # none leaves before the first one has saved
                 raise Interrupted(f"stopped at step {done} of {steps}; go on with --resume --out {run.path}")
     return results
 
@@ -121,34 +134,58 @@ def load_best(run: Run, task: Task) -> int:
     return state["step"]
 
 
-def _restore(run: Run, task: Task, device: torch.device) -> tuple[int, float | None, list[dict[str, Tensor]]]:
+def _restore(
+    run: Run, task: Task, device: torch.device, first: bool
+) -> tuple[int, float | None, list[dict[str, Tensor]]]:
     """Step, best score and terms not logged yet, of the last checkpoint or of a start from nothing."""
     state = run.load_checkpoint("last")
-    run.truncate_metrics(state["step"] if state else 0)
+    if first:
+        run.truncate_metrics(state["step"] if state else 0)
     if state is None:
         return 0, None, []
     task.load_state_dict(state["task"])
-    logger.info("going on from step %d of %s", state["step"], run.path)
+    if first:
+        logger.info("going on from step %d of %s", state["step"], run.path)
     meter = [{key: value.to(device) for key, value in terms.items()} for terms in state.get("meter", [])]
     return state["step"], state["best"], meter
 
 
-def _mean(meter: list[dict[str, Tensor]]) -> dict[str, float]:
-    keys = dict.fromkeys(key for values in meter for key in values)
-    return {key: float(torch.stack([v[key].detach().float() for v in meter if key in v]).mean()) for key in keys}
+def _mean(meter: list[dict[str, Tensor]], world_size: int = 1) -> dict[str, float]:
+    """Means of the terms over steps and processes, without values that are not finite and terms that have no other."""
+    means = {}
+    for key in dict.fromkeys(key for values in meter for key in values):
+        values = torch.stack([values[key].detach().float() for values in meter if key in values])
+        finite = torch.isfinite(values)
+        total = torch.stack([torch.where(finite, values, 0).sum(), finite.sum()])
+        if world_size > 1:
+            dist.all_reduce(total)
+        if total[1] > 0:
+            means[key] = float(total[0] / total[1])
+    return means
 
 
 def _summary(step: int, results: Mapping[str, float]) -> str:
     return f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in results.items())
 
 
-def _progress(steps: int, start: int, title: str) -> tqdm:
-    return tqdm(total=steps, initial=start, desc=title, unit="step", disable=not sys.stderr.isatty(), smoothing=0.05)
+def _pace(title: str, done: int, steps: int, batch_size: int, seconds: float) -> str:
+    """How far a training is, and how long the rest takes at `seconds` per step."""
+    kimg, pace = done * batch_size / 1000, seconds * 1000 / batch_size
+    left = timedelta(seconds=round((steps - done) * seconds))
+    return f"{title}: step {done} of {steps}, {kimg:.1f} kimg, {pace:.1f} s/kimg, {left} left"
+
+
+def _progress(steps: int, start: int, title: str, first: bool) -> tqdm:
+    hidden = not first or not sys.stderr.isatty()
+    return tqdm(total=steps, initial=start, desc=title, unit="step", disable=hidden, smoothing=0.05)
 
 
 @contextmanager
-def _stop_signals():  # type: ignore[no-untyped-def]
-    """Yields a function that tells whether SIGINT or SIGTERM came; the second one interrupts at once."""
+def _stop_signals(world_size: int, device: torch.device):  # type: ignore[no-untyped-def]
+    """Yields a function that tells after a step whether SIGINT or SIGTERM came; the second one interrupts at once.
+
+    Several processes stop together, so they agree now and then on whether one of them was asked to.
+    """
     received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -156,12 +193,21 @@ def _stop_signals():  # type: ignore[no-untyped-def]
             raise KeyboardInterrupt
         received.append(number)
 
+    def stop(step: int) -> bool:
+        if world_size == 1:
+            return bool(received)
+        if step % AGREE_EVERY:
+            return False
+        asked = torch.tensor(len(received), device=device)
+        dist.all_reduce(asked)
+        return bool(asked)
+
     try:
         before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread: signals are somebody else's
         before = {}
     try:
-        yield lambda: bool(received)
+        yield stop
     finally:
         for number, old in before.items():
             signal.signal(number, old)

@@ -1,6 +1,8 @@
 """Devices, precision and seeds: everything that a run needs from Lightning Fabric."""
 
+import hashlib
 import logging
+import os
 import warnings
 from typing import TypeVar
 
@@ -12,29 +14,58 @@ from torch import nn
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
-    """Fabric on one device.
+def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:
+    """Fabric on one device, or on several that each have a process.
+
+    With several devices of one node the other processes are started here and run the same command again; on several
+    nodes torchrun or SLURM starts all of them.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto" takes bfloat16 autocast where the hardware has bfloat16 arithmetic and float32 elsewhere.
+        devices, num_nodes: devices (on the CPU: processes) of each node, and nodes.
 
     Raises:
-        ValueError: unknown or absent device, unknown precision.
+        ValueError: unknown or absent device, unknown precision, more devices than there are.
     """
-    accelerator, index = _parse_device(device)
+    accelerator, index = check_devices(device, devices, num_nodes)
     if precision == "auto":
         precision = "bf16-mixed" if _fast_bfloat16(accelerator) else "32-true"
     if precision not in ("32-true", "bf16-mixed", "16-mixed"):
         raise ValueError(f"--precision {precision!r} is unknown; choose auto, 32-true, bf16-mixed or 16-mixed")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    devices = [index] if index is not None else 1
+    several = devices * num_nodes > 1
     with warnings.catch_warnings():
         # Outside a SLURM job, on a machine that has srun, Fabric recommends srun; that is the user's business.
         warnings.filterwarnings("ignore", message="The `srun` command is available")
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # type: ignore[arg-type]
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=[index] if index is not None else devices,
+            num_nodes=num_nodes,
+            precision=precision,  # type: ignore[arg-type]
+            strategy="ddp" if several else "auto",
+        )
     fabric.launch()
     return fabric
+
+
+def check_devices(device: str, devices: int, num_nodes: int) -> tuple[str, int | None]:
+    """Accelerator and index of a device; ValueError unless there are so many of them."""
+    accelerator, index = _parse_device(device)
+    if devices < 1 or num_nodes < 1:
+        raise ValueError(f"--devices {devices}, --num-nodes {num_nodes}: both count from 1")
+    if devices > 1 and index is not None:
+        raise ValueError(f"--devices {devices}: --device {device} is one device; pass --device {accelerator}")
+    there = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": os.cpu_count() or 1}[accelerator]
+    if devices > there:
+        unit = {"cuda": "CUDA devices", "mps": "Apple GPU", "cpu": "CPU cores"}[accelerator]
+        raise ValueError(f"--devices {devices}: there are only {there} {unit} here; ask for at most {there}")
+    return accelerator, index
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files and speaks: false in those that a launcher started beside it."""
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -51,6 +82,17 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 def fast_layout(module: AnyModule) -> AnyModule:
     """Channels-last weights: the layout in which CPU and GPU convolutions are fastest."""
     return module.to(memory_format=torch.channels_last)
+
+
+def digest(**modules: nn.Module) -> dict[str, str]:
+    """SHA-256 of the weights of each module."""
+    digests = {}
+    for name, module in modules.items():
+        found = hashlib.sha256()
+        for value in module.state_dict().values():
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digests[name] = found.hexdigest()
+    return digests
 
 
 def _parse_device(device: str) -> tuple[str, int | None]:

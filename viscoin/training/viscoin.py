@@ -1,13 +1,12 @@
 """Training of Psi, Theta and Omega on a frozen classifier and a frozen generator (Parekh et al. 2025, Sec. 3)."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
@@ -25,7 +24,7 @@ from viscoin.testing.inference import choose_images
 from viscoin.training import losses
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit, load_best
-from viscoin.training.runtime import fast_layout, make_fabric, seed_step
+from viscoin.training.runtime import digest, fast_layout, make_fabric, seed_step
 
 VALIDATION_IMAGES = 1000
 OPTIONS = {"classifier": "--classifier", "generator": "--gan"}
@@ -118,7 +117,7 @@ class ViscoinTask:
         ]
         self.optimizer = torch.optim.Adam(groups, config.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.frozen = _digest(classifier=ensemble.classifier, generator=generator)
+        self.frozen = digest(classifier=ensemble.classifier, generator=generator)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()
@@ -218,14 +217,3 @@ class ViscoinTask:
         self.ensemble.load_state_dict(self.ensemble.state_dict() | state["ensemble"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-
-
-def _digest(**modules: nn.Module) -> dict[str, str]:
-    """SHA-256 of the weights of each module."""
-    digests = {}
-    for name, module in modules.items():
-        digest = hashlib.sha256()
-        for value in module.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        digests[name] = digest.hexdigest()
-    return digests

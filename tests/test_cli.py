@@ -230,8 +230,8 @@ def test_test_viscoin(here, models):
 def test_test_gan(here, models):
     options = ["--checkpoints", models["gan"], "--classifier", models["classifier"], "--out", "out"]
     Answer("test", "gan", *options).went_well()
-    assert results(here / "out")["fid"] > 0
-    assert pictures(here / "out") == ["samples"]
+    assert results(here / "out")["fid40_classifier"] > 0
+    assert pictures(here / "out") == ["features", "samples"]
 
 
 def test_results_go_to_a_new_folder_in_runs(here, models):

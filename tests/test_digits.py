@@ -70,7 +70,7 @@ def test_pipeline_from_folder_to_figures(digits):
 
     run("train", "gan", *recipe, "--warm-start", 0.8, "--kimg", 0.16)
     run("test", "gan", "--dataset", "digits", "--out", "G")
-    assert results("G")["fid"] > 0
+    assert results("G")["fid359_classifier"] > 0
     assert "samples" in pictures("G")
 
     run("train", "viscoin", *recipe, "--steps", 200, "--set", "viscoin.warmup_steps=20")

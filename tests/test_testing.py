@@ -5,13 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from toy_ensemble import ToyClassifier, ToyEnsemble, toy_dataset
 
-from viscoin.models.classifier import ClassifierOutput
-from viscoin.testing import classifier, ensemble, faithfulness, gan, inference, measures, truth
+from viscoin.testing import classifier, ensemble, faithfulness, inference, measures, truth
 
 LEFT, RIGHT = [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]
 
@@ -69,64 +67,6 @@ def test_a_sample_of_a_sorted_dataset_reaches_all_of_it():
     assert (inference.choose_images(7, None, seed=0) == np.arange(7)).all()
     with pytest.raises(ValueError, match="limit is 0"):
         inference.choose_images(7, 0, seed=0)
-
-
-# --- Frechet distance -----------------------------------------------------------------------------------------------
-
-
-def moments(values: np.ndarray, batch: int = 7) -> measures.FeatureMoments:
-    result = measures.FeatureMoments()
-    for start in range(0, len(values), batch):
-        result.add(values[start : start + batch])
-    return result
-
-
-def test_frechet_distance_of_known_gaussians():
-    # In one dimension it is (m_a - m_b)^2 + (s_a - s_b)^2; these have means 0, 3 and standard deviations 1, 3.
-    a = np.array([[-1.0], [1.0]]) / math.sqrt(2)
-    b = 3 + 3 * a
-    assert measures.frechet_distance(moments(a), moments(b)) == pytest.approx(9 + 4)
-    assert measures.frechet_distance(moments(a), moments(a)) == pytest.approx(0, abs=1e-12)
-
-
-def test_frechet_distance_agrees_with_the_matrix_root():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(150, 6)) + 0.5
-    mean_a, mean_b, cov_a, cov_b = a.mean(0), b.mean(0), np.cov(a.T), np.cov(b.T)
-    expected = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
-    assert measures.frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_frechet_distance_of_fewer_images_than_features_is_finite():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(5, 40)), rng.normal(size=(5, 40))
-    assert 0 < measures.frechet_distance(moments(a), moments(b)) < 1000
-    with pytest.raises(ValueError, match="at least 2 images"):
-        measures.frechet_distance(moments(a[:1]), moments(b))
-
-
-class ShiftGenerator(nn.Module):
-    """Grey images whose brightness is the first latent; noise changes nothing."""
-
-    z_dim, c_dim = 1, 0
-
-    def forward(self, z, c):
-        return z[:, :, None, None].expand(-1, 3, 8, 8)
-
-
-class BrightnessClassifier(nn.Module):
-    def features(self, images):
-        return ClassifierOutput(torch.zeros(len(images), 2), (images[:, :1],) * 3)
-
-
-def test_gan_distance_is_that_of_the_clamped_samples():
-    dataset = toy_dataset(np.linspace(0, 1, 40)[:, None].repeat(4, 1), [0] * 40)
-    result = gan.test_gan(ShiftGenerator(), BrightnessClassifier(), dataset, n=30, seed=3, batch_size=8)
-    assert (result.n, result.n_real) == (30, 30)
-    z = torch.randn(30, 1, generator=torch.Generator().manual_seed(3)).clamp(-1, 1).numpy()
-    real = dataset.batch(inference.choose_images(40, 30, 3))[0].mean((1, 2, 3)).numpy()
-    expected = (z.mean() - real.mean()) ** 2 + (z.std(ddof=1) - real.std(ddof=1)) ** 2
-    assert result.fid == pytest.approx(expected, rel=1e-4)
 
 
 # --- the ensemble ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from stylegan2_ada.metrics import FeatureMoments, frechet_distance
 from stylegan2_ada.networks import Generator
 from viscoin.analysis.amplification import amplify_images, image_relevance, select_concepts
 from viscoin.analysis.concepts import ConceptTable, collect_concepts
@@ -38,7 +39,6 @@ from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
 from viscoin.testing.gan import samples, test_gan
 from viscoin.testing.inference import choose_images, evaluation, image_batches, pooled
-from viscoin.testing.measures import FeatureMoments, frechet_distance
 from viscoin.testing.truth import test_attributes, untrained
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import train_gan

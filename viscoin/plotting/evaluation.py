@@ -103,6 +103,42 @@ def attribute_figure(
 
 
 @styled
+def feature_plane_figure(
+    real: np.ndarray, generated: np.ndarray, features: str, measures: Mapping[str, float], width: float = PAGE
+) -> Figure:
+    """Where real and generated images lie in a plane of features, and the measures of all features.
+
+    Args:
+        real, generated: coordinates (N, 2) and (M, 2) on the two main axes of the real features.
+        features: name of the network that they come from.
+        measures: numbers by their full names.
+    """
+    figure = new_figure(width, 2.5)
+    grid = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
+    both = np.concatenate([real, generated])
+    low, high = both.min(0), both.max(0)
+    margin = 0.04 * (high - low)
+    for axes, title, points, colour in (
+        (grid[0], "real images", real, BLUE), (grid[1], "samples of the generator", generated, VERMILION),
+    ):  # fmt: skip
+        if points is generated:
+            axes.scatter(*real.T, s=3, color=LIGHT, lw=0)
+        axes.scatter(*points.T, s=3, color=colour, lw=0, alpha=0.7)
+        axes.set_title(title)
+        axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+        axes.set(xticks=[], yticks=[], xlabel="main axis of real features")
+    grid[0].set_ylabel("second axis")
+    grid[1].set_yticks([])
+    grid[2].axis("off")
+    grid[2].set_title(f"features: {features}")
+    for row, (name, value) in enumerate(measures.items()):
+        y = 0.95 - row * 0.085
+        grid[2].text(0, y, name, transform=grid[2].transAxes, fontsize=SMALL, va="top")
+        grid[2].text(1, y, f"{value:.4g}", transform=grid[2].transAxes, fontsize=SMALL, va="top", ha="right")
+    return figure
+
+
+@styled
 def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], width: float = PAGE) -> Figure:
     """Counts (C, C) of true against predicted classes; colours show shares of the true class, numbers the errors."""
     classes = len(confusion)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan2_ada.metrics import FeatureMoments, frechet_distance
 from viscoin.datasets import ImageDataset
 from viscoin.models.ensemble import VisCoIN
 from viscoin.testing import measures
@@ -102,7 +103,7 @@ def test_ensemble(
     distance, name = perceptual or _feature_distance(ensemble)
     rows: list[dict[str, np.ndarray]] = []
     falls: list[list[Faithfulness]] = []
-    real, rebuilt_moments = measures.FeatureMoments(), measures.FeatureMoments()
+    real, rebuilt_moments = FeatureMoments(), FeatureMoments()
     with evaluation(ensemble, device):
         for images, chosen in image_batches(dataset, indices, batch_size, device, "testing the ensemble"):
             code = ensemble.encode(images)
@@ -137,7 +138,7 @@ def test_ensemble(
         labels=dataset.labels[indices],
         **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]},
         perceptual_name=name,
-        fid=measures.frechet_distance(real, rebuilt_moments),
+        fid=frechet_distance(real, rebuilt_moments),
         faithfulness=concatenate(falls),
         seed=seed,
     )

@@ -1,0 +1,175 @@
+"""Networks in whose features images are compared, and the features of real images kept from one run to the next."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stylegan2_ada.metrics import InceptionFeatures, inception_weights
+from viscoin.datasets import ImageDataset
+from viscoin.datasets.base import cache_folder
+from viscoin.models.classifier import Classifier
+from viscoin.runs import atomic_path
+from viscoin.testing.inference import image_batches
+from viscoin.training.losses import VGG_FILE, VGG_SIZE, ClassifierPerceptual, Lpips
+
+logger = logging.getLogger(__name__)
+
+
+class ClassifierFeatures(nn.Module):
+    """Pooled last-stage features and logits of the classifier f.
+
+    Args:
+        classifier: f, or a timm backbone in its frame.
+        name: of the backbone, if it is not f.
+        has_classes: the last layer is trained.
+    """
+
+    def __init__(self, classifier: Classifier, name: str = "classifier", has_classes: bool = True) -> None:
+        super().__init__()
+        self.classifier, self.name, self.has_classes = classifier, name, has_classes
+        self.side: int | None = None if name == "classifier" else classifier.resolution
+        self.resize = "none" if self.side is None else f"bilinear with antialias to {self.side} px, from 8 bit"
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, 3, H, W) -> features (B, D) and logits (B, C)."""
+        images = pixels.float().div(127.5).sub(1)
+        if self.side is not None and images.shape[-1] != self.side:
+            size = (self.side, self.side)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True).clamp(-1, 1)
+        output = self.classifier.features(images)
+        return output.maps[-1].float().mean((2, 3)), output.logits
+
+
+# Distances (B,) between images (B, 3, H, W) in [-1, 1]
+Distance = Callable[[Tensor, Tensor], Tensor]
+# Modules from uint8 images (B, 3, H, W) to features (B, D) and logits (B, C). `name` and `resize` say what they do;
+# unless `has_classes`, the logits mean nothing.
+FeatureNetwork = InceptionFeatures | ClassifierFeatures
+
+
+def find_features(kind: str, classifier: Classifier | None = None, weights: Path | None = None) -> FeatureNetwork:
+    """The feature network that the option `--features` means.
+
+    Args:
+        kind: "inception", "classifier", "timm:NAME", or "auto": Inception where its weights are on disk, else f.
+        classifier: f, if there is one.
+        weights: file of the Inception weights, if not in torch's hub folder.
+
+    Raises:
+        ValueError: unknown kind, no classifier where one is needed, or weights that cannot be had.
+    """
+    if kind == "inception" or (kind == "auto" and inception_weights(weights) is not None):
+        found = inception_weights(weights, download=True)
+        return InceptionFeatures(found)  # type: ignore[arg-type]
+    if kind in ("auto", "classifier"):
+        if classifier is None:
+            raise ValueError(
+                f"--features {kind}: there is no classifier of this dataset to take features from; name one by "
+                "--classifier MODEL, or choose --features inception or timm:NAME"
+            )
+        return ClassifierFeatures(classifier)
+    if kind.startswith("timm:"):
+        return timm_features(kind.removeprefix("timm:"))
+    raise ValueError(f"--features {kind!r}: choose auto, inception, classifier or timm:NAME, such as timm:resnet50")
+
+
+def timm_features(backbone: str, pretrained: bool = True) -> ClassifierFeatures:
+    """Pooled last-stage features of a timm backbone with its published weights, for images of the size it knows.
+
+    Raises:
+        ValueError: unknown backbone, or its weights are not published or cannot be downloaded.
+    """
+    config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    side, n_classes = (config.input_size[-1], config.num_classes) if config else (224, 0)
+    model = Classifier(backbone, n_classes, side)  # refuses unknown names
+    if pretrained:
+        if config is None or not config.has_weights:
+            raise ValueError(f"--features timm:{backbone}: no weights of this backbone are published; choose another")
+        size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e6
+        logger.info("weights of %s: %.0f MB, downloaded to %s if not there yet", backbone, size, HF_HUB_CACHE)
+        try:
+            model = Classifier(backbone, n_classes, side, pretrained=True)
+        except Exception as error:  # the same without weights has just worked, so it was the download
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(
+                f"--features timm:{backbone}: its weights ({size:.0f} MB) could not be downloaded ({reason}); "
+                "choose --features classifier"
+            ) from error
+    return ClassifierFeatures(model, backbone, has_classes=n_classes > 1)
+
+
+def find_perceptual(
+    kind: str, classifier: Classifier | None, device: torch.device | str = "cpu"
+) -> tuple[Distance, str] | None:
+    """The distance that the option `--perceptual` means, and its name; None where `auto` finds none.
+
+    Args:
+        kind: "lpips", "classifier", or "auto": LPIPS where the weights of VGG-16 are on disk, else feature maps of f.
+
+    Raises:
+        ValueError: unknown kind, no classifier where one is needed, or weights that cannot be had.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+    if kind == "lpips" or (kind == "auto" and path.is_file()):
+        if not path.is_file():
+            logger.info("downloading VGG-16 weights for LPIPS (%s) to %s", VGG_SIZE, path)
+        try:
+            return Lpips(device), "lpips"
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"--perceptual lpips: the weights of VGG-16 ({VGG_SIZE}) could not be had ({error}); put {VGG_FILE} "
+                f"into {path.parent}, or choose --perceptual classifier"
+            ) from error
+    if kind not in ("auto", "classifier"):
+        raise ValueError(f"--perceptual {kind!r}: choose auto, lpips or classifier")
+    if classifier is not None:
+        return ClassifierPerceptual(classifier.to(device).eval()), "classifier"
+    if kind == "classifier":
+        raise ValueError("--perceptual classifier: there is no classifier of this dataset; name one by --classifier")
+    return None
+
+
+def real_features(
+    network: FeatureNetwork, dataset: ImageDataset, indices: np.ndarray, batch_size: int, device: torch.device | str
+) -> np.ndarray:
+    """Features (N, D) float32 of these images, from the user's cache folder where they are known already.
+
+    They are found by the contents of the images and by the weights of the network, never by a name.
+    """
+    digest = hashlib.sha256(f"{len(indices)} {network_digest(network)}".encode())
+    for start in range(0, len(indices), 1024):
+        digest.update(dataset.pixels[indices[start : start + 1024]].tobytes())
+    path = cache_folder() / "features" / f"{digest.hexdigest()[:24]}.npy"
+    known = path.is_file()
+    if not known:
+        batches = image_batches(dataset, indices, batch_size, device, "features of real images")
+        features = np.concatenate([network(to_uint8(images))[0].float().cpu().numpy() for images, _ in batches])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            np.save(file, features)
+    logger.info(
+        "%s features of %d real images: %s %s", network.name, len(indices), "from" if known else "kept in", path
+    )
+    return np.load(path, mmap_mode="r")
+
+
+def network_digest(network: FeatureNetwork) -> str:
+    """Digest of all that the features of an image depend on: layers, weights and the resize rule."""
+    digest = hashlib.sha256(f"{network.name} {network.resize} {network!r}".encode())
+    for key, value in [*network.named_parameters(), *network.named_buffers()]:
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), clamped to [-1, 1] -> uint8, on their device: what a file of them would hold."""
+    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)

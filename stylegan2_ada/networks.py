@@ -7,9 +7,11 @@ deviation, RGB images and logits are float32. Inside, images are channels-last, 
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ops import (
@@ -50,9 +52,11 @@ class FullyConnected(nn.Module):
         self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float() @ (self.weight * self.weight_gain).t()
-            return bias_act(x, self.bias * self.bias_gain, act=self.activation)
+        activation = find_activation(self.activation)
+        early, late = (activation.gain, 1.0) if activation.homogeneous else (1.0, activation.gain)
+        with exact(x.device.type):
+            x = F.linear(x.float(), self.weight * (self.weight_gain * early), self.bias * (self.bias_gain * early))
+            return activate_(x, self.activation, gain=late)
 
 
 class Convolution(nn.Module):
@@ -619,9 +623,16 @@ def minibatch_std(x: Tensor, group_size: int | None, num_channels: int) -> Tenso
             f"batch of {b} and {c} channels do not divide by mbstd_group_size {g} and channels {num_channels}"
         )
     groups = x.float().reshape(g, b // g, num_channels, c // num_channels, h, w)
-    std = (groups.var(0, correction=0) + 1e-8).sqrt().mean([2, 3, 4])  # (B / g, num_channels)
+    variance = (groups - groups.mean(0)).square().mean(0)  # several times faster than var(0) on CPUs
+    std = (variance + 1e-8).sqrt().mean([2, 3, 4])  # (B / g, num_channels)
     std = std.repeat(g, 1)[:, :, None, None].expand(-1, -1, h, w)
     return torch.cat([x, std.to(x.dtype)], dim=1)
+
+
+def exact(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast switched off; free where it is off already, as entering torch.autocast costs more than a small layer."""
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else nullcontext()
 
 
 def _normalised(x: Tensor) -> Tensor:

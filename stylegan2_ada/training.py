@@ -71,7 +71,7 @@ class GanTrainer:
 
     Both regularisers are lazy (StyleGAN2 paper, Sec. 3.1 and Appendix B): every k steps, a step of their own on k times
     the penalty. A network so takes k + 1 steps where it would take k, hence the rate c * lr and the moments beta^c of
-    its Adam, c = k / (k + 1). The interval alone decides this: a penalty of weight 0 leaves its network's rate as it is.
+    its Adam, c = k / (k + 1). The interval alone decides this: weight 0 changes no rate.
     The discriminator judges the samples that the generator was just trained on.
 
     Args:
@@ -220,12 +220,9 @@ class GanTrainer:
             return {"augment_p": augment.p.clone()}
         augment.p.fill_(self.controller.update(mean_over_processes(real_sign.detach()), n * world_size()))
         terms = {"augment_p": augment.p.clone()}
-        # No value before the first move.
-        return (
-            terms
-            if math.isnan(self.controller.r_t)
-            else terms | {"r_t": torch.full_like(augment.p, self.controller.r_t)}
-        )
+        if not math.isnan(self.controller.r_t):  # as it is before the first move
+            terms["r_t"] = torch.full_like(augment.p, self.controller.r_t)
+        return terms
 
     def _update(self, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> None:
         """One optimisation step on the mean gradient of all processes."""

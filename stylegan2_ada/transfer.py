@@ -33,14 +33,14 @@ def load_fitting(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Transfe
     """Copy the weights whose name and shape the module knows, whatever their type and device.
 
     Raises:
-        ValueError: not one parameter fits; names the first few on both sides.
+        ValueError: no parameter fits but single numbers and biases; names the first few on both sides.
     """
     own = module.state_dict()
     loaded = [name for name, value in state_dict.items() if name in own and own[name].shape == value.shape]
-    parameters = dict(module.named_parameters())
-    if not any(name in parameters for name in loaded):
+    weights = {name: value for name, value in module.named_parameters() if value.ndim > 1}
+    if not any(name in weights for name in loaded):
         raise ValueError(
-            f"no weight fits by name and shape: wanted are {_first(parameters)}, "
+            f"no weight fits by name and shape: wanted are {_first(weights)}, "
             f"given are {_first(state_dict) or 'none'}"
         )
     for name in loaded:

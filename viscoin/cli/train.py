@@ -50,7 +50,7 @@ def gan(
         typer.Option(
             "--preset",
             metavar="NAME",
-            help="Ready settings: auto, stylegan2, paper256, paper512, paper1024, cifar or birds64; others win over it.",
+            help="Ready settings: auto, stylegan2, paper256, paper512, paper1024, cifar, birds64; other options win.",
         ),
     ] = None,
     kimg: Annotated[

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -265,7 +266,7 @@ def read_transfer(source: Path) -> Mapping[str, Mapping[str, Tensor]]:
         source = Run(source).model_path
     if not source.is_file():
         raise ValueError(f"--transfer {source}: there is no such model file or gan run folder")
-    if source.suffix == ".pkl":
+    if source.suffix == ".pkl" and not zipfile.is_zipfile(source):  # a zip is of `to-pickle`
         from stylegan2_ada.nvidia_pickle import read_network_pickle
 
         networks = read_network_pickle(source)

@@ -60,8 +60,9 @@ def fit(
     """Train `task` for `steps` steps, going on from the run's last checkpoint if it has one.
 
     Writes metrics.jsonl, `checkpoints/last.pt` (every `save_seconds`, at each evaluation and when interrupted) and
-    `checkpoints/best.pt`. SIGINT and SIGTERM save and raise `Interrupted`. Of several processes the first one evaluates,
-    writes and speaks. Where there is no terminal for the bar, a line every `report_seconds` says how far it is.
+    `checkpoints/best.pt`. SIGINT and SIGTERM save and raise `Interrupted`. Of several processes the first one
+    evaluates, writes and speaks. Where there is no terminal for the bar, a line every `report_seconds` says how far it
+    is.
 
     Returns:
         The metrics of the last evaluation.

@@ -1,22 +1,28 @@
 """The operations against the reference numbers in tests/golden/stylegan2 (float32, tolerance 1e-4)."""
 
 import json
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.ops import (
+    backend,
     bias_act,
     downsample2d,
     filter2d,
     modulated_conv2d,
     resampled_conv2d,
     setup_filter,
+    synthesis_tail,
     upfirdn2d,
     upsample2d,
 )
+from stylegan2_ada.ops.bias_act import ACTIVATIONS
 
 GOLDEN = Path(__file__).parent / "golden" / "stylegan2"
 
@@ -154,3 +160,215 @@ def test_wrong_arguments_are_named() -> None:
         upfirdn2d(x, setup_filter([1, 3, 3, 1]), padding=-1)
     with pytest.raises(ValueError, match="styles has shape"):
         modulated_conv2d(x, torch.zeros(2, 2, 3, 3), torch.zeros(1, 3))
+
+
+# --- the operators of torch.library; their CPU kernels are the reference, their derivatives those of the CUDA kernels
+
+OPS = torch.ops.stylegan2_ada
+
+
+def double(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def upfirdn2d_cases() -> list[tuple]:
+    return [
+        ([1, 2], [3, 1], [2, 1, 0, 3], False, 1.5),
+        ([2, 1], [1, 3], [-1, 2, 3, -1], True, 1.5),
+        ([3, 4], [4, 3], [5, 0, 2, 2], False, -0.5),
+        ([1, 1], [1, 1], [-1, -2, 0, -1], False, 1.0),
+    ]
+
+
+def operator_calls() -> dict[str, tuple[Callable, tuple]]:
+    """Calls of every operator: the overload and its arguments."""
+    torch.manual_seed(0)
+    f = torch.rand(3, 2, dtype=torch.float64)
+    calls: dict[str, tuple[Callable, tuple]] = {}
+    for act in ACTIVATIONS:
+        calls[f"bias_act {act}"] = (OPS.bias_act.default, (double(2, 3, 4), double(3), 1, act, 0.3, 1.3, 0.9))
+        calls[f"bias_act {act} negative"] = (OPS.bias_act.default, (double(3, 4), None, 0, act, 0.3, -1.3, None))
+        arguments = (double(2, 3, 2, 2), double(2, 3), double(2, 1, 2, 2), double(3), act, 0.2, 1.3, 2.0)
+        calls[f"synthesis_tail {act}"] = (OPS.synthesis_tail.default, arguments)
+    for noise in (None, double(2, 2)):
+        arguments = (double(2, 3, 2, 2), double(2, 3), noise, double(3), "lrelu", 0.2, 1.3, None)
+        calls[f"synthesis_tail noise {noise is not None}"] = (OPS.synthesis_tail.default, arguments)
+    arguments = (double(2, 3), double(2, 3), double(3), 1, "swish", 0.2, 1.3, 2.0, False, 1)
+    calls["bias_act_grad"] = (OPS.bias_act_grad.default, arguments)
+    for i, case in enumerate(upfirdn2d_cases()):
+        calls[f"upfirdn2d {i}"] = (OPS.upfirdn2d.default, (double(1, 2, 4, 5), f, *case))
+    last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    calls["upfirdn2d channels-last"] = (OPS.upfirdn2d.default, (last, f.float(), *upfirdn2d_cases()[0]))
+    arguments = (double(2, 3, 2, 2), double(2, 3, 3, 3), double(2, 3), None, 2, 1, [1] * 4, f, False)
+    calls["modulated_conv2d"] = (OPS.modulated_conv2d.default, arguments)
+    return calls
+
+
+CALLS = operator_calls()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bias_act lrelu",
+        "bias_act swish",
+        "bias_act relu negative",
+        "bias_act_grad",
+        "synthesis_tail elu",
+        "synthesis_tail noise True",
+        "synthesis_tail noise False",
+        "upfirdn2d 0",
+        "upfirdn2d channels-last",
+        "modulated_conv2d",
+    ],
+)
+def test_operators_pass_opcheck(name: str) -> None:
+    torch.library.opcheck(*CALLS[name])
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "upfirdn2d channels-last"])
+def test_operators_have_first_and_second_derivatives(name: str) -> None:
+    function, arguments = CALLS[name]
+    torch.autograd.gradcheck(function, arguments)
+    if name != "bias_act_grad":  # which is of first order already
+        torch.autograd.gradgradcheck(function, arguments)
+
+
+def test_operators_equal_the_public_functions() -> None:
+    x, coefficients, noise, b = torch.randn(2, 3, 4, 4), torch.rand(2, 3), torch.randn(4, 4), torch.randn(3)
+    close(OPS.bias_act(x, b, 1, "lrelu", 0.2, 2**0.5, 1.0), bias_act(x, b, act="lrelu", clamp=1))
+    tail = OPS.synthesis_tail(x, coefficients, noise, b, "lrelu", 0.2, 2**0.5, 1.0)
+    close(tail, synthesis_tail(x, coefficients, noise, b, clamp=1))
+    f = torch.rand(2, 3)
+    for up, down, padding, flip, gain in upfirdn2d_cases():
+        padding = [p + 2 for p in padding]
+        close(OPS.upfirdn2d(x, f, up, down, padding, flip, gain), upfirdn2d(x, f, up, down, padding, flip, gain))
+    weight, styles = torch.randn(3, 3, 1, 1), torch.randn(2, 3)
+    close(OPS.modulated_conv2d(x, weight, styles), modulated_conv2d(x, weight, styles))
+
+
+# --- which implementation runs
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No compiled kernels, whatever this machine has."""
+    monkeypatch.setattr(backend, "library_path", lambda: tmp_path / "none.so")
+    cached = (backend.load_kernels, backend.obstacle, backend._log_once)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, f, **impl: bias_act(x, **impl),
+        lambda x, f, **impl: upfirdn2d(x, f, **impl),
+        lambda x, f, **impl: filter2d(x, f, **impl),
+        lambda x, f, **impl: upsample2d(x, f, **impl),
+        lambda x, f, **impl: downsample2d(x, f, **impl),
+        lambda x, f, **impl: synthesis_tail(x, x[:, :, 0, 0], None, x[0, :, 0, 0], **impl),
+        lambda x, f, **impl: modulated_conv2d(x, x.new_ones(2, 2, 3, 3), x[:, :, 0, 0], None, 2, 1, 1, f, **impl),
+        lambda x, f, **impl: resampled_conv2d(x, x.new_ones(2, 2, 3, 3), f, down=2, padding=1, **impl),
+    ],
+)
+def test_impl_is_a_choice_of_every_operation(call: Callable, unbuilt: None) -> None:
+    x, f = torch.randn(2, 2, 4, 4), setup_filter([1, 3, 3, 1])
+    assert torch.equal(call(x, f, impl="reference"), call(x, f))
+    with pytest.raises(ValueError, match="impl is 'fast'; choose auto, reference or cuda"):
+        call(x, f, impl="fast")
+    with pytest.raises(ValueError, match=r"tensor is on cpu.*not built.*python main.py ops build"):
+        call(x, f, impl="cuda")
+
+
+class OnCuda:
+    """Enough of a tensor to choose an implementation for."""
+
+    device, dtype = torch.device("cuda", 0), torch.float16
+
+
+def test_auto_explains_once_why_cuda_tensors_take_the_reference(
+    unbuilt: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "stylegan2_ada"):
+        assert not backend.use_kernels("auto", torch.zeros(1))
+        assert not caplog.messages
+        assert not backend.use_kernels("auto", OnCuda())  # type: ignore[arg-type]
+        assert not backend.use_kernels("auto", OnCuda())  # type: ignore[arg-type]
+    (message,) = caplog.messages
+    assert "plain PyTorch" in message and "python main.py ops build" in message and "\n" not in message
+
+
+def test_gpu_that_the_kernels_do_not_fit_takes_the_reference(unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernels:
+        kernels_fit = staticmethod(lambda index: False)
+        compiled_for = staticmethod(lambda: "8.0, 9.0")
+
+    monkeypatch.setattr(backend, "load_kernels", lambda: "")
+    monkeypatch.setattr(torch.ops, "stylegan2_ada", Kernels)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "GTX 1080")
+    assert not backend.use_kernels("auto", OnCuda())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"GTX 1080 has compute capability 6\.1.*8\.0, 9\.0.*--arch 6\.1"):
+        backend.use_kernels("cuda", OnCuda())  # type: ignore[arg-type]
+
+
+def test_broken_library_is_named(unbuilt: None, tmp_path: Path) -> None:
+    (tmp_path / "none.so").write_text("no library")
+    assert "none.so cannot be loaded" in backend.load_kernels()
+
+
+# --- torch.compile
+
+
+def test_no_graph_break_in_the_operations() -> None:
+    f = setup_filter([1, 3, 3, 1])
+
+    def both(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        x = upsample2d(bias_act(x, b, act="lrelu"), f)
+        x = OPS.bias_act(x, b, 1, "swish", 0.2, 1.0, None)
+        return OPS.upfirdn2d(x, f, [1, 1], [2, 2], [1, 1, 1, 1], False, 1.0)
+
+    x, b = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(2, requires_grad=True)
+    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
+    close(compiled(x, b), both(x, b))
+    for actual, expected in zip(*(torch.autograd.grad(g(x, b).sum(), [x, b]) for g in (compiled, both)), strict=True):
+        close(actual, expected)
+
+
+def test_choice_of_kernels_is_a_constant_of_the_graph(unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "obstacle", lambda kind, index: "")
+    compiled = torch.compile(lambda x: bias_act(x, act="lrelu", impl="cuda"), backend="eager", fullgraph=True)
+    x = torch.randn(2, 3)
+    close(compiled(x), bias_act(x, act="lrelu"))
+    monkeypatch.setattr(backend, "obstacle", lambda kind, index: "there are none")
+    reference = torch.compile(lambda x: bias_act(x, impl="auto"), backend="eager", fullgraph=True)
+    close(reference(x), x)
+
+
+def small_networks() -> tuple[Generator, Discriminator]:
+    torch.manual_seed(0)
+    size = dict(channel_base=64, channel_max=8)
+    generator = Generator(8, 0, 8, 8, 3, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=size)
+    return generator, Discriminator(0, 8, 3, **size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend_name", ["aot_eager", "inductor"])
+def test_networks_compile_without_graph_break(backend_name: str) -> None:
+    generator, discriminator = small_networks()
+    z = torch.randn(4, 8)
+
+    def logits(z: torch.Tensor) -> torch.Tensor:
+        return discriminator(generator(z, noise_mode="const"))
+
+    parameters = list(generator.parameters()) + list(discriminator.parameters())
+    compiled = torch.compile(logits, backend=backend_name, fullgraph=True)
+    close(compiled(z), logits(z))
+    gradients = [torch.autograd.grad(g(z).sum(), parameters, allow_unused=True) for g in (compiled, logits)]
+    for actual, expected in zip(*gradients, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)

@@ -1,5 +1,6 @@
 """The operations of StyleGAN2, each one public function."""
 
+from . import operators as _operators  # noqa: F401 - registers them with torch.library
 from .bias_act import bias_act
 from .modulated_conv2d import modulated_conv2d, synthesis_tail
 from .resampled_conv2d import resampled_conv2d

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .backend import use_kernels
+
 
 class Activation(NamedTuple):
     function: Callable[[torch.Tensor, float], torch.Tensor]
@@ -46,6 +48,7 @@ def bias_act(
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """clamp(gain * act(x + b)), in the dtype of x.
 
@@ -56,20 +59,37 @@ def bias_act(
         alpha: slope of lrelu below zero; None means 0.2.
         gain: None means the default of the activation (sqrt(2) for relu, lrelu and swish, otherwise 1).
         clamp: the result is limited to [-clamp, clamp], after the gain; None for no limit.
+        impl: auto, reference or cuda, see `use_kernels`.
 
     Raises:
-        ValueError: unknown activation, or a bias whose shape does not fit.
+        ValueError: unknown activation, a bias whose shape does not fit, or an `impl` that cannot be had.
     """
+    gain = find_activation(act).gain if gain is None else gain
+    if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):
+        raise ValueError(f"b has shape {tuple(b.shape)}; dimension {dim} of x needs ({x.shape[dim]},)")
+    if use_kernels(impl, x):
+        alpha = LRELU_SLOPE if alpha is None else alpha
+        b = None if b is None else b.to(x.dtype)
+        return torch.ops.stylegan2_ada.bias_act(x, b, dim, act, alpha, gain, clamp)
+    return bias_act_reference(x, b, dim, act, alpha, gain, clamp)
+
+
+def bias_act_reference(
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float | None,
+    gain: float,
+    clamp: float | None,
+) -> torch.Tensor:
+    """`bias_act` in plain PyTorch."""
     activation = find_activation(act)
-    gain = activation.gain if gain is None else gain
     early, late = (gain, 1.0) if activation.homogeneous and gain > 0 else (1.0, gain)
     if b is None:
         x = x * early
-    elif b.ndim != 1 or b.shape[0] != x.shape[dim]:
-        raise ValueError(f"b has shape {tuple(b.shape)}; dimension {dim} of x needs ({x.shape[dim]},)")
     else:
-        b = (b * early).to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
-        x = torch.add(b, x, alpha=early)
+        x = torch.add(along((b * early).to(x.dtype), dim, x.ndim), x, alpha=early)
     return activate_(x, act, alpha, late, clamp)
 
 
@@ -80,3 +100,8 @@ def activate_(
     x = find_activation(act).function(x, LRELU_SLOPE if alpha is None else alpha)
     x = x if gain == 1 else x * gain
     return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+def along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+    """b as a tensor of that many dimensions, so that it broadcasts along `dim`."""
+    return b.reshape([-1 if i == dim % ndim else 1 for i in range(ndim)])

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .bias_act import activate_, find_activation
+from .backend import use_kernels
+from .bias_act import LRELU_SLOPE, activate_, find_activation
 from .resampled_conv2d import resampled_conv2d
 
 EPSILON = 1e-8
@@ -21,6 +22,7 @@ def modulated_conv2d(
     resample_filter: torch.Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """Modulated and demodulated convolution (StyleGAN2 paper, Sec. 2.2, Eq. 1-3).
 
@@ -34,6 +36,7 @@ def modulated_conv2d(
         noise: added to the result, any shape that broadcasts to it; None for none.
         up, down, padding, resample_filter, flip_weight: as in `resampled_conv2d`.
         demodulate: divide each output channel by its expected standard deviation (Eq. 3).
+        impl: of the resampling, see `upfirdn2d`; the convolution is always torch's.
 
     Returns:
         (B, Cout, H', W') in the dtype of the convolution.
@@ -50,7 +53,7 @@ def modulated_conv2d(
     else:
         dtype = _compute_dtype(x)
         x = x.to(dtype) * styles.to(dtype)[:, :, None, None]
-        y = resampled_conv2d(x, weight.to(dtype), resample_filter, up, down, padding, flip_weight)
+        y = resampled_conv2d(x, weight.to(dtype), resample_filter, up, down, padding, flip_weight, impl=impl)
     if demodulate:
         y = y * demodulation(weight, styles).to(y.dtype)[:, :, None, None]
     return y if noise is None else y + noise.to(y.dtype)
@@ -82,6 +85,7 @@ def synthesis_tail(
     act: str = "lrelu",
     gain: float | None = None,
     clamp: float | None = None,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """clamp(gain * act(x * coefficients + noise + b)): all that follows the convolution of a synthesis layer.
 
@@ -91,15 +95,32 @@ def synthesis_tail(
         noise: (B, 1, H, W) or (H, W), already scaled; None for none.
         b: (C,).
         act, gain, clamp: as in `bias_act`.
+        impl: auto, reference or cuda, see `use_kernels`.
     """
+    gain = find_activation(act).gain if gain is None else gain
+    if use_kernels(impl, x):
+        return torch.ops.stylegan2_ada.synthesis_tail(x, coefficients, noise, b, act, LRELU_SLOPE, gain, clamp)
+    return synthesis_tail_reference(x, coefficients, noise, b, act, LRELU_SLOPE, gain, clamp)
+
+
+def synthesis_tail_reference(
+    x: torch.Tensor,
+    coefficients: torch.Tensor,
+    noise: torch.Tensor | None,
+    b: torch.Tensor,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> torch.Tensor:
+    """`synthesis_tail` in plain PyTorch."""
     activation = find_activation(act)
-    gain = activation.gain if gain is None else gain
     early, late = (gain, 1.0) if activation.homogeneous and gain > 0 else (1.0, gain)
     x = x * (coefficients * early).to(x.dtype)[:, :, None, None]
     x = x.add_((b * early).to(x.dtype)[:, None, None])  # the product's backward pass does not need its result
     if noise is not None:
         x = x.add_((noise * early).to(x.dtype))
-    return activate_(x, act, gain=late, clamp=clamp)
+    return activate_(x, act, alpha, late, clamp)
 
 
 def _pointwise(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:

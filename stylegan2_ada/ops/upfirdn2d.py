@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from .backend import use_kernels
+
 SEPARABLE_FROM = 8  # taps; shorter filters become 2-D, as the published state dicts hold them
 
 
@@ -47,6 +49,7 @@ def upfirdn2d(
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """Insert zeros (up), pad or crop, filter, keep every down-th sample. In the dtype of x, even under autocast.
 
@@ -57,12 +60,13 @@ def upfirdn2d(
         padding: a number, [x, y] or [left, right, top, bottom], counted on the upsampled grid; negative crops.
         flip_filter: False convolves, True correlates.
         gain: factor on the result.
+        impl: auto, reference or cuda, see `use_kernels`. A filter that needs a gradient itself takes the reference.
 
     Returns:
         (B, C, (H * up + top + bottom - fh) // down + 1, likewise for W).
 
     Raises:
-        ValueError: wrong dimensions or factors, or nothing would be left.
+        ValueError: wrong dimensions or factors, nothing would be left, or an `impl` that cannot be had.
     """
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; (B, C, H, W) is needed")
@@ -77,23 +81,43 @@ def upfirdn2d(
             f"padding {padding!r} leaves less of the {x.shape[2]}x{x.shape[3]} image than the filter needs"
         )
 
-    taps = (f * gain ** (f.ndim / 2)).to(x.dtype)
-    if flip_filter:
-        taps = taps.flip(list(range(taps.ndim)))
+    function = upfirdn2d_reference
+    if use_kernels(impl, x) and not f.requires_grad:
+        f, function = f.float(), torch.ops.stylegan2_ada.upfirdn2d
+    gain = float(gain ** (f.ndim / 2))
+    if f.ndim == 2:
+        return function(x, f, [up_x, up_y], [down_x, down_y], [left, right, top, bottom], flip_filter, gain)
+    x = function(x, f[None, :], [up_x, 1], [down_x, 1], [left, right, 0, 0], flip_filter, gain)
+    return function(x, f[:, None], [1, up_y], [1, down_y], [0, 0, top, bottom], flip_filter, gain)
+
+
+def upfirdn2d_reference(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> torch.Tensor:
+    """`upfirdn2d` for one filter (fh, fw), with factors [x, y] and all four paddings."""
+    taps = (f * gain).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        if f.ndim == 2:
-            return _filter(x, taps, (up_x, up_y), (down_x, down_y), (left, right, top, bottom))
-        x = _filter(x, taps[None, :], (up_x, 1), (down_x, 1), (left, right, 0, 0))
-        return _filter(x, taps[:, None], (1, up_y), (1, down_y), (0, 0, top, bottom))
+        return _filter(x, taps.flip([0, 1]) if flip_filter else taps, up, down, padding)
 
 
 def filter2d(
-    x: torch.Tensor, f: torch.Tensor, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
+    x: torch.Tensor,
+    f: torch.Tensor,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """Filter and keep the size; `padding` comes on top of what that takes."""
     fw, fh = filter_size(f)
     pad = _add(parse_padding(padding), (fw // 2, (fw - 1) // 2, fh // 2, (fh - 1) // 2))
-    return upfirdn2d(x, f, padding=pad, flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
 def upsample2d(
@@ -103,11 +127,12 @@ def upsample2d(
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """Enlarge by `up`, keeping the brightness; `padding` comes on top of what that takes."""
     up_x, up_y = _pair(up, "up")
     pad = _add(parse_padding(padding), upsampling_padding(f, up_x, up_y))
-    return upfirdn2d(x, f, up=up, padding=pad, flip_filter=flip_filter, gain=gain * up_x * up_y)
+    return upfirdn2d(x, f, up=up, padding=pad, flip_filter=flip_filter, gain=gain * up_x * up_y, impl=impl)
 
 
 def downsample2d(
@@ -117,11 +142,12 @@ def downsample2d(
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """Shrink by `down`; `padding` comes on top of what that takes."""
     down_x, down_y = _pair(down, "down")
     pad = _add(parse_padding(padding), downsampling_padding(f, down_x, down_y))
-    return upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
 def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
@@ -163,12 +189,12 @@ def _add(a: Sequence[int], b: Sequence[int]) -> list[int]:
 
 
 def _filter(
-    x: torch.Tensor, taps: torch.Tensor, up: tuple[int, int], down: tuple[int, int], pad: tuple[int, int, int, int]
+    x: torch.Tensor, taps: torch.Tensor, up: Sequence[int], down: Sequence[int], pad: Sequence[int]
 ) -> torch.Tensor:
     """Depthwise convolution with the taps (correlation with the flipped ones) at any rate; pairs are (x, y)."""
     c = x.shape[1]
     (fh, fw), (up_x, up_y), (down_x, down_y) = taps.shape, up, down
-    if up == (1, 1):
+    if up_x == up_y == 1:
         weight = taps.flip([0, 1]).expand(c, 1, fh, fw)
         x, padding = pad_rest(x, pad)
         return F.conv2d(x, weight, stride=(down_y, down_x), padding=padding, groups=c)
@@ -179,7 +205,7 @@ def _filter(
     x = F.conv_transpose2d(x, weight, stride=(up_y, up_x), padding=crop, groups=c)
     rest = [pad[0] + crop[1], pad[1] + crop[1], pad[2] + crop[0], pad[3] + crop[0]]
     x = F.pad(x, rest) if any(rest) else x
-    return x if down == (1, 1) else x[:, :, ::down_y, ::down_x]
+    return x if down_x == down_y == 1 else x[:, :, ::down_y, ::down_x]
 
 
 def pad_rest(x: torch.Tensor, pad: Sequence[int]) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -6,7 +6,7 @@ import os
 import typer
 from typer.core import TyperGroup
 
-from viscoin.cli import amplify, concept_heatmaps, concepts, demo, import_gan, logs, test, to_pickle, train
+from viscoin.cli import amplify, concept_heatmaps, concepts, demo, import_gan, logs, ops, test, to_pickle, train
 
 
 class Commands(TyperGroup):
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(train.app, name="train")
 app.add_typer(test.app, name="test")
+app.add_typer(ops.app, name="ops")
 for command in (
     logs.logs,
     to_pickle.to_pickle,

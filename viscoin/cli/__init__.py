@@ -6,7 +6,19 @@ import os
 import typer
 from typer.core import TyperGroup
 
-from viscoin.cli import amplify, concept_heatmaps, concepts, demo, import_gan, logs, ops, test, to_pickle, train
+from viscoin.cli import (
+    amplify,
+    concept_heatmaps,
+    concepts,
+    demo,
+    import_gan,
+    logs,
+    project,
+    ops,
+    test,
+    to_pickle,
+    train,
+)
 
 
 class Commands(TyperGroup):
@@ -48,6 +60,7 @@ for command in (
     concepts.concepts,
     amplify.amplify,
     concept_heatmaps.concept_heatmaps,
+    project.project,
     demo.demo,
 ):
     app.command()(command)

@@ -131,21 +131,28 @@ def make_perceptual(kind: str, classifier: Classifier) -> tuple[Perceptual, str]
     if kind == "classifier":
         logger.info("perceptual distance: feature maps of the classifier")
         return ClassifierPerceptual(classifier), "classifier"
+    try:
+        perceptual = load_lpips(next(classifier.parameters()).device)
+    except ValueError as error:
+        if kind == "lpips":
+            raise ValueError(f"viscoin.perceptual_loss is 'lpips', but {error} or choose classifier") from error
+        logger.warning("%s; perceptual distance: feature maps of the classifier", error)
+        return ClassifierPerceptual(classifier), "classifier"
+    logger.info("perceptual distance: LPIPS on VGG-16")
+    return perceptual, "lpips"
+
+
+def load_lpips(device: torch.device | str) -> Lpips:
+    """LPIPS on VGG-16; ValueError where its weights neither lie in the cache nor can be downloaded."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
     if not weights.is_file():
         logger.info("downloading VGG-16 weights for LPIPS (%s) to %s", VGG_SIZE, weights)
     try:
-        perceptual = Lpips(next(classifier.parameters()).device)
+        return Lpips(device)
     except (OSError, RuntimeError) as error:
-        if kind == "lpips":
-            raise ValueError(
-                f"viscoin.perceptual_loss is 'lpips', but its VGG-16 weights could not be had ({error}); put "
-                f"{VGG_FILE} into {weights.parent} or choose classifier"
-            ) from error
-        logger.warning("no VGG-16 weights (%s); perceptual distance: feature maps of the classifier", error)
-        return ClassifierPerceptual(classifier), "classifier"
-    logger.info("perceptual distance: LPIPS on VGG-16")
-    return perceptual, "lpips"
+        raise ValueError(
+            f"the VGG-16 weights of LPIPS could not be had ({error}); put {VGG_FILE} into {weights.parent}"
+        ) from error
 
 
 def _soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:

@@ -279,7 +279,7 @@ def _new_dataset(output: Path) -> Iterator[Callable[[str, bytes], None]]:
     """A function that adds a file to a zip or folder, which takes its place when the block ends well."""
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix.lower() == ".zip":
-        with atomic_path(output) as partial, ZipFile(partial, "w", ZIP_STORED) as archive:
+        with atomic_path(output) as partial, ZipFile(partial, "w") as archive:
             yield lambda name, data: archive.writestr(_entry(name), data)
         return
     partial, old = (output.with_name(f".{output.name}.{uuid.uuid4().hex}.{what}") for what in ("partial", "old"))
@@ -302,6 +302,7 @@ def _new_dataset(output: Path) -> Iterator[Callable[[str, bytes], None]]:
 def _entry(name: str) -> ZipInfo:
     """Without times and systems, so that the same images give the same bytes."""
     entry = ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.compress_type = ZIP_STORED  # PNGs are compressed already
     entry.create_system, entry.external_attr = 3, 0o644 << 16  # Unix, rw-r--r--
     return entry
 

@@ -62,6 +62,7 @@ for command in (
     concept_heatmaps.concept_heatmaps,
     project.project,
     demo.demo,
+    dataset.dataset,
 ):
     app.command()(command)
 

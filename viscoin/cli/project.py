@@ -15,7 +15,7 @@ IMAGES = 4
 
 def project(
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files; default: test images of a dataset.")
+        list[Path] | None, typer.Argument(metavar="IMAGE", help="Image files; default: test images of a dataset.")
     ] = None,
     gan: Annotated[Path | None, common.model_option("--gan", "Generator G")] = None,
     space: Annotated[
@@ -35,7 +35,12 @@ def project(
     ] = "auto",
     pixel_weight: Annotated[
         float | None,
-        typer.Option("--pixel-weight", min=0, metavar="X", help="Add X times the mean squared difference of pixels."),
+        typer.Option(
+            "--pixel-weight",
+            min=0,
+            metavar="X",
+            help="Add X times the mean squared difference; default: 10 with features of f, else 0.",
+        ),
     ] = None,
     classifier: Annotated[Path | None, common.model_option("--classifier", "Classifier f, for its features")] = None,
     class_name: Annotated[

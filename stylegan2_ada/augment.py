@@ -131,18 +131,18 @@ class AugmentPipe(nn.Module):
         Args:
             images: (B, C, H, W), floating point, in [-1, 1]; colour takes C = 3, or C = 1, which has no hue and no
                 saturation to change. Half precision is computed in float32.
-            debug_percentile: every draw is replaced by this percentile, in [0, 1], of its distribution (of a normal
-                one, by erfinv(2 q - 1) standard deviations); rotation is then drawn once, not twice. The noise of
-                single pixels stays random. None draws.
+            debug_percentile: every strength is replaced by this percentile q, 0 < q < 1, of its distribution (of a
+                normal one, by erfinv(2 q - 1) standard deviations), and images are rotated once, not twice. Whether a
+                transform happens, and the noise of single pixels, stay random. None draws all.
 
         Returns:
             (B, C, H, W) in the dtype of the images, any values; differentiable twice.
 
         Raises:
-            ValueError: wrong shape or dtype, or a percentile outside [0, 1].
+            ValueError: wrong shape or dtype, or a percentile out of range.
         """
         self._check(images, debug_percentile)
-        # Off for now, as at the start of most trainings: the flag is only read where that costs nothing.
+        # p starts at 0 in most trainings. It is read only where that neither waits for a GPU nor breaks the graph.
         if self.p.device.type == "cpu" and not torch.compiler.is_compiling() and self.p == 0:
             return images
         with torch.autocast(images.device.type, enabled=False):
@@ -234,7 +234,7 @@ class AugmentPipe(nn.Module):
         gain = torch.stack(gains, 1) / functools.reduce(torch.mul, powers).sqrt()[:, None]
         taps = (gain[:, :, None] * self.bands).sum(1).repeat_interleave(c, 0)[:, None, None]
         margin = taps.shape[-1] // 2
-        y = reflect_pad(x, margin, margin, margin, margin).view(1, b * c, h + 2 * margin, w + 2 * margin)
+        y = reflect_pad(x, margin, margin, margin, margin).reshape(1, b * c, h + 2 * margin, w + 2 * margin)
         y = F.conv2d(F.conv2d(y, taps, groups=b * c), taps.mT, groups=b * c).view(x.shape)
         return torch.where(per_image((gain != 1).any(1)), y, x)
 
@@ -242,9 +242,8 @@ class AugmentPipe(nn.Module):
         """Add normal noise whose size is half-normal."""
         if not self._any_of(NOISE):
             return x
-        return x + per_image(
-            draws.half_normal(self.options.noise * self.p) * self.options.noise_std
-        ) * torch.randn_like(x)
+        size = draws.half_normal(self.options.noise * self.p) * self.options.noise_std
+        return x + per_image(size) * torch.randn_like(x)
 
     def _cutout(self, x: Tensor, draws: "Draws") -> Tensor:
         """Set a rectangle, its centre anywhere in the image, to 0."""

@@ -251,6 +251,24 @@ def test_many_bad_steps_in_a_row_end_a_training_in_float16(monkeypatch):
         mine._count_bad_steps(nan)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_in_float16():
+    """The two highest resolutions run in float16; weights stay in float32 and finite, and nothing is scaled."""
+    recipe = gan(num_fp16_res=2, conv_clamp=256, augment="fixed", augment_p=0.5, r1_interval=2, kimg=0.08)
+    run = Run.create("gan", recipe, Path("run"))
+    dtypes = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: dtypes.append(output.dtype) if isinstance(output, torch.Tensor) else None
+    )
+    try:
+        weights = read_file(train_gan(recipe, run, None, "cuda", "16-mixed"))[0]
+    finally:
+        hook.remove()
+    assert torch.float16 in dtypes and torch.bfloat16 not in dtypes
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in weights.values())
+
+
 def test_values_that_are_not_finite_stay_out_of_the_log():
     terms = [{"a": torch.tensor(value), "b": torch.tensor(math.inf)} for value in (1.0, math.nan, 3.0)]
     assert loop._mean(terms) == {"a": 2.0}

@@ -46,6 +46,9 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
             strategy="ddp" if several else "auto",
         )
     fabric.launch()
+    if fabric.global_rank > 0:
+        for name in ("viscoin", "stylegan2_ada"):
+            logging.getLogger(name).setLevel(logging.WARNING)
     return fabric
 
 

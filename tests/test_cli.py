@@ -224,7 +224,9 @@ def test_test_viscoin(here, models):
     assert set(found["faithfulness"]) == {"0.1", "0.2", "0.4"}
     assert 0 <= found["attributes"]["mean_auroc_untrained"] <= 1
     assert found["reconstruction"]["l1"] > 0 and found["dataset"] == "birds"
-    assert pictures(here / "out") == ["accuracy", "attributes", "confusion", "faithfulness", "reconstructions"]
+    assert pictures(here / "out") == [
+        "accuracy", "attributes", "confusion", "consistency", "faithfulness", "kept-concepts", "reconstructions",
+    ]  # fmt: skip
 
 
 def test_test_gan(here, models):

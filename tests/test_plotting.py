@@ -16,7 +16,10 @@ from viscoin.analysis.concepts import ConceptTable
 from viscoin.analysis.heatmaps import HeatmapResult
 from viscoin.analysis.logs import Log
 from viscoin.plotting import amplification, concepts, data, evaluation, heatmaps, style, training
+from viscoin.testing.bootstrap import Estimate
+from viscoin.testing.consistency import ConceptConsistency, Consistency
 from viscoin.testing.faithfulness import Faithfulness
+from viscoin.testing.sufficiency import RANKINGS, Sufficiency
 from viscoin.testing.truth import AttributeResult, AttributeScore
 
 C, K, N = 6, 12, 60
@@ -69,6 +72,20 @@ def attributes(shift: float) -> AttributeResult:
     return AttributeResult(scores, [])
 
 
+def kept_concepts() -> tuple[list[Sufficiency], dict[str, Estimate]]:
+    kept = (1, 2, 4, 8, 12)
+    hits = np.random.default_rng(0).random((30, 5)) < np.linspace(0.3, 1, 5)
+    found = [Sufficiency(ranking, kept, hits) for ranking in RANKINGS]
+    return found, {f"kept_concepts.{item.ranking}.{key}": e for item in found for key, e in item.estimates(0).items()}
+
+
+def consistency(n: int) -> Consistency:
+    shares = np.random.default_rng(0).uniform(0.5, 1, (n, 2))
+    return Consistency(
+        (2.0, 3.0), [ConceptConsistency(3 * i, tuple(s), 100, 50) for i, s in enumerate(shares)], 1, 2, 0, 0
+    )
+
+
 def training_logs(runs: int) -> list[Log]:
     steps = np.arange(50, 6000, 50)
     values = {
@@ -96,9 +113,24 @@ FIGURES = {
             "ensemble": {"accuracy": 0.9, "agreement": 0.95, "accuracy_on_reconstructions": 0.05},
         }
     ),
+    "accuracy_with_intervals": lambda: evaluation.accuracy_figure(
+        {
+            "classifier": {"accuracy": 0.8},
+            "ensemble": {"accuracy": 0.7, "agreement": 0.95, "accuracy_on_reconstructions": 0.05},
+        },
+        {
+            "classifier.accuracy": Estimate(0.8, 0.7, 0.9, 40),
+            "ensemble.accuracy": Estimate(0.7, 0.6, 0.8, 40),
+            "ensemble.agreement": Estimate(0.95, 0.88, 1.0, 40),
+            "ensemble.accuracy_on_reconstructions": Estimate(0.05, 0.02, 0.3, 40),
+        },
+    ),
     "faithfulness": lambda: evaluation.faithfulness_figure(
         [Faithfulness(tau, np.linspace(0, 1, 20) ** 2, np.zeros(20), np.full(20, 3)) for tau in (0.1, 0.2, 0.4)]
     ),
+    "kept_concepts": lambda: evaluation.kept_concepts_figure(*kept_concepts()),
+    "consistency": lambda: evaluation.consistency_figure(consistency(8)),
+    "consistency_of_many": lambda: evaluation.consistency_figure(consistency(64)),
     "attributes": lambda: evaluation.attribute_figure(attributes(0), attributes(0.2)),
     "confusion": lambda: evaluation.confusion_figure(np.eye(C, dtype=int) * 9 + 1, NAMES),
     "training": lambda: training.training_figure(training_logs(1), smoothing=0.9),

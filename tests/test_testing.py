@@ -73,21 +73,21 @@ def test_a_sample_of_a_sorted_dataset_reaches_all_of_it():
 
 
 def test_ensemble_accuracy_agreement_and_reconstruction():
-    # f calls the last image right, g calls it left, the label is right; the offset in one colour of three adds 0.3 / 3.
+    # f calls the last image right, g calls it left, the label is right; the offset in one colour of three adds 0.4 / 3.
     g = [[4.0, 1.0, 4.0, 0.0], [0.0, 0.0, 3.0, 0.0]]
     dataset = toy_dataset([[0.5, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0.5, 0]], [0, 0, 1])
-    result = measure(ToyEnsemble(g=g, offset=0.3), dataset, batch_size=2).to_dict()
+    result = measure(ToyEnsemble(g=g, offset=0.4), dataset, batch_size=2).to_dict()
     assert result["classifier"]["accuracy"] == 1.0
     assert result["ensemble"]["accuracy"] == pytest.approx(2 / 3)
     assert result["ensemble"]["agreement"] == pytest.approx(2 / 3)
     assert result["ensemble"]["accuracy_on_reconstructions"] == pytest.approx(2 / 3)
     assert result["classifier"]["accuracy_on_reconstructions"] == 1.0
-    assert result["reconstruction"]["l1"] == pytest.approx(0.1, rel=1e-3)
-    assert result["reconstruction"]["mse"] == pytest.approx(0.03, rel=1e-3)
-    assert result["reconstruction"]["perceptual"] == pytest.approx(0.3, rel=1e-3)
+    assert result["reconstruction"]["l1"] == pytest.approx(0.4 / 3, rel=1e-3)
+    assert result["reconstruction"]["mse"] == pytest.approx(0.16 / 3, rel=1e-3)
+    assert result["reconstruction"]["perceptual"] == pytest.approx(0.4, rel=1e-3)
     assert result["reconstruction"]["perceptual_name"] == "largest difference"
-    # every mean feature moves by a quarter of 0.05 (amounts are half of the mean over colours), covariances stay
-    assert result["reconstruction"]["fid"] == pytest.approx(4 * (0.05 / 4) ** 2, rel=1e-2)
+    # every mean feature moves by a quarter of 0.4 / 6 (amounts are half of the mean over colours), covariances stay
+    assert result["reconstruction"]["fid"] == pytest.approx(4 * (0.4 / 6 / 4) ** 2, rel=1e-3)
 
 
 def test_reconstruction_is_exact_when_the_generator_is():
@@ -183,10 +183,10 @@ def test_one_value_per_batch_is_no_distance():
 
 
 def test_random_ranks_depend_on_seed_and_index_alone():
-    ranks = faithfulness._random_ranks(1, 2, 10)
+    ranks = inference.random_ranks(1, 2, 10)
     assert sorted(ranks) == list(range(10))
-    assert (ranks == faithfulness._random_ranks(1, 2, 10)).all()
-    assert (ranks != faithfulness._random_ranks(1, 3, 10)).any()
+    assert (ranks == inference.random_ranks(1, 2, 10)).all()
+    assert (ranks != inference.random_ranks(1, 3, 10)).any()
 
 
 # --- ground truth ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from viscoin.datasets import ImageDataset
-from viscoin.models.classifier import ClassifierOutput
+from viscoin.models.classifier import Classifier, ClassifierOutput
 from viscoin.models.ensemble import Encoding
 
 SIZE = 8
@@ -25,6 +25,8 @@ def toy_dataset(amounts: np.ndarray, labels: list[int], split: str = "test") -> 
 
 class ToyClassifier(nn.Module):
     """Logits WEIGHT @ amounts; its three feature maps are the image's brightness in quadrants."""
+
+    pooled = Classifier.pooled
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

@@ -315,6 +315,12 @@ class Results:
         if show:
             show_figures(list(figures.values()))
 
+    def text(self, name: str, content: str) -> None:
+        """Write a text file and say where."""
+        path = self.folder / name
+        path.write_text(content, encoding="utf-8")
+        typer.echo(path)
+
     def numbers(self, trial: Trial, values: Mapping[str, Any]) -> None:
         """Write results.json, with the model and the data that were measured, and say where."""
         from viscoin.runs import atomic_path

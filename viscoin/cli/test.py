@@ -8,13 +8,45 @@ import typer
 from viscoin.cli import common
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from viscoin.config import DatasetConfig
     from viscoin.models.files import LoadedModel
+    from viscoin.testing.bootstrap import Estimate
+    from viscoin.testing.ensemble import Perceptual
+    from viscoin.testing.image_features import FeatureNetwork
+    from viscoin.testing.viscoin import ViscoinMeasures
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Test the classifier, the ensemble or the generator."
 )
 SHOWN = 12  # images in figures of reconstructions and samples
+
+Features = Annotated[
+    str,
+    typer.Option(
+        "--features",
+        metavar="auto|inception|classifier|timm:NAME",
+        help="Network to compare images by; auto: Inception if its weights are on disk, else f.",
+    ),
+]
+InceptionWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--inception-weights",
+        metavar="FILE",
+        envvar="VISCOIN_INCEPTION_WEIGHTS",
+        help="Inception weights of torch-fidelity; default: torch's hub folder, else a download (96 MB).",
+    ),
+]
+PerceptualDistance = Annotated[
+    str,
+    typer.Option(
+        "--perceptual",
+        metavar="auto|lpips|classifier",
+        help="Perceptual distance; auto: LPIPS if its VGG weights are on disk, else features of f.",
+    ),
+]
 
 
 @app.command()
@@ -44,6 +76,43 @@ def classifier(
 def viscoin(
     checkpoints: common.ViscoinModel = None,
     dataset: common.DatasetName = None,
+    measures: Annotated[
+        str | None,
+        typer.Option(
+            "--measures",
+            metavar="LIST",
+            help="Some of accuracy,reconstruction,fid,faithfulness,consistency,kept,concepts,truth (kept: accuracy of "
+            "g with the top N concepts; truth: where the dataset has it); default: all that can be had.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="A random sample of so many test images.")
+    ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Sample: 200 images; consistency of 8 concepts with 40 images each."),
+    ] = False,
+    consistency_concepts: Annotated[
+        int | None,
+        typer.Option(
+            "--consistency-concepts",
+            min=1,
+            metavar="N",
+            help="Random concepts to measure consistency on; K or more: all, as published; default: 64.",
+        ),
+    ] = None,
+    consistency_images: Annotated[
+        int | None,
+        typer.Option(
+            "--consistency-images",
+            min=20,
+            metavar="N",
+            help="Most activating images of each; default: 100, as published.",
+        ),
+    ] = None,
+    features: Features = "auto",
+    inception_weights: InceptionWeights = None,
+    perceptual: PerceptualDistance = "auto",
     batch_size: common.TestBatchSize = 64,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -51,37 +120,75 @@ def viscoin(
     show: common.Show = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
-    """Accuracy, reconstruction, faithfulness and attributes of the ensemble."""
+    """Every measure of the ensemble, with 95 % intervals."""
     trial = common.load_for_test("viscoin", "--checkpoints", checkpoints, dataset, device, skip_bad_files)
+    from dataclasses import replace
+
     from viscoin.datasets import load_dataset
-    from viscoin.demo import draw_reconstructions
-    from viscoin.plotting import evaluation
-    from viscoin.testing.ensemble import test_ensemble
-    from viscoin.testing.truth import test_attributes, untrained
+    from viscoin.testing.table import markdown_table, table_rows, text_table
+    from viscoin.testing.viscoin import FAST, FULL, measure_viscoin, with_seed
 
     model, images = trial.model, trial.images
+    sizes = {
+        "limit": limit, "consistency_concepts": consistency_concepts, "consistency_images": consistency_images,
+    }  # fmt: skip
+    extent = replace(FAST if fast else FULL, **{name: size for name, size in sizes.items() if size is not None})
+    network, distance = _comparisons(trial, features, inception_weights, perceptual)
+    validation = load_dataset(trial.config.name, "validation", trial.config) if images.has_truth else None
     with common.results_folder("test-viscoin", images.name, out) as results:
-        result = test_ensemble(model, images, trial.device, batch_size, seed)
-        numbers = result.to_dict()
-        figures = {
-            "accuracy": evaluation.accuracy_figure(numbers),
-            "faithfulness": evaluation.faithfulness_figure(result.faithfulness),
-            "confusion": evaluation.confusion_figure(result.confusion, result.class_names),
-            "reconstructions": draw_reconstructions(
-                model, images, common.choose_images(None, images, SHOWN, seed), trial.device
-            ),
-        }
-        if images.has_truth:
-            validation = load_dataset(trial.config.name, "validation", trial.config)
-            scores = [
-                test_attributes(m, validation, images, trial.device, batch_size)
-                for m in (model, untrained(model, seed))
-            ]
-            numbers["attributes"] = {**scores[0].to_dict(), "mean_auroc_untrained": scores[1].mean_auroc}
-            figures["attributes"] = evaluation.attribute_figure(scores[0], scores[1])
-        common.print_table(f"ensemble {trial.path} on {images.name}", numbers)
-        results.numbers(trial, numbers)
-        results.figures(figures, show)
+        result = measure_viscoin(
+            model, images, validation, _listed(measures), extent, device=trial.device, batch_size=batch_size, seed=seed,
+            perceptual=distance, features=network,
+        )  # fmt: skip
+        estimates, numbers = result.estimates(), result.to_dict()
+        rows = table_rows(estimates, numbers)
+        typer.echo(f"ensemble {trial.path} on {result.ensemble.n} {images.split} images of {images.name}, seed {seed}")
+        typer.echo(text_table(rows))
+        results.numbers(trial, {**numbers, "estimates": with_seed(estimates, seed)})
+        results.text("measures.md", markdown_table(rows))
+        results.figures(_ensemble_figures(trial, result, estimates, seed), show)
+
+
+def _comparisons(
+    trial: common.Trial, features: str, inception_weights: Path | None, perceptual: str
+) -> "tuple[FeatureNetwork, tuple[Perceptual, str] | None]":
+    """The network of the FID, and the perceptual distance; None means that on the maps of f, which are there anyway."""
+    from viscoin.testing.image_features import find_features, find_perceptual
+
+    f = trial.model.classifier
+    network, found = find_features(features, f, inception_weights), find_perceptual(perceptual, f, trial.device)
+    if found is None or found[1] == "classifier":
+        return network, None
+    distance, name = found
+    return network, (lambda rebuilt, images, *maps: distance(rebuilt, images), name)
+
+
+def _ensemble_figures(
+    trial: common.Trial, result: "ViscoinMeasures", estimates: "dict[str, Estimate]", seed: int
+) -> "dict[str, Figure]":
+    from viscoin.demo import draw_reconstructions
+    from viscoin.plotting import evaluation
+
+    tested, shown = result.ensemble, common.choose_images(None, trial.images, SHOWN, seed)
+    figures = {}
+    if "accuracy" in result.wanted:
+        figures["accuracy"] = evaluation.accuracy_figure(result.to_dict(), estimates)
+        figures["confusion"] = evaluation.confusion_figure(tested.confusion, tested.class_names)
+    if "reconstruction" in result.wanted:
+        figures["reconstructions"] = draw_reconstructions(trial.model, trial.images, shown, trial.device)
+    if "faithfulness" in result.wanted:
+        figures["faithfulness"] = evaluation.faithfulness_figure(tested.faithfulness)
+    if "kept" in result.wanted:
+        figures["kept-concepts"] = evaluation.kept_concepts_figure(tested.sufficiency, estimates)
+    if result.consistency is not None:
+        figures["consistency"] = evaluation.consistency_figure(result.consistency)
+    if result.truth is not None:
+        figures["attributes"] = evaluation.attribute_figure(*result.truth)
+    return figures
+
+
+def _listed(names: str | None) -> list[str] | None:
+    return [name.strip() for name in names.split(",")] if names else None
 
 
 @app.command()
@@ -97,31 +204,9 @@ def gan(
             help="Some of fid,kid,pr,is,ppl,ppl-full (pr: precision and recall); default: all that can be had.",
         ),
     ] = None,
-    features: Annotated[
-        str,
-        typer.Option(
-            "--features",
-            metavar="auto|inception|classifier|timm:NAME",
-            help="Network to compare images by; auto: Inception if its weights are on disk, else f.",
-        ),
-    ] = "auto",
-    inception_weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--inception-weights",
-            metavar="FILE",
-            envvar="VISCOIN_INCEPTION_WEIGHTS",
-            help="Inception weights of torch-fidelity; default: torch's hub folder, else a download (96 MB).",
-        ),
-    ] = None,
-    perceptual: Annotated[
-        str,
-        typer.Option(
-            "--perceptual",
-            metavar="auto|lpips|classifier",
-            help="Distance of the path length; auto: LPIPS if its VGG weights are on disk, else features of f.",
-        ),
-    ] = "auto",
+    features: Features = "auto",
+    inception_weights: InceptionWeights = None,
+    perceptual: PerceptualDistance = "auto",
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, metavar="N", help="Samples; default: as many as test images.")
     ] = None,
@@ -149,7 +234,7 @@ def gan(
     model = f.model if f else None
     network = find_features(features, model, inception_weights)
     distance = find_perceptual(perceptual, model, trial.device)
-    wanted = [name.strip() for name in metrics.split(",")] if metrics else None
+    wanted = _listed(metrics)
     with common.results_folder("test-gan", trial.images.name, out) as results:
         result = measure_gan(
             trial.model, trial.images, network, samples or len(trial.images), wanted, perceptual=distance,

@@ -11,6 +11,7 @@ from viscoin.plotting.style import (
     BLUE,
     COLUMN,
     DARK,
+    GREEN,
     GREY,
     LIGHT,
     LINE,
@@ -21,26 +22,36 @@ from viscoin.plotting.style import (
     new_figure,
     styled,
 )
+from viscoin.testing.bootstrap import Estimate
+from viscoin.testing.consistency import Consistency
 from viscoin.testing.faithfulness import Faithfulness
+from viscoin.testing.sufficiency import Sufficiency
 from viscoin.testing.truth import AttributeResult
 
 
 @styled
-def accuracy_figure(report: Mapping[str, Any], width: float = COLUMN) -> Figure:
-    """Bars of the accuracies in `EnsembleResult.to_dict()`."""
+def accuracy_figure(
+    report: Mapping[str, Any], estimates: Mapping[str, Estimate] | None = None, width: float = COLUMN
+) -> Figure:
+    """Bars of the accuracies in `EnsembleResult.to_dict()`, with the intervals of `estimates` as lines if given."""
     bars = {
-        "classifier f": report["classifier"]["accuracy"],
-        "ensemble g": report["ensemble"]["accuracy"],
-        "g agrees with f": report["ensemble"]["agreement"],
-        "g on reconstructions": report["ensemble"]["accuracy_on_reconstructions"],
+        "classifier f": "classifier.accuracy",
+        "ensemble g": "ensemble.accuracy",
+        "g agrees with f": "ensemble.agreement",
+        "g on reconstructions": "ensemble.accuracy_on_reconstructions",
     }
     figure = new_figure(width, 1.3)
     axes = figure.subplots()
-    axes.barh(list(bars), list(bars.values()), color=[GREY, BLUE, BLUE, BLUE], height=0.7)
-    for row, value in enumerate(bars.values()):
-        inside = value > 0.2
+    values = [report[section][name] for section, name in (key.split(".") for key in bars.values())]
+    axes.barh(list(bars), values, color=[GREY, BLUE, BLUE, BLUE], height=0.7)
+    for row, (value, key) in enumerate(zip(values, bars.values())):
+        interval = estimates[key] if estimates else None
+        if interval:
+            axes.hlines(row, interval.low, interval.high, color=DARK, lw=1.0)
+        low, high = (interval.low, interval.high) if interval and interval.low == interval.low else (value, value)
+        inside = low > 0.2
         axes.text(
-            value + (-0.02 if inside else 0.02), row, f"{value:.3f}", va="center", ha="right" if inside else "left",
+            low - 0.02 if inside else high + 0.02, row, f"{value:.3f}", va="center", ha="right" if inside else "left",
             fontsize=SMALL, color="white" if inside else DARK,
         )  # fmt: skip
     axes.set(xlim=(0, 1), xlabel="share of test images")
@@ -71,6 +82,72 @@ def faithfulness_figure(results: Sequence[Faithfulness], width: float = COLUMN) 
     axes.axhline(0, color=DARK, lw=0.6)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
     axes.margins(y=0.12)
+    return figure
+
+
+RANKING_STYLES = {
+    "relevance": ("most relevant ones", BLUE, "-", "o"),
+    "activation": ("most active ones", VERMILION, "--", "s"),
+    "random": ("random ones", GREY, ":", "^"),
+}
+
+
+@styled
+def kept_concepts_figure(
+    sufficiency: Sequence[Sufficiency], estimates: Mapping[str, Estimate], width: float = COLUMN
+) -> Figure:
+    """Accuracy of g against the number of concepts that are kept, with 95 % intervals and the areas under the curves.
+
+    Args:
+        estimates: `EnsembleResult.estimates()`.
+    """
+    figure = new_figure(width, 2.1)
+    axes = figure.subplots()
+    for item in sufficiency:
+        label, colour, line, marker = RANKING_STYLES[item.ranking]
+        found = [estimates[f"kept_concepts.{item.ranking}.{n}"] for n in item.kept]
+        area = estimates[f"kept_concepts.{item.ranking}.area_log2"].value
+        axes.fill_between(item.kept, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.2, lw=0)
+        axes.plot(
+            item.kept, [e.value for e in found], color=colour, ls=line, marker=marker, ms=3,
+            label=f"{label} (area {area:.2f})",
+        )  # fmt: skip
+    kept = sufficiency[0].kept
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(kept, [str(n) for n in kept])
+    axes.minorticks_off()
+    axes.set(ylim=(-0.02, 1.02), xlabel="concepts kept of each image", ylabel="accuracy of g")
+    axes.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=1, borderaxespad=0.2)
+    return figure
+
+
+MOST_NAMES = 32  # concepts that have room for their numbers
+
+
+@styled
+def consistency_figure(result: Consistency, width: float = COLUMN) -> Figure:
+    """Consistency of every tested concept, best first, with the means over concepts as lines and chance dotted."""
+    order = np.argsort(-result.accuracy.mean(1), kind="stable")
+    places = np.arange(len(order))
+    figure = new_figure(width, 2.1)
+    axes = figure.subplots()
+    axes.axhline(0.5, color=DARK, lw=0.8, ls=":")
+    for factor, column, colour, marker in zip(
+        result.factors, result.accuracy.T, (BLUE, VERMILION, GREEN), "os^", strict=False
+    ):
+        axes.axhline(column.mean(), color=colour, lw=0.8, alpha=0.6)
+        label = f"λ = {factor:g} (mean {column.mean():.2f})"
+        axes.plot(places, column[order], marker, color=colour, ms=3, alpha=0.8, lw=0, label=label)
+    axes.text(len(order) - 0.5, 0.5, "chance", fontsize=SMALL, color=DARK, ha="right", va="bottom")
+    axes.set(ylim=(min(0.45, result.accuracy.min() - 0.03), 1.02), xlim=(-0.7, len(order) - 0.3))
+    axes.set_ylabel("SVM accuracy")
+    if len(order) <= MOST_NAMES:
+        axes.set_xticks(places, [str(result.concepts[i].concept) for i in order], rotation=90)
+        axes.set_xlabel("concept")
+    else:
+        axes.set_xlabel("tested concepts, most consistent first")
+    figure.legend(loc="outside upper left", ncols=2, borderaxespad=0.2, handletextpad=0.2)
     return figure
 
 

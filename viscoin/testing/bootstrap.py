@@ -35,6 +35,9 @@ def bootstrap(
 ) -> Estimate:
     """A statistic of N images with its 95 % percentile interval (Efron & Tibshirani 1993, Ch. 13).
 
+    Hits that are all right or all wrong show no spread to resample; the interval of their mean is the exact binomial
+    one (Clopper & Pearson 1934) instead.
+
     Args:
         values: (N, ...), a row for each image; rows are drawn whole, so what belongs to one image stays together.
         statistic: rows (M, ...) -> one number; resamples for which it is NaN are left out of the interval.
@@ -49,10 +52,11 @@ def bootstrap(
     value = float(statistic(values))
     if n < 2:
         return Estimate(value, np.nan, np.nan, n, unit)
-    found = stats.bootstrap(
-        (np.arange(n),), lambda rows: statistic(values[rows]), vectorized=False, n_resamples=resamples,
-        method="percentile", rng=np.random.default_rng(seed),
-    ).bootstrap_distribution  # fmt: skip
+    if values.dtype == bool and values.ndim == 1 and statistic is np.mean and value in (0, 1):
+        exact = stats.binomtest(int(values.sum()), n).proportion_ci(LEVEL)
+        return Estimate(value, float(exact.low), float(exact.high), n, unit)
+    rng = np.random.default_rng(seed)
+    found = np.array([float(statistic(values[rng.integers(n, size=n)])) for _ in range(resamples)])
     if np.isnan(found).all():
         return Estimate(value, np.nan, np.nan, n, unit)
     low, high = np.nanquantile(found, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from viscoin.models.ensemble import VisCoIN
+from viscoin.testing.bootstrap import Estimate, bootstrap
+from viscoin.testing.inference import random_ranks
 
 THRESHOLDS = (0.1, 0.2, 0.4)
 
@@ -25,6 +27,14 @@ class Faithfulness:
     relevant: np.ndarray
     random: np.ndarray
     removed: np.ndarray
+
+    def estimates(self, seed: int) -> dict[str, Estimate]:
+        """The same with intervals over images."""
+        return {
+            "relevant": bootstrap(self.relevant, np.median, seed=seed),
+            "random": bootstrap(self.random, np.median, seed=seed),
+            "removed": bootstrap(self.removed, seed=seed),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Medians over images, as FF in Parekh et al. 2025, Sec. 4."""
@@ -65,7 +75,7 @@ def probability_falls(
         indices: (B,) positions of the images in their dataset.
     """
     relevant = [(relevance > threshold).cpu() for threshold in thresholds]
-    order = torch.from_numpy(np.stack([_random_ranks(seed, int(i), relevance.shape[1]) for i in indices]))
+    order = torch.from_numpy(np.stack([random_ranks(seed, int(i), relevance.shape[1]) for i in indices]))
     control = [order < chosen.sum(1, keepdim=True) for chosen in relevant]
     falls = _falls(ensemble, generated, classes, torch.stack(relevant + control)).cpu().numpy()
     count = len(relevant)
@@ -112,7 +122,3 @@ def _g_probabilities(ensemble: VisCoIN, concept_maps: Tensor, support: Tensor) -
     """Generate images and classify them by g, through f, Psi and Theta again: (B, C)."""
     images = ensemble.decode(concept_maps, support).float().clamp(-1, 1)
     return ensemble.explain(ensemble.encode(images).concept_maps).softmax(1)
-
-
-def _random_ranks(seed: int, index: int, n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, index])).permutation(n)

@@ -11,6 +11,10 @@ from tqdm import tqdm
 from viscoin.datasets import ImageDataset
 
 
+class TooFewImages(ValueError):
+    """A measure needs more images than there are; the message says which and how many."""
+
+
 def choose_images(n: int, limit: int | None, seed: int) -> np.ndarray:
     """Indices, ascending, of all n images or of a random sample: never the head of a dataset sorted by class.
 
@@ -61,3 +65,8 @@ def check_classes(n_outputs: int, dataset: ImageDataset) -> None:
 def pooled(feature_map: Tensor) -> np.ndarray:
     """Mean over positions: (B, C, H, W) -> (B, C)."""
     return feature_map.mean((2, 3)).float().cpu().numpy()
+
+
+def random_ranks(seed: int, index: int, n: int) -> np.ndarray:
+    """Random ranks (n,) of things of one image, which depend on the seed and the image's index alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, index])).permutation(n)

@@ -1,0 +1,68 @@
+"""Measures with their intervals as a table, for the terminal and for a paper."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from viscoin.testing.bootstrap import Estimate
+
+TITLES = {
+    r"classifier\.accuracy": "accuracy of f",
+    r"ensemble\.accuracy": "accuracy of g",
+    r"ensemble\.agreement": "agreement of g with f",
+    r"classifier\.accuracy_on_reconstructions": "accuracy of f on reconstructions",
+    r"ensemble\.accuracy_on_reconstructions": "accuracy of g on its own reconstructions",
+    r"reconstruction\.l1": "reconstruction: L1",
+    r"reconstruction\.mse": "reconstruction: MSE",
+    r"reconstruction\.perceptual": "reconstruction: perceptual ({perceptual})",
+    r"reconstruction\.fid": "reconstruction: FID ({features})",
+    r"faithfulness\.(.+)\.relevant": "faithfulness, concepts with r > \\1 removed",
+    r"faithfulness\.(.+)\.random": "faithfulness, as many random ones as r > \\1",
+    r"faithfulness\.(.+)\.removed": "number of concepts with r > \\1",
+    r"consistency\.(.+)": "consistency, lambda \\1",
+    r"kept_concepts\.relevance\.(\d+)": "accuracy of g, top \\1 of the concepts kept",
+    r"kept_concepts\.relevance\.area_log2": "area over log2 N, most relevant kept",
+    r"kept_concepts\.activation\.area_log2": "area over log2 N, most active kept",
+    r"kept_concepts\.random\.area_log2": "area over log2 N, random ones kept",
+    r"concepts\.per_class": "concepts per class with mean r > 0.5",
+    r"concepts\.dead": "dead concepts",
+}
+HEADER = ("measure", "value", "95 % interval", "n")
+
+
+def table_rows(estimates: Mapping[str, Estimate], numbers: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Title, value, interval and n of each estimate that has a title.
+
+    Args:
+        numbers: sections as in `ViscoinMeasures.to_dict()`, for the names of the networks that images are compared by.
+    """
+    rows = []
+    used = numbers.get("reconstruction", {})
+    names = {"perceptual": used.get("perceptual_name"), "features": used.get("fid_features")}
+    for key, estimate in estimates.items():
+        title = next((re.sub(pattern, text, key) for pattern, text in TITLES.items() if re.fullmatch(pattern, key)), "")
+        if title:
+            ends = "–" if estimate.low != estimate.low else f"[{_number(estimate.low)}, {_number(estimate.high)}]"
+            n = f"{estimate.n} {estimate.unit}"
+            rows.append((title.format_map(names), _number(estimate.value), ends, n))
+    return rows
+
+
+def text_table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Aligned columns."""
+    table = [HEADER, *rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return "\n".join(
+        f"  {row[0]:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
+        for row in table
+    )
+
+
+def markdown_table(rows: Iterable[tuple[str, ...]]) -> str:
+    """The same in Markdown."""
+    table = [HEADER, ("---", "---:", "---:", "---:"), *((row[0].strip(), *row[1:]) for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"

@@ -1,0 +1,167 @@
+"""Every measure of an ensemble, chosen by name, each with its interval."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from viscoin.datasets import ImageDataset
+from viscoin.models.ensemble import VisCoIN
+from viscoin.testing.bootstrap import Estimate
+from viscoin.testing.consistency import CONCEPTS, IMAGES, Consistency, test_consistency
+from viscoin.testing.ensemble import EnsembleResult, Perceptual, test_ensemble
+from viscoin.testing.image_features import FeatureNetwork
+from viscoin.testing.inference import TooFewImages
+from viscoin.testing.truth import AttributeResult, test_attributes, untrained
+
+logger = logging.getLogger(__name__)
+
+# The measure that each section of the results belongs to; the Frechet distance is a measure of its own.
+SECTIONS = {
+    "classifier": "accuracy",
+    "ensemble": "accuracy",
+    "reconstruction": "reconstruction",
+    "faithfulness": "faithfulness",
+    "consistency": "consistency",
+    "kept_concepts": "kept",
+    "concepts": "concepts",
+    "attributes": "truth",
+}
+MEASURES = ("accuracy", "reconstruction", "fid", "faithfulness", "consistency", "kept", "concepts", "truth")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured: a random sample of `limit` images, or all; concepts and images for consistency."""
+
+    limit: int | None = None
+    consistency_concepts: int | None = CONCEPTS
+    consistency_images: int = IMAGES
+
+
+FULL, FAST = Extent(), Extent(limit=200, consistency_concepts=8, consistency_images=40)
+
+
+@dataclass(frozen=True)
+class ViscoinMeasures:
+    """The `wanted` measures that could be taken; `left_out` says why for each of the others."""
+
+    ensemble: EnsembleResult
+    consistency: Consistency | None
+    truth: tuple[AttributeResult, AttributeResult] | None
+    wanted: tuple[str, ...]
+    left_out: dict[str, str]
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every measure with its 95 % interval by dotted name. Takes seconds, as it resamples."""
+        found = self.ensemble.estimates(fid="fid" in self.wanted)
+        if self.consistency is not None:
+            found |= {f"consistency.{key}": estimate for key, estimate in self.consistency.estimates().items()}
+        return {key: estimate for key, estimate in found.items() if measure_of(key) in self.wanted}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers in sections."""
+        numbers = self.ensemble.to_dict()
+        if self.consistency is not None:
+            numbers["consistency"] = self.consistency.to_dict()
+        if self.truth is not None:
+            trained, random = self.truth
+            numbers["attributes"] = {**trained.to_dict(), "mean_auroc_untrained": random.mean_auroc}
+        unwanted = {name for name, measure in SECTIONS.items() if measure not in self.wanted}
+        if "fid" in self.wanted:
+            unwanted.discard("reconstruction")
+        kept = {name: section for name, section in numbers.items() if name not in unwanted}
+        return {**kept, "left_out": self.left_out} if self.left_out else kept
+
+
+def measure_of(key: str) -> str:
+    """The measure that a value with this dotted name belongs to."""
+    return "fid" if key == "reconstruction.fid" else SECTIONS[key.partition(".")[0]]
+
+
+def with_seed(estimates: dict[str, Estimate], seed: int) -> dict[str, Any]:
+    """Value, low, high, n, unit and seed of every estimate, for a file."""
+    return {key: {**asdict(estimate), "seed": seed} for key, estimate in estimates.items()}
+
+
+def measure_viscoin(
+    ensemble: VisCoIN,
+    dataset: ImageDataset,
+    validation: ImageDataset | None = None,
+    measures: Sequence[str] | None = None,
+    extent: Extent = FULL,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    seed: int = 0,
+    perceptual: tuple[Perceptual, str] | None = None,
+    features: FeatureNetwork | None = None,
+) -> ViscoinMeasures:
+    """Take all measures of an ensemble on a dataset, or those that are named.
+
+    Args:
+        validation: images to choose the concept of each attribute on, if the dataset has ground truth.
+        measures: some of MEASURES; by default all that the dataset has truth and enough images for.
+        perceptual, features: see `test_ensemble`.
+
+    Raises:
+        ValueError: unknown measure, or one that was asked for and needs more images than there are.
+    """
+    wanted = _wanted(measures, dataset)
+    left_out: dict[str, str] = {}
+
+    def attempt(name: str, take: Callable[[], Result]) -> Result | None:
+        if name not in wanted:
+            return None
+        try:
+            return take()
+        except TooFewImages as error:
+            if measures is not None:
+                raise ValueError(f"--measures {name}: {error}") from error
+            logger.warning("left out: %s", error)
+            left_out[name] = str(error)
+            return None
+
+    result = test_ensemble(
+        ensemble, dataset, device, batch_size, seed, extent.limit, None if "faithfulness" in wanted else 0, perceptual,
+        features,
+    )  # fmt: skip
+    attempt("fid", result.check_distance)
+    consistency = attempt(
+        "consistency",
+        lambda: test_consistency(
+            ensemble, dataset, result.activations, result.indices, device, batch_size, seed,
+            extent.consistency_concepts, extent.consistency_images,
+        ),
+    )  # fmt: skip
+    truth = attempt("truth", lambda: _truth(ensemble, validation, dataset, device, batch_size, seed, extent.limit))
+    taken = tuple(name for name in wanted if name not in left_out)
+    return ViscoinMeasures(result, consistency, truth, taken, left_out)
+
+
+def _wanted(measures: Sequence[str] | None, dataset: ImageDataset) -> tuple[str, ...]:
+    if measures is None:
+        return tuple(name for name in MEASURES if name != "truth" or dataset.has_truth)
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown:
+        raise ValueError(f"--measures: there is no measure {unknown[0]!r}; choose some of {', '.join(MEASURES)}")
+    if "truth" in measures and not dataset.has_truth:
+        raise ValueError(f"--measures truth: dataset {dataset.name!r} has no ground truth")
+    return tuple(name for name in MEASURES if name in measures)
+
+
+def _truth(
+    ensemble: VisCoIN, validation: ImageDataset | None, dataset: ImageDataset, device: torch.device | str,
+    batch_size: int, seed: int, limit: int | None,
+) -> tuple[AttributeResult, AttributeResult]:  # fmt: skip
+    if validation is None:
+        raise ValueError(f"ground truth of {dataset.name!r} needs validation images to choose concepts on")
+    trained, random = (
+        test_attributes(model, validation, dataset, device, batch_size, seed, limit)
+        for model in (ensemble, untrained(ensemble, seed))
+    )
+    return trained, random

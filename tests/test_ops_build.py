@@ -297,7 +297,7 @@ def test_bad_architectures_are_named(toolkit: Path, cuda13: None, options: list[
 
 
 def test_folder_that_is_no_toolkit_is_named(tmp_path: Path, cuda13: None) -> None:
-    Answer("ops", "build", "--cuda-home", str(tmp_path)).refused(str(tmp_path), "bin/nvcc")
+    Answer("ops", "build", "--cuda-home", str(tmp_path)).refused(f"{tmp_path} is no CUDA toolkit", "bin/nvcc")
 
 
 def test_other_cuda_major_is_named(toolkit: Path, cuda13: None) -> None:

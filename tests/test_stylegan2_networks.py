@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylegan2_ada.loss import (
     PathLengthRegularizer,
@@ -255,3 +256,20 @@ def test_wrong_arguments_are_named() -> None:
         discriminator(torch.zeros(4, 3, 16, 16))
     with pytest.raises(ValueError, match="batch of 6"):
         discriminator(torch.zeros(6, 3, 16, 16), torch.zeros(6, 2))
+
+
+def test_second_order_of_r1_spends_nothing_on_the_fixed_filters():
+    """torch's own double backward runs a convolution for each channel of a depthwise filter, needed or not."""
+
+    class Convolutions(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func._overloadpacket is torch.ops.aten.convolution
+            return func(*args, **(kwargs or {}))
+
+    discriminator = Discriminator(c_dim=0, img_resolution=16, img_channels=3, channel_base=512, channel_max=32)
+    image = torch.randn(2, 3, 16, 16, requires_grad=True)
+    with Convolutions() as seen:
+        r1_penalty(image, discriminator(image)).mean().backward()
+    assert seen.count < 32 + 8  # 32 channels

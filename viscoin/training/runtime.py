@@ -11,6 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from stylegan2_ada.memory import keep_freed_memory
+
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -28,6 +30,7 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     Raises:
         ValueError: unknown or absent device, unknown precision, more devices than there are.
     """
+    keep_freed_memory()
     accelerator, index = check_devices(device, devices, num_nodes)
     if precision == "auto":
         precision = "bf16-mixed" if _fast_bfloat16(accelerator) else "32-true"
@@ -73,6 +76,7 @@ def is_first_process() -> bool:
 
 def resolve_device(device: str = "auto") -> torch.device:
     """The torch device that `make_fabric` would use."""
+    keep_freed_memory()
     accelerator, index = _parse_device(device)
     return torch.device(accelerator, index or 0) if accelerator == "cuda" else torch.device(accelerator)
 

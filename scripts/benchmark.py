@@ -1,0 +1,271 @@
+"""Speed and memory of this project's heavy parts on this machine, as JSON: python scripts/benchmark.py gan."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from stylegan2_ada.memory import keep_freed_memory
+from stylegan2_ada.networks import Discriminator, Generator
+from stylegan2_ada.training import GanSettings, GanTrainer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+PATH_LENGTH_INTERVAL = 4  # as published with ADA
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network to measure: widths, mapping, and the batch that a CPU and a GPU get."""
+
+    resolution: int
+    channel_base: int
+    channel_max: int
+    latent: int
+    mapping_layers: int
+    r1_gamma: float
+    batch_cpu: int
+    batch_cuda: int
+
+
+SIZES = {
+    "64": Size(64, 2048, 64, 64, 2, 1.0, 16, 64),
+    "paper256": Size(256, 16384, 512, 512, 8, 1.0, 4, 64),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to time: `run` does it once on `images` images; `share` is how often it comes in one step."""
+
+    run: Callable[[], Any]
+    images: int
+
+
+@app.command()
+def gan(
+    sizes: Annotated[str, typer.Option(metavar="64,paper256", help="Networks to measure.")] = "64,paper256",
+    rounds: Annotated[int, typer.Option(min=1, help="Each round times everything once; medians are printed.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Least time for each figure and round.")] = 1.0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes one for each core.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes a GPU if there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16 (autocast).")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Also time the compiled generator.")] = False,
+) -> None:
+    """Generator forward, forward + backward, and a training iteration, beside the machine's convolution peak."""
+    unknown = [name for name in sizes.split(",") if name not in SIZES]
+    if unknown or dtype not in DTYPES:
+        raise typer.BadParameter(
+            f"{unknown or dtype}: choose sizes of {', '.join(SIZES)} and dtypes of {', '.join(DTYPES)}"
+        )
+    keep_freed_memory()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    results: dict[str, Any] = {"machine": machine(kind), "dtype": dtype, "rounds": rounds}
+    peaks = {name: peak_work(layout, kind, DTYPES[dtype]) for name, layout in LAYOUTS.items()}
+    works = {name: gan_works(SIZES[name], kind, dtype, compiled) for name in sizes.split(",")}
+    timed: dict[str, list[dict[str, float]]] = {name: [] for name in works}
+    peak_rates = []
+    for _ in range(rounds):
+        for name, parts in works.items():
+            # The peak is taken beside each network, since a busy or throttled machine slows both alike.
+            rate = {key: flops(work) / duration(work, kind, seconds) for key, work in peaks.items()}
+            peak_rates.append(rate)
+            row = {key: duration(work, kind, seconds) for key, work in parts.items()}
+            timed[name].append(row | {"peak": max(rate.values())})
+    results["convolution_peak_gflops"] = {
+        key: round(statistics.median(rate[key] for rate in peak_rates) / 1e9, 1) for key in LAYOUTS
+    }
+    for name, parts in works.items():
+        results[name] = report(parts, timed[name], SIZES[name])
+        for key in ("forward", "forward_backward", "training_iteration"):
+            results[name][key]["peak_memory_mib"] = peak_memory(name, key, kind, dtype)
+    typer.echo(json.dumps(results, indent=2))
+
+
+def machine(kind: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    name = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
+    return {"device": kind, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def peak_work(layout: torch.memory_format, kind: str, dtype: torch.dtype) -> Work:
+    """A 3x3 convolution of 128 channels at 64x64, whose rate counts as the machine's peak."""
+    n = 64 if kind == "cuda" else 4
+    x = torch.randn(n, 128, 64, 64, device=kind, dtype=dtype).contiguous(memory_format=layout)
+    conv = nn.Conv2d(128, 128, 3, padding=1, bias=False, device=kind, dtype=dtype).to(memory_format=layout)
+    return Work(torch.no_grad()(lambda: conv(x)), n)
+
+
+def gan_works(size: Size, kind: str, dtype: str, compiled: bool) -> dict[str, Work]:
+    """What is timed for one network. Regularised steps are timed by themselves, to be amortised in `report`."""
+    trainer, batch = make_trainer(size, kind)
+    generator = trainer.ema
+    z = torch.randn(batch, size.latent, device=kind)
+    images = torch.rand(batch, 3, size.resolution, size.resolution, device=kind) * 2 - 1
+    images = images.contiguous(memory_format=torch.channels_last)
+    noise = torch.randn_like(images)
+    trained = trainer.generator
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def forward(network: Callable[[Tensor], Tensor] = generator) -> None:
+        with torch.no_grad(), autocast():
+            network(z)
+
+    def forward_backward() -> None:
+        trained.zero_grad(set_to_none=True)
+        with autocast():
+            image = trained(z)
+        (image * noise).sum().backward()
+
+    def step(number: int) -> None:
+        with autocast():
+            trainer.step(images, number)
+
+    settings = trainer.settings
+    plain = next(i for i in range(1, 99) if i % settings.r1_interval and i % settings.path_length_interval)
+    lengths = next(i for i in range(1, 99) if i % settings.r1_interval and not i % settings.path_length_interval)
+    both = settings.r1_interval * settings.path_length_interval
+    works = {
+        "forward": Work(forward, batch),
+        "forward_backward": Work(forward_backward, batch),
+        "step": Work(lambda: step(plain), batch),
+        "step_path_length": Work(lambda: step(lengths), batch),
+        "step_both": Work(lambda: step(both), batch),
+    }
+    if compiled:
+        fast = torch.compile(generator)
+        works["forward_compiled"] = Work(lambda: forward(fast), batch)
+    return works
+
+
+def make_trainer(size: Size, kind: str) -> tuple[GanTrainer, int]:
+    batch = size.batch_cuda if kind == "cuda" else size.batch_cpu
+    torch.manual_seed(0)
+    widths: dict[str, Any] = {"channel_base": size.channel_base, "channel_max": size.channel_max}
+    generator = Generator(
+        size.latent, 0, size.latent, size.resolution, 3, {"num_layers": size.mapping_layers}, synthesis_kwargs=widths
+    )
+    discriminator = Discriminator(0, size.resolution, 3, **widths)
+    for net in (generator, discriminator):
+        net.to(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings = GanSettings(batch_size=batch, r1_gamma=size.r1_gamma, path_length_interval=PATH_LENGTH_INTERVAL)
+    return GanTrainer(generator, discriminator, settings), batch
+
+
+class FlopCounter(TorchDispatchMode):
+    """torch's formulas without its FlopCounterMode, whose module hooks do not survive the double backward of R1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        self.total += formula(*args, **(kwargs or {}), out_val=out) if formula else 0
+        return out
+
+
+def flops(work: Work) -> int:
+    """Multiplications and additions of convolutions and matrix products, as torch counts them."""
+    with FlopCounter() as counter:
+        work.run()
+    return counter.total
+
+
+def duration(work: Work, kind: str, least: float) -> float:
+    """Median seconds of one run, over at least `least` seconds and three runs, after one to warm up."""
+    times: list[float] = []
+    work.run()
+    while sum(times) < least or len(times) < 3:
+        synchronize(kind)
+        start = time.perf_counter()
+        work.run()
+        synchronize(kind)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def synchronize(kind: str) -> None:
+    if kind == "cuda":
+        torch.cuda.synchronize()
+
+
+def report(parts: dict[str, Work], timed: list[dict[str, float]], size: Size) -> dict[str, Any]:
+    """Images/s, GFLOP per image and fraction of the peak: medians over the rounds, regularisation amortised."""
+    counts = {key: flops(work) for key, work in parts.items()}
+    rows = [amortised(row) | {"peak": row["peak"]} for row in timed]
+    results: dict[str, Any] = {"batch": parts["forward"].images}
+    for key, count in amortised(counts).items():
+        results[key] = {
+            "images_per_second": round(statistics.median(results["batch"] / row[key] for row in rows), 2),
+            "gflop_per_image": round(count / results["batch"] / 1e9, 4),
+            "fraction_of_peak": round(statistics.median(count / row[key] / row["peak"] for row in rows), 3),
+        }
+    return results
+
+
+def amortised(values: dict[str, Any]) -> dict[str, float]:
+    """Steps with R1 every 16th and path lengths every 4th time, as one mean training iteration."""
+    settings = GanSettings(path_length_interval=PATH_LENGTH_INTERVAL)
+    plain, lengths, both = (values[key] for key in ("step", "step_path_length", "step_both"))
+    mean = plain + (lengths - plain) / settings.path_length_interval + (both - lengths) / settings.r1_interval
+    kept = {key: value for key, value in values.items() if key.startswith("forward")}
+    return kept | {"training_iteration": mean}
+
+
+def peak_memory(name: str, key: str, kind: str, dtype: str) -> int | None:
+    """MiB that the work adds at its peak: resident memory of a fresh process, or memory allocated on the GPU."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, (name, key, kind, dtype, torch.get_num_threads()))
+
+
+def _peak_memory(name: str, key: str, kind: str, dtype: str, threads: int) -> int | None:
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    work = gan_works(SIZES[name], kind, dtype, compiled=False)["step_both" if key == "training_iteration" else key]
+    if kind == "cuda":
+        work.run()
+        return math.ceil(torch.cuda.max_memory_allocated() / 2**20)
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():  # Linux alone tells
+        return None
+    reset.write_text("5")  # forget the peak of imports and of building the networks
+    before = _kilobytes(status, "VmRSS")
+    work.run()
+    return math.ceil((_kilobytes(status, "VmHWM") - before) / 1024)
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+
+
+@app.callback()
+def benchmark() -> None:
+    """Times what this project is slow at; numbers of one run compare with each other, not with those of another."""
+
+
+if __name__ == "__main__":
+    app()

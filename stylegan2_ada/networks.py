@@ -23,6 +23,7 @@ from .ops import (
     synthesis_tail,
     upsample2d,
 )
+from .ops.backend import use_kernels
 from .ops.bias_act import activate_, find_activation
 from .ops.modulated_conv2d import bounded_factors, demodulation
 
@@ -89,13 +90,25 @@ class Convolution(nn.Module):
         activation = find_activation(self.activation)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         gain = gain * activation.gain
+        if use_kernels("auto", x):
+            x = self._resample(x, self.weight * self.weight_gain, None)
+            return bias_act(x, self.bias, act=self.activation, gain=gain, clamp=clamp)
         early, late = (gain, 1.0) if activation.homogeneous and gain > 0 else (1.0, gain)
-        weight = (self.weight * (self.weight_gain * early)).to(x.dtype)
         bias = None if self.bias is None else (self.bias * early).to(x.dtype)
-        x = resampled_conv2d(
-            x, weight, self.resample_filter, self.up, self.down, self.padding, flip_weight=self.up == 1, bias=bias
-        )
+        x = self._resample(x, self.weight * (self.weight_gain * early), bias)
         return activate_(x, self.activation, gain=late, clamp=clamp)
+
+    def _resample(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return resampled_conv2d(
+            x,
+            weight.to(x.dtype),
+            self.resample_filter,
+            self.up,
+            self.down,
+            self.padding,
+            flip_weight=self.up == 1,
+            bias=bias,
+        )
 
 
 class Mapping(nn.Module):

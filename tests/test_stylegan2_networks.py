@@ -273,3 +273,16 @@ def test_second_order_of_r1_spends_nothing_on_the_fixed_filters():
     with Convolutions() as seen:
         r1_penalty(image, discriminator(image)).mean().backward()
     assert seen.count < 32 + 8  # 32 channels
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_fused_tail_of_convolutions_gives_the_same_logits(name, monkeypatch):
+    """With kernels, a convolution leaves bias, activation, gain and clamp to bias_act."""
+    config, state, values = load(name)
+    config.pop("r1_grad_wrt", None)
+    discriminator = Discriminator(**config | {"conv_clamp": 2.0})
+    discriminator.load_state_dict(state)
+    x, c = values["x"], values.get("c")
+    plain = discriminator(x, c)
+    monkeypatch.setattr("stylegan2_ada.networks.use_kernels", lambda impl, x: True)
+    torch.testing.assert_close(discriminator(x, c), plain, atol=1e-5, rtol=1e-5)

@@ -47,7 +47,13 @@ def table(activations, labels, predicted, relevance=None):
     probabilities = np.eye(2)[predicted]
     relevance = activations if relevance is None else np.asarray(relevance)
     return concepts.ConceptTable(
-        activations, probabilities, probabilities, np.asarray(labels), relevance, np.arange(len(labels))
+        activations,
+        probabilities,
+        probabilities,
+        np.asarray(labels),
+        relevance,
+        np.arange(len(labels)),
+        np.zeros((2, activations.shape[1])),
     )
 
 

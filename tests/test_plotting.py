@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from viscoin.analysis.amplification import AmplificationResult
+from viscoin.analysis.amplification_curve import LambdaCurve, Reference
 from viscoin.analysis.concepts import ConceptTable
 from viscoin.analysis.heatmaps import HeatmapResult
 from viscoin.analysis.logs import Log
@@ -37,13 +38,15 @@ def concept_table() -> ConceptTable:
     prototypes = rng.random((C, K)) * (rng.random((C, K)) < 0.3)
     prototypes[:, -1] = 0
     relevance = prototypes[labels] / prototypes[labels].max(1, keepdims=True).clip(0.1)
-    return ConceptTable(prototypes[labels], np.eye(C)[labels], np.eye(C)[labels], labels, relevance, np.arange(N))
+    classes = np.eye(C)[labels]
+    return ConceptTable(prototypes[labels], classes, classes, labels, relevance, np.arange(N), prototypes - 0.1)
 
 
 @cache
 def amplified() -> AmplificationResult:
     rng, originals = np.random.default_rng(0), pictures(3)
-    probability = rng.random((3, 4))
+    classes = rng.dirichlet(np.ones(C), (2, 3, 5))
+    classes[1, :, 0] = np.eye(C)[:3]  # g predicts 0, 1, 2
     return AmplificationResult(
         factors=np.array([0.0, 1.0, 2.0, 4.0]),
         originals=originals,
@@ -51,13 +54,17 @@ def amplified() -> AmplificationResult:
         changes=rng.random((3, 4, 16, 16)),
         selection=np.array([[True] * K, [False] * K, [False] * 3 + [True] + [False] * (K - 4)]),
         relevance=rng.random((3, K)),
-        predicted=np.array([0, 1, 2]),
-        f_original=probability[:, 0],
-        g_original=probability[:, 1],
-        f_probability=probability,
-        g_probability=probability,
-        f_predicted=np.array([0, 1, 1]),
+        f_classes=classes[0],
+        g_classes=classes[1],
     )
+
+
+def followed() -> LambdaCurve:
+    rng, factors = np.random.default_rng(0), np.linspace(0, 4, 17)
+    f, g = rng.uniform(0.8, 1, (2, 3, 17))
+    change = np.abs(factors - 1) * np.ones((3, 1))
+    reference = Reference(np.ones(K), 1.0, 1.2, 100)
+    return LambdaCurve(factors, np.arange(3), f, g, change, change / 3, 0.9 + factors * np.full((3, 1), 0.1), reference)
 
 
 @cache
@@ -105,7 +112,12 @@ FIGURES = {
     "concept_entropies": lambda: concepts.concept_entropies(concept_table()),
     "class_concept_importance": lambda: concepts.class_concept_importance(concept_table(), NAMES),
     "concept_class_importance": lambda: concepts.concept_class_importance(concept_table(), NAMES),
+    "co_activation": lambda: concepts.co_activation(concept_table(), {0: "plume crest", 7: "rust belly"}),
     "amplification": lambda: amplification.amplification_figure(amplified(), NAMES, np.array([0, 1, 0])),
+    "amplification_and_control": lambda: amplification.amplification_figure(
+        amplified(), NAMES, np.array([0, 1, 0]), control=amplified(), concept_names={3: "plume crest"}
+    ),
+    "lambda_curve": lambda: amplification.curve_figure(followed(), followed()),
     "heatmaps": lambda: heatmaps.heatmap_figure(located(), NAMES, np.array([0, 1, 0])),
     "accuracy": lambda: evaluation.accuracy_figure(
         {
@@ -198,9 +210,9 @@ def test_names_stand_where_names_exist():
 def test_amplification_shows_probabilities_and_concepts():
     shown = words(drawn("amplification"))
     result = amplified()
-    assert f"f {result.f_probability[2, 3]:.2f}   g {result.g_probability[2, 3]:.2f}" in shown
+    assert f"{result.f_probability[2, 3]:.2f}" in shown and f"{result.g_probability[2, 3]:.2f}" in shown
     assert "no concept" in shown and "concept 3" in shown and "7 more" in shown.replace("\n", " ")
-    assert "(true: plume-crested\nblue hookbill)" in shown
+    assert "a finch" in shown and "true: plume-crested blue\n   hookbill" in shown
     assert "× 4" in shown
 
 

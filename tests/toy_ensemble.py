@@ -1,5 +1,7 @@
 """An ensemble small enough to compute by hand: four concepts, each the brightness of one quadrant."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,7 @@ class ToyEnsemble(nn.Module):
         self.classifier = ToyClassifier(torch.tensor(f))
         self.concept_extractor = nn.Identity()
         self.weight = nn.Parameter(torch.tensor(g))
+        self.explainer = SimpleNamespace(weight=self.weight)
         self.offset = offset
         self.class_names = ["left", "right"]
         self.n_concepts = 4
@@ -58,6 +61,10 @@ class ToyEnsemble(nn.Module):
         amounts = output.maps[0].amax((2, 3))
         concept_maps = amounts[..., None, None].expand(-1, -1, 3, 3) * 1
         return Encoding(*output, concept_maps, concept_maps.flatten(1))
+
+    def concept_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        code = self.encode(images)
+        return code.logits, code.concept_maps
 
     def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
         if not len(concept_maps):

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.special import entr
 from torch import nn
 
@@ -16,7 +18,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
 from viscoin.models.ensemble import VisCoIN
 from viscoin.runs import atomic_path
-from viscoin.testing.inference import check_classes, choose_images, evaluation, image_batches
+from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, image_batches
 
 IMPORTANT = 0.2  # relevance; the middle of the three thresholds of the paper
 
@@ -26,7 +28,8 @@ class ConceptTable:
     """Concepts of N images; what is asked of them follows from it without a model.
 
     activations (N, K) >= 0; f_probabilities, g_probabilities (N, C); labels (N,); relevance (N, K) in [-1, 1] of each
-    concept for the class that g predicts; indices (N,) of the images in their dataset.
+    concept for the class that g predicts; indices (N,) of the images in their dataset; weight (C, K) of the explainer:
+    the vote of a concept for a class, for each unit of activation.
     """
 
     activations: np.ndarray
@@ -35,6 +38,7 @@ class ConceptTable:
     labels: np.ndarray
     relevance: np.ndarray
     indices: np.ndarray
+    weight: np.ndarray
 
     @property
     def predicted(self) -> np.ndarray:
@@ -94,10 +98,48 @@ class ConceptTable:
         totals = importance.sum(1, keepdims=True)
         return np.divide(importance, totals, out=np.zeros_like(importance), where=totals > 0)
 
+    @cached_property
+    def importance(self) -> np.ndarray:
+        """(K,) relevance of a concept for the class for which it matters most; 0 if it speaks for none."""
+        return np.nan_to_num(self.class_concept_importance).max(0).clip(min=0)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Concepts that are ever active, the most important first."""
+        order = np.lexsort((-self.mean_activation, -self.importance))
+        return order[~self.dead[order]]
+
+    @cached_property
+    def co_activation(self) -> np.ndarray:
+        """(K, K) correlation of activations over images; NaN for concepts that are alike in all images.
+
+        Of concepts that are on or off this is the phi coefficient.
+        """
+        deviations = self.activations - self.activations.mean(0)
+        lengths = np.linalg.norm(deviations, axis=0)
+        constant = lengths <= 1e-6 * np.abs(self.activations).max(initial=1e-30)
+        deviations /= np.where(constant, np.nan, lengths)
+        return (deviations.T @ deviations).clip(-1, 1)
+
     @property
     def concepts_per_class(self) -> np.ndarray:
         """(C,) number of concepts with mean relevance above 0.2."""
         return (np.nan_to_num(self.class_concept_importance) > IMPORTANT).sum(1)
+
+
+def concept_name(concept: int, names: Mapping[int, str] | None = None) -> str:
+    """ "plume crest (12)" for a concept that has a name, else "concept 12"."""
+    name = (names or {}).get(int(concept))
+    return f"{name} ({concept})" if name else f"concept {concept}"
+
+
+def cluster_order(correlation: np.ndarray) -> np.ndarray:
+    """An order of M concepts that puts the correlated (M, M) side by side: leaves of average linkage on 1 - r."""
+    if len(correlation) < 3:
+        return np.arange(len(correlation))
+    rows, columns = np.triu_indices(len(correlation), 1)
+    distances = 1 - np.nan_to_num(correlation)[rows, columns]
+    return leaves_list(linkage(distances, "average", optimal_ordering=True))
 
 
 def collect_concepts(
@@ -112,9 +154,14 @@ def collect_concepts(
     """Run the ensemble over a dataset, or take the result of an earlier run from the user's cache folder.
 
     The cache is keyed by the contents of model and dataset, never by their names. `force` computes anew.
+
+    Raises:
+        TooFewImages: fewer than two.
     """
     check_classes(len(ensemble.class_names), dataset)
     indices = choose_images(len(dataset), limit, seed)
+    if len(indices) < 2:
+        raise TooFewImages(f"co-activation of concepts needs at least 2 images, got {len(indices)}; raise --limit")
     path = cache_folder() / "concepts" / f"{_fingerprint(ensemble, dataset, indices)}.npz"
     table = None if force else _read(path)
     if table is None:
@@ -131,13 +178,15 @@ def _compute(
     rows = []
     with evaluation(ensemble, device):
         for images, _ in image_batches(dataset, indices, batch_size, device, "concepts"):
-            code = ensemble.encode(images)
-            logits = ensemble.explain(code.concept_maps)
-            phi = ensemble.activations(code.concept_maps)
-            row = (phi, code.logits.softmax(1), logits.softmax(1), ensemble.relevance(phi, logits.argmax(1)))
-            rows.append([value.float().cpu().numpy() for value in row])
-    activations, f_probabilities, g_probabilities, relevance = (np.concatenate(part) for part in zip(*rows))
-    return ConceptTable(activations, f_probabilities, g_probabilities, dataset.labels[indices], relevance, indices)
+            f_logits, concept_maps = ensemble.concept_maps(images)
+            logits, phi = ensemble.explain(concept_maps), ensemble.activations(concept_maps)
+            rows.append((phi, f_logits.softmax(1), logits.softmax(1), ensemble.relevance(phi, logits.argmax(1))))
+        columns = [torch.cat(column).float().cpu().numpy() for column in zip(*rows)]
+        weight = ensemble.explainer.weight.float().cpu().numpy()
+    activations, f_probabilities, g_probabilities, relevance = columns
+    return ConceptTable(
+        activations, f_probabilities, g_probabilities, dataset.labels[indices], relevance, indices, weight
+    )
 
 
 def _fingerprint(model: nn.Module, dataset: ImageDataset, indices: np.ndarray) -> str:

@@ -36,14 +36,24 @@ class ConceptExtractor(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0 and support (B, 9K) >= 0."""
+        latent = self.latent(maps)
+        return self.concept_maps(latent), self.support(latent)
+
+    def latent(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, H_i, W_i) -> what concepts and support are both read from, (B, 3 latent_channels, H, W)."""
         x = [conv(part).relu() for conv, part in zip((self.conv1, self.conv2, self.conv3), maps, strict=True)]
         # exact for grids that divide each other; pooling mends the others
         x = [part if part.shape[-1] == self.grid else F.adaptive_avg_pool2d(part, self.grid) for part in x]
-        latent = self.conv4(torch.cat(x, 1)).relu()
-        concept_maps = F.adaptive_avg_pool2d(self.conv5(latent).relu(), CONCEPT_GRID)
+        return self.conv4(torch.cat(x, 1)).relu()
+
+    def concept_maps(self, latent: Tensor) -> Tensor:
+        """Phi (B, K, 3, 3) >= 0."""
+        return F.adaptive_avg_pool2d(self.conv5(latent).relu(), CONCEPT_GRID)
+
+    def support(self, latent: Tensor) -> Tensor:
+        """Phi' (B, 9K) >= 0, which the generator alone needs."""
         pooled = F.adaptive_avg_pool2d(latent, CONCEPT_GRID).flatten(1)
-        support = self.linear2(self.linear1(pooled).relu()).relu()
-        return concept_maps, support
+        return self.linear2(self.linear1(pooled).relu()).relu()
 
     def _to_grid(self, channels: int, height: int, width: int) -> nn.Conv2d:
         stride = max(1, min(height, width) // self.grid)

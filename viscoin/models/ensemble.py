@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from viscoin.models.classifier import Classifier
+from viscoin.models.classifier import Classifier, ClassifierOutput
 from viscoin.models.concept_extractor import ConceptExtractor
 from viscoin.models.explainer import Explainer, activations
 from viscoin.models.generator import AdaptedGenerator
@@ -89,13 +89,21 @@ class VisCoIN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes) of g."""
-        return self.explain(self.encode(images).concept_maps)
+        return self.explain(self.concept_maps(images)[1])
 
     def encode(self, images: Tensor) -> Encoding:
         """Run f and Psi on images (B, 3, H, W) in [-1, 1]. f keeps a graph only for images that require a gradient."""
-        with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
-            logits, maps = self.classifier.features(images)
+        logits, maps = self._features(images)
         return Encoding(logits, maps, *self.concept_extractor(maps))
+
+    def concept_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of f and concept maps (B, K, 3, 3) as `encode` gives them, without the support of the generator."""
+        logits, maps = self._features(images)
+        return logits, self.concept_extractor.concept_maps(self.concept_extractor.latent(maps))
+
+    def _features(self, images: Tensor) -> ClassifierOutput:
+        with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+            return self.classifier.features(images)
 
     def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
         """Concept maps (B, K, 3, 3) and support (B, 9K) -> images (B, 3, H, W) around [-1, 1], not clamped."""

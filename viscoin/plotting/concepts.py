@@ -1,11 +1,11 @@
-"""The five figures of the concepts of a dataset."""
+"""Figures of the concepts of a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from viscoin.analysis.concepts import ConceptTable
+from viscoin.analysis.concepts import ConceptTable, cluster_order, concept_name
 from viscoin.plotting.style import (
     BLUE,
     COLUMN,
@@ -71,7 +71,12 @@ def concept_entropies(table: ConceptTable, width: float = COLUMN) -> Figure:
 
 @styled
 def class_concept_importance(
-    table: ConceptTable, class_names: Sequence[str], concepts: int = 40, classes: int = 40, width: float = PAGE
+    table: ConceptTable,
+    class_names: Sequence[str],
+    concepts: int = 40,
+    classes: int = 40,
+    width: float = PAGE,
+    names: Mapping[int, str] | None = None,
 ) -> Figure:
     """Mean relevance of the most important concepts for each class, as a matrix."""
     importance = table.class_concept_importance[:classes]
@@ -81,9 +86,11 @@ def class_concept_importance(
     axes.set_facecolor(LIGHT)
     picture = axes.imshow(importance[:, shown], cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto", interpolation="none")
     axes.set_yticks(range(len(importance)), class_names[: len(importance)])
-    axes.set_xticks(range(len(shown)), [str(k) for k in shown], rotation=90)
+    axes.set_xticks(range(len(shown)), [_short_name(k, names) for k in shown], rotation=90)
     axes.tick_params(length=0, labelsize=SMALL - 0.5 if len(shown) > 48 else SMALL)
     axes.set_xlabel(f"concept ({len(shown)} most important of {importance.shape[1]})")
+    if len(class_names) > len(importance):
+        axes.set_ylabel(f"class (the first {len(importance)} of {len(class_names)})")
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(picture, ax=axes, shrink=min(1.0, 9 / max(len(importance), 1)), pad=0.01, ticks=[-1, 0, 1])
     bar.set_label("mean relevance")
@@ -93,10 +100,14 @@ def class_concept_importance(
 
 @styled
 def concept_class_importance(
-    table: ConceptTable, class_names: Sequence[str], concepts: int = 20, width: float = PAGE
+    table: ConceptTable,
+    class_names: Sequence[str],
+    concepts: int = 20,
+    width: float = PAGE,
+    names: Mapping[int, str] | None = None,
 ) -> Figure:
     """Which classes the most important concepts speak for: the share of each concept's positive relevance."""
-    shown = np.argsort(-np.nan_to_num(table.class_concept_importance).max(0), kind="stable")[:concepts]
+    shown = np.argsort(-table.importance, kind="stable")[:concepts]
     figure = new_figure(width, 0.6 + len(shown) * 0.2)
     axes = figure.subplots()
     for row, concept in enumerate(shown):
@@ -108,10 +119,34 @@ def concept_class_importance(
             _write(axes, left, row, shares[index], class_names[index], "white" if place == 0 else DARK, width - 1.2)
             left += shares[index]
         axes.barh(row, max(0.0, shares.sum() - left), left=left, height=0.86, color=LIGHT, ec="white", lw=0.5)
-    axes.set_yticks(range(len(shown)), [f"concept {concept}" for concept in shown])
+    axes.set_yticks(range(len(shown)), [concept_name(concept, names) for concept in shown])
     axes.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xlabel="share of the concept's positive relevance")
+    axes.set_title(f"{len(shown)} most important of {len(table.importance)} concepts")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+    return figure
+
+
+@styled
+def co_activation(
+    table: ConceptTable, names: Mapping[int, str] | None = None, concepts: int = 48, width: float = PAGE
+) -> Figure:
+    """Which of the most important concepts fire together: correlations over images, the correlated side by side."""
+    best = table.order[:concepts]
+    shown = best[cluster_order(table.co_activation[np.ix_(best, best)])]
+    correlations = table.co_activation[np.ix_(shown, shown)]
+    figure = new_figure(width, max(2.4, 0.6 + len(shown) * LINE))
+    axes = figure.subplots()
+    axes.set_facecolor(LIGHT)
+    picture = axes.imshow(correlations, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto", interpolation="none")
+    axes.set_yticks(range(len(shown)), [_short_name(k, names) for k in shown])
+    axes.set_xticks(range(len(shown)), [str(k) for k in shown], rotation=90)
+    axes.tick_params(length=0, labelsize=SMALL - 0.5 if len(shown) > 40 else SMALL)
+    axes.set(xlabel=f"concept ({len(shown)} most important of {len(table.dead)}, similar ones side by side)")
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.01, ticks=[-1, 0, 1])
+    bar.set_label("correlation of activations")
+    bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
 
 
@@ -121,6 +156,11 @@ def importance_order(importance: np.ndarray, most: int) -> np.ndarray:
     peak = importance.max(0)
     best = np.argsort(-peak, kind="stable")[:most]
     return best[np.lexsort((-peak[best], importance.argmax(0)[best]))]
+
+
+def _short_name(concept: int, names: Mapping[int, str] | None) -> str:
+    """The number alone stands for a concept without name where an axis says that it counts concepts."""
+    return concept_name(concept, names) if concept in (names or {}) else str(concept)
 
 
 def _write(axes, left: float, row: int, share: float, name: str, colour: str, inches: float) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,126 @@
+"""What a page about a concept shows: the images that activate it most, where it fires, and its amplification."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from viscoin.analysis.amplification import FACTORS, AmplificationResult, amplify_images
+from viscoin.analysis.concepts import ConceptTable
+from viscoin.analysis.heatmaps import concept_heatmaps
+from viscoin.datasets import ImageDataset
+from viscoin.models.ensemble import VisCoIN
+
+CROP = 0.4  # side of a crop as a share of the image's
+STRIPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image that activates a concept: its row in the table, how much, and the (x, y, side) in pixels of its crop."""
+
+    row: int
+    activation: float
+    crop: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ConceptView:
+    """Pictures of one concept.
+
+    Attributes:
+        concept: its index.
+        examples: images that activate it, the strongest first.
+        factors: (F,) multipliers of the strip.
+        strip: (F, H, W, 3) uint8, the strongest example drawn with the concept multiplied by each factor.
+        predicted: class that g predicts for that example.
+        f_probability, g_probability: (F,) of that class, for the drawn images.
+    """
+
+    concept: int
+    examples: list[Example]
+    factors: np.ndarray
+    strip: np.ndarray
+    predicted: int
+    f_probability: np.ndarray
+    g_probability: np.ndarray
+
+
+def view_concepts(
+    ensemble: VisCoIN,
+    dataset: ImageDataset,
+    table: ConceptTable,
+    concepts: Sequence[int] | np.ndarray,
+    examples: int = 8,
+    factors: Sequence[float] = FACTORS,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+) -> dict[int, ConceptView]:
+    """Pictures of the given concepts by their index; each must be active in some image.
+
+    A crop is the window that holds most of the concept's heatmap.
+
+    Raises:
+        ValueError: a concept is never active.
+    """
+    asleep = [int(k) for k in concepts if table.dead[k]]
+    if asleep:
+        raise ValueError(f"concepts {', '.join(map(str, asleep))} are active in no image; nothing can be shown of them")
+    views = {}
+    with tqdm(total=len(concepts), desc="pages", unit="concept", leave=False, disable=None) as bar:
+        for start in range(0, len(concepts), STRIPS_AT_ONCE):
+            chosen = [int(k) for k in concepts[start : start + STRIPS_AT_ONCE]]
+            found = [_most_activating(table, k, examples) for k in chosen]
+            crops = iter(_crops(ensemble, dataset, table, chosen, found, device, batch_size))
+            best = table.indices[[rows[0] for rows in found]]
+            selection = F.one_hot(torch.tensor(chosen), table.activations.shape[1]).bool()
+            strips = amplify_images(ensemble, dataset.batch(best)[0], selection, factors, device, batch_size)
+            for place, (k, rows) in enumerate(zip(chosen, found)):
+                shown = [Example(int(row), float(table.activations[row, k]), next(crops)) for row in rows]
+                views[k] = _view(k, shown, strips, place)
+            bar.update(len(chosen))
+    return views
+
+
+def _most_activating(table: ConceptTable, concept: int, count: int) -> np.ndarray:
+    """Rows of the images that activate a concept most; fewer where fewer do."""
+    column = table.activations[:, concept]
+    best = np.argsort(-column, kind="stable")[:count]
+    return best[column[best] > 0]
+
+
+def _crops(
+    ensemble: VisCoIN,
+    dataset: ImageDataset,
+    table: ConceptTable,
+    concepts: Sequence[int],
+    found: Sequence[np.ndarray],
+    device: torch.device | str,
+    batch_size: int,
+) -> list[tuple[int, int, int]]:
+    images = table.indices[np.concatenate(found)]
+    each = torch.tensor(concepts).repeat_interleave(torch.tensor([len(rows) for rows in found]))[:, None]
+    side = max(1, round(CROP * dataset.resolution))
+    places: list[int] = []
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        result = concept_heatmaps(ensemble, dataset.batch(images[part])[0], each[part], device=device)
+        mass = F.avg_pool2d(torch.from_numpy(result.heatmaps), side, stride=1)
+        places += mass.flatten(1).argmax(1).tolist()
+    steps = dataset.resolution - side + 1
+    return [(place % steps, place // steps, side) for place in places]
+
+
+def _view(concept: int, examples: list[Example], strips: AmplificationResult, row: int) -> ConceptView:
+    return ConceptView(
+        concept,
+        examples,
+        strips.factors,
+        strips.images[row],
+        int(strips.predicted[row]),
+        strips.f_probability[row],
+        strips.g_probability[row],
+    )

@@ -1,17 +1,20 @@
 """Amplification: multiply the activation of chosen concepts and look at the new image (Parekh et al. 2025, Sec. 4)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from viscoin.datasets import to_pixels
-from viscoin.models.ensemble import VisCoIN, amplify
-from viscoin.testing.inference import evaluation
+from viscoin.models.ensemble import Encoding, VisCoIN, amplify
+from viscoin.testing.inference import evaluation, random_ranks
 
 FACTORS = (0.0, 1.0, 2.0, 4.0)
+TOP_CLASSES = 3
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,8 @@ class AmplificationResult:
             against white.
         selection: (B, K) bool, the concepts that were amplified.
         relevance: (B, K) in [-1, 1], of each concept for `predicted`.
-        predicted: (B,) class that g predicts for the original.
-        f_original, g_original: (B,) probability of that class for the original.
-        f_probability, g_probability: (B, F) the same for the generated images, which pass through the whole ensemble.
-        f_predicted: (B,) class that f predicts for the original.
+        f_classes, g_classes: (B, 1 + F, C) probabilities of the classes, of the original and then of the generated
+            images, which pass through the whole ensemble.
     """
 
     factors: np.ndarray
@@ -38,12 +39,79 @@ class AmplificationResult:
     changes: np.ndarray
     selection: np.ndarray
     relevance: np.ndarray
-    predicted: np.ndarray
-    f_original: np.ndarray
-    g_original: np.ndarray
-    f_probability: np.ndarray
-    g_probability: np.ndarray
-    f_predicted: np.ndarray
+    f_classes: np.ndarray
+    g_classes: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(B,) class that g predicts for the original."""
+        return self.g_classes[:, 0].argmax(1)
+
+    @property
+    def f_predicted(self) -> np.ndarray:
+        """(B,) class that f predicts for the original."""
+        return self.f_classes[:, 0].argmax(1)
+
+    @property
+    def f_original(self) -> np.ndarray:
+        """(B,) probability of `predicted` by f for the original."""
+        return self._of_predicted(self.f_classes)[:, 0]
+
+    @property
+    def g_original(self) -> np.ndarray:
+        """(B,) probability of `predicted` by g for the original."""
+        return self._of_predicted(self.g_classes)[:, 0]
+
+    @property
+    def f_probability(self) -> np.ndarray:
+        """(B, F) probability of `predicted` by f for the generated images."""
+        return self._of_predicted(self.f_classes)[:, 1:]
+
+    @property
+    def g_probability(self) -> np.ndarray:
+        """(B, F) probability of `predicted` by g for the generated images."""
+        return self._of_predicted(self.g_classes)[:, 1:]
+
+    def _of_predicted(self, classes: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(classes, self.predicted[:, None, None], 2)[:, :, 0]
+
+    @property
+    def strongest(self) -> int:
+        """Position of the factor farthest from 1."""
+        return int(np.abs(self.factors - 1).argmax())
+
+    def concepts(self, row: int) -> np.ndarray:
+        """Amplified concepts of a row, the most relevant first."""
+        chosen = np.flatnonzero(self.selection[row])
+        return chosen[np.argsort(-self.relevance[row, chosen], kind="stable")]
+
+    def top_classes(self, row: int, count: int = TOP_CLASSES) -> np.ndarray:
+        """`predicted`, then the classes that f or g find most probable in the original or any generated image."""
+        largest = np.maximum(self.f_classes[row], self.g_classes[row]).max(0)
+        largest[self.predicted[row]] = np.inf
+        return np.argsort(-largest, kind="stable")[:count]
+
+    def to_dict(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """For each row: concepts and their relevance, mean change by factor, top classes' probabilities by factor."""
+        return [self._row(row, class_names) for row in range(len(self.images))]
+
+    def _row(self, row: int, class_names: Sequence[str]) -> dict[str, Any]:
+        concepts = self.concepts(row)
+        names = ["original", *(f"{factor:g}" for factor in self.factors)]
+        return {
+            "predicted": class_names[self.predicted[row]],
+            "f_predicted": class_names[self.f_predicted[row]],
+            "concepts": concepts.tolist(),
+            "relevance": self.relevance[row, concepts].tolist(),
+            "change": dict(zip(names[1:], self.changes[row].mean((1, 2)).tolist(), strict=True)),
+            "classes": {
+                class_names[c]: {
+                    "f": dict(zip(names, self.f_classes[row, :, c].tolist(), strict=True)),
+                    "g": dict(zip(names, self.g_classes[row, :, c].tolist(), strict=True)),
+                }
+                for c in self.top_classes(row)
+            },
+        }
 
 
 def select_concepts(
@@ -99,6 +167,32 @@ def image_relevance(ensemble: VisCoIN, images: Tensor, device: torch.device | st
         return ensemble.relevance(ensemble.activations(concept_maps), classes).float().cpu().clone()
 
 
+def image_activations(ensemble: VisCoIN, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Concept activations phi (B, K) of images (B, 3, H, W), on the CPU."""
+    with evaluation(ensemble, device):
+        return ensemble.activations(ensemble.encode(images.to(device)).concept_maps).float().cpu().clone()
+
+
+def random_selection(activations: Tensor, selection: Tensor, seed: int = 0) -> Tensor:
+    """As many random concepts of each image as were chosen, none of which was: the control of an amplification.
+
+    They are drawn among the active ones, since the others cannot be amplified; all of them where there are too few.
+
+    Args:
+        activations: phi (B, K) >= 0.
+        selection: (B, K) bool, the chosen concepts.
+
+    Returns:
+        (B, K) bool; row i depends on the seed and on i, not on the other rows.
+    """
+    drawn = torch.zeros_like(selection)
+    for row, (phi, chosen) in enumerate(zip(activations, selection, strict=True)):
+        order = torch.from_numpy(random_ranks(seed, row, len(chosen)))
+        candidates = order[((phi > 0) & ~chosen)[order]]
+        drawn[row, candidates[: int(chosen.sum())]] = True
+    return drawn
+
+
 def one_by_one(images: Tensor, selection: Tensor) -> tuple[Tensor, Tensor]:
     """A row for each image and selected concept: images (R, 3, H, W) and selections (R, K) of one concept each."""
     rows, concepts = selection.nonzero(as_tuple=True)
@@ -123,10 +217,9 @@ def amplify_images(
         factors: multipliers, none below 0.
 
     Raises:
-        ValueError: no images, a negative factor, or a selection of another shape.
+        ValueError: no images, a factor that is negative or infinite, or a selection of another shape.
     """
-    if not factors or any(factor < 0 for factor in factors):
-        raise ValueError(f"multipliers must be 0 or more, got {', '.join(map(str, factors)) or 'none'}")
+    check_factors(factors)
     if not len(images) or len(images) != len(selection):
         raise ValueError(
             f"{len(selection)} selections for {len(images)} images; give at least one image, and a selection for each"
@@ -143,41 +236,34 @@ def amplify_images(
     )
 
 
+def check_factors(factors: Sequence[float]) -> None:
+    """Raise ValueError unless there are multipliers, all of them finite and none below 0."""
+    if not factors or not all(0 <= factor < math.inf for factor in factors):
+        raise ValueError(f"multipliers must be 0 or more, got {', '.join(map(str, factors)) or 'none'}")
+
+
+def generate(ensemble: VisCoIN, code: Encoding, selection: Tensor, factor: float) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] with the selected concepts (B, K) multiplied."""
+    return ensemble.decode(amplify(code.concept_maps, selection, factor), code.support).float().clamp(-1, 1)
+
+
 def _amplify_batch(
     ensemble: VisCoIN, images: Tensor, selection: Tensor, factors: Sequence[float], device: torch.device | str
 ) -> dict[str, np.ndarray]:
     with evaluation(ensemble, device):
         code = ensemble.encode(images.to(device, memory_format=torch.channels_last))
         logits = ensemble.explain(code.concept_maps)
-        classes = logits.argmax(1)
         selection = selection.to(logits.device)
-
-        def generate(factor: float) -> Tensor:
-            maps = amplify(code.concept_maps, selection, factor)
-            return ensemble.decode(maps, code.support).float().clamp(-1, 1)
-
-        rebuilt = generate(1.0)
-        generated = [rebuilt if factor == 1 else generate(factor) for factor in factors]
-        probabilities = [_class_probabilities(ensemble, result, classes) for result in generated]
+        rebuilt = generate(ensemble, code, selection, 1.0)
+        generated = [rebuilt if factor == 1 else generate(ensemble, code, selection, factor) for factor in factors]
+        codes = [ensemble.encode(result) for result in generated]
+        f_logits = [code.logits, *(new.logits for new in codes)]
+        g_logits = [logits, *(ensemble.explain(new.concept_maps) for new in codes)]
         values = {
             "changes": torch.stack([(result - rebuilt).abs().mean(1) / 2 for result in generated], 1),
-            "relevance": ensemble.relevance(ensemble.activations(code.concept_maps), classes),
-            "predicted": classes,
-            "f_predicted": code.logits.argmax(1),
-            "f_original": _of_class(code.logits, classes),
-            "g_original": _of_class(logits, classes),
-            "f_probability": torch.stack([f for f, _ in probabilities], 1),
-            "g_probability": torch.stack([g for _, g in probabilities], 1),
+            "relevance": ensemble.relevance(ensemble.activations(code.concept_maps), logits.argmax(1)),
+            "f_classes": torch.stack(f_logits, 1).float().softmax(2),
+            "g_classes": torch.stack(g_logits, 1).float().softmax(2),
         }
         arrays = {key: value.cpu().numpy() for key, value in values.items()}
         return arrays | {"images": np.stack([to_pixels(result) for result in generated], 1)}
-
-
-def _class_probabilities(ensemble: VisCoIN, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    code = ensemble.encode(images)
-    return _of_class(code.logits, classes), _of_class(ensemble.explain(code.concept_maps), classes)
-
-
-def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """Softmax probability (B,) of one class per row."""
-    return logits.float().softmax(1).gather(1, classes[:, None]).squeeze(1)

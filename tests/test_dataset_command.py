@@ -358,3 +358,26 @@ def test_preview_without_classes(here):
     save(here / "data" / "x.png", plain(16, 16))
     Answer("dataset", "data", "--output", "x", "--preview", "p.png").went_well()
     assert (here / "p.png").is_file()
+
+
+def test_prepared_images_decide_the_resolution(tmp_path):
+    """A zip of the command `dataset` is trained at its own size; another one is refused."""
+    from PIL import Image
+
+    from viscoin.datasets import prepared_resolution
+
+    for i in range(4):
+        for name in ("red", "blue"):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 32), name).save(tmp_path / "images" / name / f"{i}.png")
+    source, made = tmp_path / "images", tmp_path / "made.zip"
+    Answer("dataset", str(source), "--output", str(made), "--resolution", "32").went_well()
+    assert (prepared_resolution(str(source)), prepared_resolution(str(made)), prepared_resolution("birds")) == (
+        None,
+        32,
+        None,
+    )
+    dry = Answer("train", "gan", "--dataset", str(made), "--dry-run").went_well()
+    assert "resolution: 32" in dry.out
+    other = Answer("train", "gan", "--dataset", str(made), "--set", "dataset.resolution=64", "--dry-run")
+    other.refused("made.zip are 32 px", "leave it out", "--resolution 64")

@@ -107,7 +107,7 @@ def resolve_recipe(
     `options` are dotted keys, which win over `settings`, which win over `defaults`; an option of None is not given.
     """
     from viscoin.config import load_recipe, override_recipe, recipe_names
-    from viscoin.datasets import check_dataset_name
+    from viscoin.datasets import check_dataset_name, prepared_resolution
     from viscoin.runs import Run, newest_run
 
     overrides: dict[str, Any] = {}
@@ -115,6 +115,8 @@ def resolve_recipe(
         check_dataset_name(dataset)
         dataset = _plain_name(dataset)
         overrides["dataset.name"] = dataset
+        if recipe is None and not resume and (side := prepared_resolution(dataset)):
+            overrides["dataset.resolution"] = side
     overrides |= dict(defaults or {}) | dict(_parse_setting(text) for text in settings or [])
     overrides |= {key: value for key, value in options.items() if value is not None}
     if resume:
@@ -268,6 +270,17 @@ def load_classifier(value: Path | None, dataset: "DatasetConfig") -> "LoadedMode
 
     loaded = load_model(find_model("classifier", value, dataset.name), "classifier")
     check_resolution(loaded, "--classifier", dataset.resolution)
+    return loaded
+
+
+def load_ensemble(value: Path | None, dataset: "DatasetConfig") -> "LoadedModel":
+    """The ensemble that an option means, else the newest or shipped one; ValueError unless it takes these images."""
+    from viscoin.datasets import load_dataset
+    from viscoin.models.files import find_model, load_model
+
+    loaded = load_model(find_model("viscoin", value, dataset.name), "viscoin")
+    check_resolution(loaded, "--viscoin-pickle-path", dataset.resolution)
+    check_classes(loaded, "--viscoin-pickle-path", load_dataset(dataset.name, "validation", dataset))
     return loaded
 
 

@@ -1,6 +1,7 @@
 """Datasets by name, or a folder or zip of images wherever a name does."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -60,3 +61,25 @@ def check_dataset_name(name_or_path: str) -> None:
         f"unknown dataset {name_or_path!r}; known are {', '.join(dataset_names())}, "
         "or the path of a folder with one folder of images per class, or of a .zip of images"
     )
+
+
+def prepared_resolution(name_or_path: str) -> int | None:
+    """Side of the images of a zip or folder that the command `dataset` (or the public tool) has made; else None.
+
+    Such images are squares of one size, and a `dataset.json` lies beside them.
+    """
+    path = Path(name_or_path)
+    if name_or_path in LOADERS or not path.exists():
+        return None
+    from viscoin.datasets.folder import folder_tree
+    from viscoin.datasets.reading import UNREADABLE, image_size
+    from viscoin.datasets.zip import open_zip
+
+    with nullcontext(folder_tree(path)) if path.is_dir() else open_zip(path) as tree:
+        if tree.index is None or not tree.files:
+            return None
+        try:
+            width, height = image_size(next(iter(tree.files.values())))
+        except UNREADABLE:
+            return None
+    return width if width == height else None

@@ -19,7 +19,7 @@ from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer
 from stylegan2_ada.transfer import freeze_highest, load_fitting
 from viscoin.config import GanConfig, Recipe
-from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import read_file, save_model
 from viscoin.runs import Run
@@ -88,6 +88,13 @@ def check_gan(recipe: Recipe, device: str = "auto", devices: int = 1, num_nodes:
         raise ValueError(
             f"dataset.resolution = {resolution}: a generator draws powers of two; "
             f"choose {1 << (resolution.bit_length() - 1)} or {1 << resolution.bit_length()}"
+        )
+    own = prepared_resolution(recipe.dataset.name)
+    if own not in (None, resolution):
+        raise ValueError(
+            f"dataset.resolution = {resolution}, but images of {recipe.dataset.name} are {own} px; leave it out, or "
+            "prepare other images: "
+            f"python main.py dataset {recipe.dataset.name} --output NEW.zip --resolution {resolution}"
         )
     check_devices(device, devices, num_nodes)
     processes = devices * num_nodes

@@ -1,10 +1,12 @@
 """Ground truth: concept functions whose answers are known, among them an oracle that sees the scene itself."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from tiny_models import tiny_recipe, write_models
 from toy_ensemble import ToyEnsemble, toy_dataset
 
@@ -19,6 +21,9 @@ from viscoin.datasets.birds import (
     swap_variant,
 )
 from viscoin.models.files import load_model
+from viscoin.plotting import truth as drawing
+from viscoin.plotting.style import COLUMN, PAGE, figure_bytes
+from viscoin.plotting.truth import purity_figure, truth_figures
 from viscoin.testing import baselines, measures
 from viscoin.testing.inference import TooFewImages
 from viscoin.testing.truth import attributes, causal, localisation, result, scenes, test_truth
@@ -35,6 +40,8 @@ CREST = PARTS.index("crest")
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for module in (attributes, causal, localisation):
+            patch.setattr(module, "RESAMPLES", 50)
         yield
 
 
@@ -336,27 +343,66 @@ def test_attributes_alone_are_enough():
     assert [(s.concept, s.direction, s.auroc) for s in found.concepts.attributes.scores] == [(0, 1, 1.0), (3, -1, 1.0)]
     assert set(found.concepts.summary) == {"auroc", "found", "auroc_other"}
     assert found.estimates()["concepts.found"].value == 1
+    assert list(truth_figures(found)) == ["truth-attributes"]
     # one quadrant a channel: raw channels know as much, and mixtures of them less
     assert found.functions["channels"].summary["auroc"].value == 1
     numbers = json.loads(json.dumps(found.to_dict()))
     assert numbers["share_above_0.9"] == 1 and numbers["functions"]["pca"]["k"] == 4
 
 
-def test_everything_of_a_tiny_ensemble(tmp_path):
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The truth about an untrained ensemble."""
     recipe = tiny_recipe()
-    ensemble = load_model(write_models(tmp_path, recipe)["viscoin"], "viscoin").model
+    ensemble = load_model(write_models(tmp_path_factory.mktemp("models"), recipe)["viscoin"], "viscoin").model
     ensemble.train()
     splits = [load_dataset("birds", split, recipe.dataset) for split in ("validation", "test")]
     found = measure_truth(ensemble, *splits, limit=24, scenes=4)
     assert ensemble.explainer.training
-    assert list(found.functions) == ["concepts", "untrained", "pca", "nmf", "channels", "channels_k"]
-    assert (found.n, found.intervened) == (24, 4)
+    return found
+
+
+def test_everything_of_a_tiny_ensemble(tiny):
+    assert list(tiny.functions) == ["concepts", "untrained", "pca", "nmf", "channels_k", "channels"]
+    assert (tiny.n, tiny.intervened) == (24, 4)
     places = set(localisation.Localisation.__annotations__)
-    assert places <= set(found.concepts.summary) and not places & set(found.functions["pca"].summary)
-    assert {"deletion", "swap", "swap_other", "background", "purity"} <= set(found.functions["nmf"].summary)
-    assert json.loads(json.dumps(found.to_dict()))
-    for example in found.examples:
+    assert places <= set(tiny.concepts.summary) and not places & set(tiny.functions["pca"].summary)
+    assert {"deletion", "swap", "swap_other", "background", "purity"} <= set(tiny.functions["nmf"].summary)
+    assert json.loads(json.dumps(tiny.to_dict()))
+    assert tiny.examples
+    for example in tiny.examples:
         assert example.images.shape == (3, 32, 32, 3) and example.heatmap.shape == example.mask.shape == (32, 32)
+        assert example.score.direction == 1 and example.titles[0] == example.score.name
+        assert example.mask.any() and (example.images[0] != example.images[1]).any()
+
+
+def words(figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_figures_name_what_they_show(tiny):
+    figures = truth_figures(tiny)
+    assert list(figures) == ["truth-attributes", "truth-tests", "truth-places", "truth-purity", "truth-scenes"]
+    names = [score.name for score in tiny.concepts.attributes.scores]
+    for name in ("truth-attributes", "truth-purity"):
+        assert all(attribute in words(figures[name]) for attribute in names)
+    for title in ("concepts", "untrained Ψ", "PCA of f", "6 channels of f", "all 192 channels"):
+        assert title in words(figures["truth-tests"]) and title in words(figures["truth-attributes"])
+    assert f"{tiny.concepts.summary['deletion'].value:.2f}" in words(figures["truth-tests"])
+    assert f"{tiny.concepts.summary['area'].value:.2f}" in words(figures["truth-places"])
+    assert all(example.titles[2] in words(figures["truth-scenes"]) for example in tiny.examples)
+    for name, figure in figures.items():
+        assert figure.get_figwidth() <= (PAGE if name in ("truth-tests", "truth-scenes") else COLUMN)
+        assert figure_bytes(figure)
+
+
+def test_figures_of_concepts_that_never_move(tiny, truths):
+    still = result.TruthResult(
+        {"concepts": replace(truths["constant"], by_attribute=tiny.concepts.by_attribute)}, [], 60, 30, 0
+    )
+    purity = purity_figure(truths["constant"])
+    assert np.isnan(truths["constant"].reaction).all() and figure_bytes(purity)
+    assert figure_bytes(drawing.tests_figure(still))
 
 
 def test_baselines_by_hand():

@@ -46,8 +46,8 @@ def concept_functions(
     - `pca`: K principal components of the last feature map of f, averaged over positions.
     - `nmf`: K factors of the feature vectors at all positions of that map (as CRAFT, Fel et al. 2023, which takes them
       from image crops), and the largest weight over positions, as phi is.
-    - `channels`: every channel of that map, averaged over positions.
-    - `channels_k`: the K of them that vary most.
+    - `channels_k`: the K channels of that map, averaged over positions, that vary most.
+    - `channels`: all of them.
 
     K is at most the number of channels (and of images, for `pca`).
 
@@ -80,8 +80,8 @@ def concept_functions(
                 "untrained": ensemble.activations(random(code.maps)[0]).float().cpu().numpy(),
                 "pca": pca.transform(means),
                 "nmf": weights.reshape(len(last), -1, weights.shape[1]).max(1),
-                "channels": means,
                 "channels_k": means[:, widest],
+                "channels": means,
             }
 
     return activations

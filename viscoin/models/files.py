@@ -26,7 +26,7 @@ ASSETS = Path(__file__).parents[2] / "assets"
 class LoadedModel:
     """A rebuilt model in eval mode, and what its file says of it."""
 
-    model: Any  # Classifier, Generator or VisCoIN, as `kind` says
+    model: Any  # Classifier, Generator, VisCoIN or Concept2Clip, as `kind` says
     kind: str
     metadata: Mapping[str, Any]
     path: Path
@@ -103,13 +103,17 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            text, tensors = (content["metadata"], content["tensors"]) if isinstance(content, dict) else (None, {})
+            content = content if isinstance(content, dict) else {}
+            text, tensors = content.get("metadata"), content.get("tensors", {})
         metadata = json.loads(text) if text is not None else {}
     except Exception as error:  # damaged bytes may raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or not a model file of viscoin: {reason}") from error
     if text is None:
-        raise ValueError(f"{path} was not written by viscoin (its metadata is missing)")
+        raise ValueError(
+            f"{path} was not written by viscoin (its metadata is missing); import-viscoin converts older checkpoints, "
+            "import-gan published generators"
+        )
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} has the format {metadata.get('format')!r}, this version of viscoin reads {FORMAT!r}")
     return tensors, metadata
@@ -178,7 +182,15 @@ def _build(metadata: Mapping[str, Any]) -> nn.Module:
         from viscoin.models.ensemble import VisCoIN
 
         return VisCoIN.from_architecture(architecture, metadata["class_names"])
-    raise ValueError(f"unknown kind of model {metadata['kind']!r}; known are {', '.join(KINDS)}")
+    if metadata["kind"] == "parts":  # an imported ensemble without its classifier
+        from viscoin.models.parts import EnsembleParts
+
+        return EnsembleParts(**architecture)
+    if metadata["kind"] == "concept2clip":
+        from viscoin.models.concept2clip import Concept2Clip
+
+        return Concept2Clip(**architecture)
+    raise ValueError(f"unknown kind of model {metadata['kind']!r}; known are {', '.join(KINDS)}, concept2clip")
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Readers for checkpoints written by older VisCoIN code."""

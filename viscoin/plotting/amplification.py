@@ -76,10 +76,12 @@ def amplification_figure(
             _pictures(table, row, one, i, classes, brightest, first=j == 0)
             concepts = concept_list(one.concepts(i), names=concept_names)
             if j == 0:
-                lines = _describe(concepts, classes, class_names, None if labels is None else int(labels[i]))
+                label = None if labels is None else int(labels[i])
+                lines = _describe(concepts, classes, class_names, label, 3 if table.side > 0.75 else 2)
             else:
                 lines = wrap(f"control: random {concepts}", CHARACTERS)
-            table.label(row, "\n".join(lines), color=DARK)
+            top = table.corner(row, 0)[1]
+            table.axes.text(table.GAP, top, "\n".join(lines), va="top", fontsize=SMALL, linespacing=1.2, color=DARK)
         if i:
             y = table.corner(i * len(shown), 0)[1] - table.GAP * 0.75
             table.axes.plot([table.GAP, table.width - table.GAP], [y, y], color=LIGHT, lw=0.6)
@@ -130,20 +132,25 @@ def _bars(table: ImageTable, row: int, column: int, f: np.ndarray, g: np.ndarray
             )
 
 
-def _describe(concepts: str, classes: np.ndarray, class_names: Sequence[str], label: int | None) -> list[str]:
+def _describe(
+    concepts: str, classes: np.ndarray, class_names: Sequence[str], label: int | None, most: int
+) -> list[str]:
+    """Concepts and names of classes, each name on at most so many lines."""
     lines = wrap(concepts, CHARACTERS)
     for letter, index in zip(string.ascii_lowercase, classes, strict=False):
         wrong = label is not None and label != classes[0]
         name = f"{letter} {class_names[index]}" + (" (true)" if wrong and index == label else "")
-        lines += _lines(name)
+        lines += _lines(name, most)
     if label is not None and label not in classes:
-        lines += _lines(f"true: {class_names[label]}")
+        lines += _lines(f"true: {class_names[label]}", most)
     return lines
 
 
-def _lines(text: str) -> list[str]:
+def _lines(text: str, most: int) -> list[str]:
     indent = "   "  # as wide as a letter and a blank
-    return textwrap.wrap(text, CHARACTERS, subsequent_indent=indent, break_on_hyphens=False, max_lines=3)
+    return textwrap.wrap(
+        text, CHARACTERS, subsequent_indent=indent, break_on_hyphens=False, max_lines=most, placeholder=" …"
+    )
 
 
 def concept_list(concepts: np.ndarray, most: int = 5, names: Mapping[int, str] | None = None) -> str:

@@ -90,7 +90,7 @@ def viscoin(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Sample: 200 images; consistency of 8 concepts with 40 images each."),
+        typer.Option("--fast", help="Sample: 200 images, 50 scenes; consistency of 8 concepts with 40 images each."),
     ] = False,
     consistency_concepts: Annotated[
         int | None,
@@ -168,6 +168,7 @@ def _ensemble_figures(
 ) -> "dict[str, Figure]":
     from viscoin.demo import draw_reconstructions
     from viscoin.plotting import evaluation
+    from viscoin.plotting.truth import truth_figures
 
     tested, shown = result.ensemble, common.choose_images(None, trial.images, SHOWN, seed)
     figures = {}
@@ -183,7 +184,7 @@ def _ensemble_figures(
     if result.consistency is not None:
         figures["consistency"] = evaluation.consistency_figure(result.consistency)
     if result.truth is not None:
-        figures["attributes"] = evaluation.attribute_figure(*result.truth)
+        figures |= truth_figures(result.truth)
     return figures
 
 

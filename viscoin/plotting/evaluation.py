@@ -139,7 +139,7 @@ def consistency_figure(result: Consistency, width: float = COLUMN) -> Figure:
         axes.axhline(column.mean(), color=colour, lw=0.8, alpha=0.6)
         label = f"λ = {factor:g} (mean {column.mean():.2f})"
         axes.plot(places, column[order], marker, color=colour, ms=3, alpha=0.8, lw=0, label=label)
-    axes.text(len(order) - 0.5, 0.5, "chance", fontsize=SMALL, color=DARK, ha="right", va="bottom")
+    axes.text(-0.5, 0.5, "chance", fontsize=SMALL, color=DARK, va="bottom")
     axes.set(ylim=(min(0.45, result.accuracy.min() - 0.03), 1.02), xlim=(-0.7, len(order) - 0.3))
     axes.set_ylabel("SVM accuracy")
     if len(order) <= MOST_NAMES:

@@ -26,6 +26,22 @@ TITLES = {
     r"kept_concepts\.random\.area_log2": "area over log2 N, random ones kept",
     r"concepts\.per_class": "concepts per class with mean r > 0.5",
     r"concepts\.dead": "dead concepts",
+    r"attributes\.concepts\.auroc": "attributes: AUROC of the best concept",
+    r"attributes\.(untrained|pca|nmf|channels|channels_k)\.auroc": "attributes: AUROC, \\1 instead",
+    r"attributes\.concepts\.found": "attributes: share with AUROC > 0.9",
+    r"attributes\.(untrained|pca|nmf|channels|channels_k)\.found": "attributes: share with AUROC > 0.9, \\1 instead",
+    r"attributes\.concepts\.purity": "attributes: purity of their concepts",
+    r"attributes\.concepts\.deletion": "part deleted: its concept falls",
+    r"attributes\.concepts\.deletion_other": "other part deleted: it falls",
+    r"attributes\.concepts\.swap": "variant swapped: its concept follows",
+    r"attributes\.concepts\.swap_other": "other variant swapped: it moves that way",
+    r"attributes\.concepts\.background": "background deleted: it does not move",
+    r"attributes\.concepts\.pointing": "heatmap: highest point in the part",
+    r"attributes\.concepts\.mass": "heatmap: share in the part",
+    r"attributes\.concepts\.area": "heatmap: chance of both",
+    r"attributes\.concepts\.edit_iou": "amplified: overlap of change and part",
+    r"attributes\.concepts\.edit_iou_chance": "amplified: chance of it",
+    r"attributes\.concepts\.edit_inside": "amplified: share of change in the part",
 }
 HEADER = ("measure", "value", "95 % interval", "n")
 

@@ -14,7 +14,8 @@ from viscoin.testing.consistency import CONCEPTS, IMAGES, Consistency, test_cons
 from viscoin.testing.ensemble import EnsembleResult, Perceptual, test_ensemble
 from viscoin.testing.image_features import FeatureNetwork
 from viscoin.testing.inference import TooFewImages
-from viscoin.testing.truth import AttributeResult, test_attributes, untrained
+from viscoin.testing.truth import TruthResult, test_truth
+from viscoin.testing.truth.result import SCENES
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: a random sample of `limit` images, or all; concepts and images for consistency."""
+    """How much is measured: random samples of `limit` images (None: all) and, of these, of `scenes` to intervene on.
+
+    `consistency_concepts` and `consistency_images` are those of `test_consistency`.
+    """
 
     limit: int | None = None
     consistency_concepts: int | None = CONCEPTS
     consistency_images: int = IMAGES
+    scenes: int = SCENES
 
 
-FULL, FAST = Extent(), Extent(limit=200, consistency_concepts=8, consistency_images=40)
+FULL, FAST = Extent(), Extent(limit=200, consistency_concepts=8, consistency_images=40, scenes=50)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class ViscoinMeasures:
 
     ensemble: EnsembleResult
     consistency: Consistency | None
-    truth: tuple[AttributeResult, AttributeResult] | None
+    truth: TruthResult | None
     wanted: tuple[str, ...]
     left_out: dict[str, str]
 
@@ -61,6 +66,8 @@ class ViscoinMeasures:
         found = self.ensemble.estimates(fid="fid" in self.wanted)
         if self.consistency is not None:
             found |= {f"consistency.{key}": estimate for key, estimate in self.consistency.estimates().items()}
+        if self.truth is not None:
+            found |= {f"attributes.{key}": estimate for key, estimate in self.truth.estimates().items()}
         return {key: estimate for key, estimate in found.items() if measure_of(key) in self.wanted}
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,8 +76,7 @@ class ViscoinMeasures:
         if self.consistency is not None:
             numbers["consistency"] = self.consistency.to_dict()
         if self.truth is not None:
-            trained, random = self.truth
-            numbers["attributes"] = {**trained.to_dict(), "mean_auroc_untrained": random.mean_auroc}
+            numbers["attributes"] = self.truth.to_dict()
         unwanted = {name for name, measure in SECTIONS.items() if measure not in self.wanted}
         if "fid" in self.wanted:
             unwanted.discard("reconstruction")
@@ -138,7 +144,12 @@ def measure_viscoin(
             extent.consistency_concepts, extent.consistency_images,
         ),
     )  # fmt: skip
-    truth = attempt("truth", lambda: _truth(ensemble, validation, dataset, device, batch_size, seed, extent.limit))
+    truth = attempt(
+        "truth",
+        lambda: test_truth(
+            ensemble, _given(validation), dataset, device, batch_size, seed, extent.limit, extent.scenes
+        ),
+    )
     taken = tuple(name for name in wanted if name not in left_out)
     return ViscoinMeasures(result, consistency, truth, taken, left_out)
 
@@ -154,14 +165,7 @@ def _wanted(measures: Sequence[str] | None, dataset: ImageDataset) -> tuple[str,
     return tuple(name for name in MEASURES if name in measures)
 
 
-def _truth(
-    ensemble: VisCoIN, validation: ImageDataset | None, dataset: ImageDataset, device: torch.device | str,
-    batch_size: int, seed: int, limit: int | None,
-) -> tuple[AttributeResult, AttributeResult]:  # fmt: skip
+def _given(validation: ImageDataset | None) -> ImageDataset:
     if validation is None:
-        raise ValueError(f"ground truth of {dataset.name!r} needs validation images to choose concepts on")
-    trained, random = (
-        test_attributes(model, validation, dataset, device, batch_size, seed, limit)
-        for model in (ensemble, untrained(ensemble, seed))
-    )
-    return trained, random
+        raise ValueError("ground truth needs validation images, to choose the concept of each attribute on")
+    return validation

@@ -115,6 +115,12 @@ def render_report(values: Mapping[str, Any], pictures: Mapping[str, "Figure | Pa
         values: what the template `report.html.j2` names; a missing one raises `jinja2.UndefinedError`.
         pictures: figures, or paths of PNG files, by the name that the template uses.
     """
+    sources = {name: Markup(embedded(picture)) for name, picture in pictures.items()}
+    return template_environment().get_template("report.html.j2").render(**values, pictures=sources)
+
+
+def template_environment() -> Environment:
+    """The templates of this package: everything escaped, missing values are errors."""
     environment = Environment(
         loader=PackageLoader("viscoin"),
         autoescape=True,
@@ -123,8 +129,7 @@ def render_report(values: Mapping[str, Any], pictures: Mapping[str, "Figure | Pa
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number, "duration": duration}
-    sources = {name: Markup(embedded(picture)) for name, picture in pictures.items()}
-    return environment.get_template("report.html.j2").render(**values, pictures=sources)
+    return environment
 
 
 def embedded(picture: "Figure | Path") -> str:

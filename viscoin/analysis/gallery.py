@@ -36,6 +36,7 @@ class ConceptView:
         examples: images that activate it, the strongest first.
         factors: (F,) multipliers of the strip.
         strip: (F, H, W, 3) uint8, the strongest example drawn with the concept multiplied by each factor.
+        change: (H, W) in [0, 1], how far the last factor is from the reconstruction; 1 is black against white.
         predicted: class that g predicts for that example.
         f_probability, g_probability: (F,) of that class, for the drawn images.
     """
@@ -44,6 +45,7 @@ class ConceptView:
     examples: list[Example]
     factors: np.ndarray
     strip: np.ndarray
+    change: np.ndarray
     predicted: int
     f_probability: np.ndarray
     g_probability: np.ndarray
@@ -120,6 +122,7 @@ def _view(concept: int, examples: list[Example], strips: AmplificationResult, ro
         examples,
         strips.factors,
         strips.images[row],
+        strips.changes[row, -1],
         int(strips.predicted[row]),
         strips.f_probability[row],
         strips.g_probability[row],

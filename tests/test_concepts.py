@@ -1,0 +1,266 @@
+"""The report of concepts: numbers known by hand, files that say the same, and pages whose links all lead somewhere."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_models import Answer, tiny_recipe, write_models
+from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
+
+from viscoin.analysis import concepts, gallery
+from viscoin.analysis.concept_files import concept_rows, concepts_json, correlated, csv_files, summary
+from viscoin.concept_report import FIGURES, write_concept_report
+from viscoin.datasets import ImageDataset
+from viscoin.testing.inference import TooFewImages
+
+# Four images of class 0 ("left"), then two of class 1; concept 3 never fires, and concept 1 fires with concept 0.
+AMOUNTS = np.array([[1, 0.5, 0, 0], [0.8, 0.4, 0, 0], [0.6, 0.3, 0, 0], [0.4, 0.2, 0, 0], [0, 0, 1, 0], [0, 0, 0.6, 0]])
+LABELS = [0, 0, 0, 0, 1, 1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(concepts, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / "concepts"
+
+
+def toy(class_names: tuple[str, str] = ("left", "right")) -> ImageDataset:
+    dataset = toy_dataset(AMOUNTS, LABELS)
+    dataset.class_names = list(class_names)
+    return dataset
+
+
+def toy_table() -> concepts.ConceptTable:
+    return concepts.collect_concepts(ToyEnsemble(), toy(), batch_size=4)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_importance_and_order_by_hand():
+    table = toy_table()
+    # contributions 4 phi_0 and 1 phi_1 with phi_1 = phi_0 / 2: relevance 1 and 1/8 for class 0; 1 for class 1
+    assert table.importance == pytest.approx([1, 0.125, 1, 0], abs=0.01)
+    assert table.order.tolist() == [0, 2, 1]  # 0 is more active than 2; 3 is dead
+    assert table.entropy[:3] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert table.weight.tolist() == [[4, 1, 0, 0], [0, 0, 4, 0]]
+
+
+def test_co_activation_is_the_phi_coefficient_of_concepts_that_are_on_or_off():
+    activations = np.array([[1, 1, 0, 0, 1, 2], [1, 1, 0, 0, 1, 2], [1, 0, 1, 0, 0, 2], [0, 0, 1, 0, 1, 2.0]])
+    classes = np.eye(2)[[0, 0, 1, 1]]
+    table = concepts.ConceptTable(
+        activations, classes, classes, np.array([0, 0, 1, 1]), activations, np.arange(4), np.zeros((2, 6))
+    )
+    r = table.co_activation
+    # n11 = 2, n10 = 1, n01 = 0, n00 = 1 -> (2 * 1 - 1 * 0) / sqrt(3 * 1 * 2 * 2)
+    assert r[0, 1] == r[1, 0] == pytest.approx(2 / np.sqrt(12))
+    assert r[1, 2] == pytest.approx(-1)
+    assert np.diag(r)[:3] == pytest.approx([1, 1, 1])
+    assert np.isnan(r[3]).all() and np.isnan(r[5]).all()  # dead, and alike everywhere
+    assert correlated(table, 1) == [(0, pytest.approx(2 / np.sqrt(12))), (4, pytest.approx(1 / np.sqrt(3)))]
+
+
+def test_clusters_stand_side_by_side():
+    r = np.array([[1, -0.5, 0.9, 0], [-0.5, 1, -0.5, 0.8], [0.9, -0.5, 1, 0], [0, 0.8, 0, 1]])
+    places = np.argsort(concepts.cluster_order(r))
+    assert abs(places[0] - places[2]) == 1 and abs(places[1] - places[3]) == 1
+    assert concepts.cluster_order(np.full((5, 5), np.nan)).shape == (5,)
+    assert [concepts.cluster_order(np.eye(n)).tolist() for n in (0, 1, 2)] == [[], [0], [0, 1]]
+
+
+def test_concept_maps_are_those_of_the_whole_encoding(tmp_path):
+    import torch
+
+    from viscoin.models.files import load_model
+
+    model = load_model(write_models(tmp_path)["viscoin"], "viscoin").model
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    code, (logits, maps) = model.encode(images), model.concept_maps(images)
+    assert torch.equal(maps, code.concept_maps) and torch.equal(logits, code.logits)
+
+
+def test_too_few_images():
+    with pytest.raises(TooFewImages, match="co-activation of concepts needs at least 2 images, got 1; raise --limit"):
+        concepts.collect_concepts(ToyEnsemble(), toy(), limit=1)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_views_show_the_strongest_images_where_they_fire():
+    views = gallery.view_concepts(ToyEnsemble(), toy(), toy_table(), [2, 0], examples=3, batch_size=2)
+    assert list(views) == [2, 0]
+    assert [example.row for example in views[0].examples] == [0, 1, 2]
+    assert [example.row for example in views[2].examples] == [4, 5]  # no third image activates it
+    assert views[0].examples[1].activation == pytest.approx(0.8, abs=0.01)
+    half = SIZE // 2
+    for concept, (left, top) in ((0, (0, 0)), (2, (0, half))):
+        x, y, side = views[concept].examples[0].crop
+        assert side == 3 and left <= x <= left + half - side and top <= y <= top + half - side
+    assert views[2].predicted == 1
+    assert views[2].strip[:, -1, 0, 0].tolist() == [0, 255, 255, 255]  # x 0, 1, 2, 4 of concept 2, lower left
+    with pytest.raises(ValueError, match="concepts 3 are active in no image"):
+        gallery.view_concepts(ToyEnsemble(), toy(), toy_table(), [0, 3])
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_carry_names_where_they_exist():
+    rows = concept_rows(toy_table(), ["left", "right"], {2: "beak"})
+    assert [row["name"] for row in rows] == ["concept 0", "concept 1", "beak", "concept 3"]
+    assert [row["class"] for row in rows] == ["left", "left", "right", None]
+    assert rows[3]["entropy"] is None and rows[3]["votes_for"] is None
+    assert concepts.concept_name(2, {2: "beak"}) == "beak (2)"
+
+
+def test_csv_files_read_back_to_the_same_numbers():
+    table, dataset = toy_table(), toy(('a, "b"\nc', "right"))
+    found = {name: list(csv.reader(text.splitlines(keepends=True))) for name, text in csv_files(table, dataset)}
+    activations = found["activations.csv"]
+    assert activations[0] == ["image", "class", "f", "g", "0", "1", "2", "3"]
+    assert activations[5][:4] == ["4", "right", "right", "right"]
+    assert np.array([row[4:] for row in activations[1:]], float) == pytest.approx(table.activations, rel=1e-5)
+    assert found["votes.csv"][1] == ['a, "b"\nc', "4", "1", "0", "0"]
+    relevance = np.array([row[1:] for row in found["class-concept-importance.csv"][1:]], float)
+    assert relevance == pytest.approx(table.class_concept_importance, rel=1e-5)
+    assert found["co-activation.csv"][4][1:] == [""] * 4  # the dead concept
+    assert float(found["co-activation.csv"][1][2]) == pytest.approx(1, abs=0.01)
+    by_name = [dict(zip(found["concepts.csv"][0], row)) for row in found["concepts.csv"][1:]]
+    assert [float(row["importance"]) for row in by_name] == pytest.approx(table.importance.tolist())
+    assert by_name[3]["entropy"] == ""
+
+
+def test_json_lists_votes_images_and_classes():
+    found = concepts_json(toy_table(), toy())
+    assert found["summary"] == summary(toy_table()) and found["summary"]["never_active"] == 1
+    first = found["concepts"][0]
+    assert first["votes"] == {"left": 4, "right": 0}
+    assert [image["index"] for image in first["images"]] == [0, 1, 2, 3]
+    assert found["classes"][1] == {"class": "right", "images": 2, "predicted": 2, "f_accuracy": 1, "g_accuracy": 1}
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """References, anchors and text of one page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.unnamed: list[str] = []
+        self.words = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.references += [values[key] for key in ("href", "src") if key in values]
+        self.ids += [values["id"]] if "id" in values else []
+        if (tag == "img" and not values.get("alt")) or (tag == "svg" and not values.get("aria-label")):
+            self.unnamed.append(self.get_starttag_text())
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def write_toy_report(out: Path, class_names: tuple[str, str] = ("left", "right"), paged: int = 2) -> list[Path]:
+    table, dataset = toy_table(), toy(class_names)
+    out.mkdir()
+    for name in FIGURES:
+        Image.new("RGB", (4, 4)).save(out / f"{name}.png")
+    views = gallery.view_concepts(ToyEnsemble(), dataset, table, table.order[:paged]) if paged else {}
+    index = write_concept_report(out, table, dataset, views, {"model": "m", "split": "test", "date": "d"}, {0: "<i>"})
+    return [index, *sorted((out / "pages").glob("*.html"))]
+
+
+@pytest.mark.parametrize("paged", [0, 2])
+def test_all_links_lead_somewhere_and_nothing_comes_from_outside(tmp_path, paged):
+    pages = write_toy_report(tmp_path / "report", paged=paged)
+    assert [page.name for page in pages[1:]] == [
+        "class-0.html", "class-1.html", *["concept-0.html", "concept-2.html"][:paged],
+    ]  # fmt: skip
+    for path in pages:
+        page = Page(path)
+        assert not page.unnamed
+        for reference in page.references:
+            assert not re.match(r"[a-z]+:|//|/", reference), reference
+            file, _, anchor = reference.partition("#")
+            target = path.parent / unquote(file) if file else path
+            assert target.is_file(), f"{path.name} -> {reference}"
+            if anchor:
+                assert anchor in Page(target).ids
+    if paged:
+        assert "concept-2.html" in Page(pages[3]).references  # next
+        assert "concept-0.html" in Page(pages[4]).references  # previous
+        with Image.open(tmp_path / "report" / "pages" / "amplified" / "0.jpg") as strip:
+            assert strip.size == (6 * SIZE, SIZE)  # the image, four factors, the change
+    assert "concept 3 never active" in Page(pages[0]).words
+    assert not re.search(r"https?:|@import|url\(", "".join(path.read_text() for path in tmp_path.rglob("*.css")))
+
+
+def test_names_are_escaped(tmp_path):
+    name = '<b>&"'
+    for path in write_toy_report(tmp_path / "report", class_names=(name, "right")):
+        page = Page(path)
+        assert "b" not in page.tags and "i" not in page.tags
+        if path.name in ("index.html", "class-0.html"):
+            assert name in page.words
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"))["viscoin"]
+
+
+@pytest.mark.slow
+def test_the_command_writes_pages_and_uses_its_cache(tmp_path, model, cache, monkeypatch):
+    options = ["concepts", "--viscoin-pickle-path", model, "--split", "validation", "--pages", 2]
+    Answer(*options, "--out", tmp_path / "one").went_well()
+    found = json.loads((tmp_path / "one" / "concepts.json").read_text())
+    assert found["split"] == "validation" and found["summary"]["images"] == 24
+    assert len(list((tmp_path / "one" / "pages").glob("concept-*.html"))) == 2
+    assert len(list((tmp_path / "one" / "pages").glob("class-*.html"))) == 4
+    assert len(list(cache.iterdir())) == 1
+    calls, compute = [], concepts._compute
+    monkeypatch.setattr(concepts, "_compute", lambda *args: calls.append(1) or compute(*args))
+    Answer(*options, "--out", tmp_path / "two").went_well()
+    assert not calls
+    Answer(*options, "--force", "--pages", 0, "--out", tmp_path / "three").went_well()
+    assert len(calls) == 1
+    assert json.loads((tmp_path / "three" / "concepts.json").read_text()) == found
+
+
+def test_bad_options(tmp_path, model):
+    options = ["concepts", "--viscoin-pickle-path", model, "--out", tmp_path / "out"]
+    Answer(*options, "--limit", 1).refused("--limit", "at least 2 images")
+    Answer(*options, "--split", "all").refused("'all'", "validation")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_other_classes_is_refused_with_both_lists(tmp_path, model):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(tmp_path / "pets" / name / f"{i}.png")
+    answer = Answer("concepts", "--viscoin-pickle-path", model, "--dataset", tmp_path / "pets")
+    answer.refused("2 classes (cat, dog)", "4 classes (", *tiny_class_names())
+
+
+def tiny_class_names() -> list[str]:
+    from viscoin.datasets import load_dataset
+
+    return load_dataset("birds", "test", tiny_recipe().dataset).class_names

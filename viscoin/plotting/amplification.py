@@ -79,8 +79,8 @@ def amplification_figure(
                 label = None if labels is None else int(labels[i])
                 lines = _describe(concepts, classes, class_names, label, 3 if table.side > 0.75 else 2)
             else:
-                drawn = one.selection[i].any()
-                lines = wrap(f"control: {'random ' * drawn}{concepts}", CHARACTERS)
+                drawn = "random " if one.selection[i].any() else ""
+                lines = wrap(f"control: {drawn}{concepts}", CHARACTERS)
             top = table.corner(row, 0)[1]
             table.axes.text(table.GAP, top, "\n".join(lines), va="top", fontsize=SMALL, linespacing=1.2, color=DARK)
         if i:

@@ -249,7 +249,7 @@ def test_heatmaps_refuse_unknown_concepts_and_stages(small):
     images = torch.zeros(1, 3, 32, 32)
     with pytest.raises(ValueError, match="--concept-indices 5 is out of range; there are 5 concepts"):
         heatmaps.concept_heatmaps(small, images, torch.tensor([[0, 5]]))
-    with pytest.raises(ValueError, match=r"stages \(3,\) are unknown"):
+    with pytest.raises(ValueError, match="--stage 3 is unknown"):
         heatmaps.concept_heatmaps(small, images, stages=(3,))
 
 

@@ -1,6 +1,6 @@
 """Figures of concept heatmaps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -8,27 +8,52 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from viscoin.analysis.heatmaps import HeatmapResult
-from viscoin.plotting.style import HEAT, PAGE, SMALL, ImageTable, styled, wrap
+from viscoin.plotting.style import COLUMN, HEAT, LINE, PAGE, SKY, SMALL, ImageTable, styled, wrap
+
+LABEL = 1.35  # inches beside the images; on a column, labels lie under them
+CHARACTER = 0.057  # width of a small letter, inches
 
 
 @styled
 def heatmap_figure(
-    result: HeatmapResult, class_names: Sequence[str], labels: np.ndarray | None = None, width: float = PAGE
+    result: HeatmapResult,
+    class_names: Sequence[str],
+    labels: np.ndarray | None = None,
+    width: float = PAGE,
+    concept_names: Mapping[int, str] | None = None,
+    outlines: np.ndarray | None = None,
 ) -> Figure:
-    """A row for each image: the image, then where each of its concepts is; each map is scaled to its own maximum."""
+    """A row for each image: the image, then where each of its concepts is; each map is scaled to its own maximum.
+
+    Args:
+        labels: (B,) true classes, where they are known.
+        width: inches; on a journal column (3.4) the classes stand under the images instead of beside them.
+        concept_names: to write instead of "concept 12", of those concepts that have a name.
+        outlines: (B, H, W) bool, regions to draw the border of, such as the mask of a part.
+    """
     rows, columns = result.concepts.shape
-    table = ImageTable(rows, columns + 1, width, left=1.35, right=0.55, header_lines=1, caption_lines=2)
+    narrow, names = width <= COLUMN, concept_names or {}
+    classes = [
+        _classes(result.predicted[row], None if labels is None else labels[row], class_names) for row in range(rows)
+    ]
+    name_lines = (3 if narrow else 2) if names else 1
+    captions = name_lines + 1
+    below = max(len(parts) for parts in classes) if narrow else 0
+    left, right = (0.0, 0.4) if narrow else (LABEL, 0.55)
+    table = ImageTable(rows, columns + 1, width, left, right, header_lines=1, caption_lines=captions + below)
     table.header(0, "image")
+    table.header(1, result.title, span=columns)
     colours = mpl.colormaps[HEAT]
     for row in range(rows):
-        table.label(row, _classes(class_names, result.predicted[row], None if labels is None else labels[row]))
+        _label(table, row, classes[row], captions if narrow else None)
         table.image(row, 0, result.images[row])
         for column in range(columns):
             table.image(row, column + 1, overlay(result.images[row], result.heatmaps[row, column], colours))
-            state = f"r = {result.relevance[row, column]:.2f}" if result.activations[row, column] > 0 else "not active"
-            text = f"concept {result.concepts[row, column]}\n{state}"
-            table.caption(row, column + 1, text)
-    _colour_bar(table, colours)
+            table.caption(row, column + 1, _caption(result, row, column, names, table.side, name_lines))
+        if outlines is not None:
+            for column in range(columns + 1):
+                _outline(table, row, column, outlines[row])
+    _colour_bar(table, colours, table.side if narrow else 1.5)
     return table.figure
 
 
@@ -39,20 +64,55 @@ def overlay(image: np.ndarray, heat: np.ndarray, colours: mpl.colors.Colormap) -
     return (1 - opacity) * grey + opacity * colours(heat)[..., :3]
 
 
-def _classes(class_names: Sequence[str], predicted: int, label: int | None) -> str:
+def _caption(result: HeatmapResult, row: int, column: int, names: Mapping[int, str], side: float, most: int) -> str:
+    concept, activation = int(result.concepts[row, column]), result.activations[row, column]
+    characters = max(8, int((side + ImageTable.GAP) / CHARACTER))
+    lines = wrap(names.get(concept, f"concept {concept}"), characters)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][: characters - 1] + "…"]
+    if not activation > 0:
+        return "\n".join([*lines, "not active"])
+    relevance = f"r {result.relevance[row, column]:.2f}"
+    long = f"φ {activation:.2f}, {relevance}"
+    return "\n".join([*lines, long if len(long) <= characters else relevance])
+
+
+def _classes(predicted: int, label: int | None, class_names: Sequence[str]) -> list[tuple[str, str]]:
+    """What to say of the classes: (title, name)."""
     if label is None:
-        parts = {"predicted": predicted}
-    elif label == predicted:
-        parts = {"true and predicted": label}
-    else:
-        parts = {"true": label, "predicted": predicted}
-    return "\n".join(line for title, index in parts.items() for line in (f"{title}:", *wrap(class_names[index], 21)))
+        return [("predicted", class_names[predicted])]
+    if label == predicted:
+        return [("true and predicted", class_names[label])]
+    return [("true", class_names[label]), ("predicted", class_names[predicted])]
 
 
-def _colour_bar(table: ImageTable, colours: mpl.colors.Colormap) -> None:
-    height = min(1.5, table.height - table.top - table.GAP)
+def _label(table: ImageTable, row: int, classes: list[tuple[str, str]], skip: int | None) -> None:
+    """Classes beside the row, or under it and `skip` lines of captions."""
+    if skip is None:
+        table.label(row, "\n".join(line for title, name in classes for line in (f"{title}:", *wrap(name, 21))))
+        return
+    x, y = table.corner(row, 0)
+    text = "\n".join(f"{title}: {name}" for title, name in classes)
+    table.axes.text(x, y + table.side + 0.03 + skip * LINE, text, ha="left", va="top", fontsize=SMALL, linespacing=1.15)
+
+
+def _outline(table: ImageTable, row: int, column: int, region: np.ndarray) -> None:
+    if not region.any() or region.all():
+        return
+    x, y = table.corner(row, column)
+    height, width = region.shape
+    across, down = (
+        x + (np.arange(width) + 0.5) / width * table.side,
+        y + (np.arange(height) + 0.5) / height * table.side,
+    )
+    table.axes.contour(across, down, region, levels=[0.5], colors=[SKY], linewidths=0.8)
+    table.axes.set(xlim=(0, table.width), ylim=(table.height, 0))
+
+
+def _colour_bar(table: ImageTable, colours: mpl.colors.Colormap, height: float) -> None:
+    height = min(height, table.height - table.top - table.GAP)
     bottom = 1 - (table.top + height) / table.height
-    axes = table.figure.add_axes((1 - 0.45 / table.width, bottom, 0.08 / table.width, height / table.height))
+    axes = table.figure.add_axes((1 - 0.39 / table.width, bottom, 0.08 / table.width, height / table.height))
     bar = table.figure.colorbar(ScalarMappable(cmap=colours), cax=axes, ticks=[0, 1])
     bar.ax.set_yticklabels(["0", "max"], fontsize=SMALL)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -53,6 +53,7 @@ COMMANDS = [
     ["train", "classifier"],
     ["train", "gan"],
     ["train", "viscoin"],
+    ["train", "concept2clip"],
     ["test", "classifier"],
     ["test", "gan"],
     ["test", "viscoin"],

@@ -129,6 +129,34 @@ class ViscoinConfig(Section):
     evaluate_every: int = Field(1000, ge=1)
 
 
+class Concept2ClipConfig(Section):
+    """Training of the adapter from concept activations to the embeddings of a scorer, by which concepts are named."""
+
+    model: str = Field("attributes", description="a model of open_clip, or attributes: the scorer without text")
+    pretrained: str | None = Field(None, description="tag or file of the weights of the open_clip model")
+    hidden: int = Field(0, ge=0, description="units between two layers; 0 is one linear layer")
+    dropout: float = Field(0.98, ge=0, lt=1, description="share of concepts hidden at a step: each must stand alone")
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    squared_error: float = Field(1.0, ge=0, description="weight of the squared error beside 1 - cosine")
+
+    @model_validator(mode="after")
+    def _weights_of_the_model(self) -> "Concept2ClipConfig":
+        if self.model == "attributes" and self.pretrained is not None:
+            raise ValueError(
+                f"concept2clip.pretrained = {self.pretrained!r} is for a model of open_clip; "
+                "pass --clip-model as well, or leave --pretrained out"
+            )
+        if self.model != "attributes" and self.pretrained is None:
+            raise ValueError(
+                f"concept2clip.model = {self.model!r} needs weights: pass --pretrained with a tag, such as openai, "
+                "or with a file"
+            )
+        return self
+
+
 class Recipe(Section):
     """One dataset and the settings of all that is trained on it."""
 
@@ -136,6 +164,7 @@ class Recipe(Section):
     classifier: ClassifierConfig = ClassifierConfig()
     gan: GanConfig = GanConfig()
     viscoin: ViscoinConfig = ViscoinConfig()
+    concept2clip: Concept2ClipConfig = Concept2ClipConfig()
     seed: int = Field(0, ge=0)
     expected: dict[str, float] = Field(default_factory=dict, description="results to expect, by name")
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,15 @@ def concepts(
     pages: Annotated[
         int, typer.Option("--pages", min=0, metavar="N", help="Concepts that get a page, the most important first.")
     ] = 100,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--names",
+            metavar="FILE|auto",
+            help="Name concepts by the captions of a file, one a line; auto: by the attributes of the dataset.",
+        ),
+    ] = None,
+    concept2clip: Annotated[Path | None, common.model_option("--concept2clip", "Adapter for --names")] = None,
     seed: common.Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Compute anew what is cached.")] = False,
     batch_size: common.TestBatchSize = 128,
@@ -42,25 +52,52 @@ def concepts(
     trial = replace(trial, images=images)
     with common.results_folder("concepts", images.name, out) as results:
         table = collect_concepts(model, images, trial.device, batch_size, seed, limit, force)
+        named = _name(trial, names, concept2clip, batch_size, results) if names is not None else None
         numbers = summary(table)
         common.print_table(f"concepts of {trial.path} on {images.name}, {split}", numbers)
         results.numbers(trial, numbers)
         source = {"model": str(trial.path), "dataset": images.name, "split": split, "seed": seed}
-        content = common.without_nan({**source, **concepts_json(table, images)})
+        content = common.without_nan({**source, **concepts_json(table, images, named)})
         results.text("concepts.json", json.dumps(content, indent=1) + "\n")
-        for name, text in csv_files(table, images):
+        for name, text in csv_files(table, images, named):
             results.text(name, text)
         figures = {
             "activation-per-image": plots.activation_per_image(table),
             "activation-per-concept": plots.activation_per_concept(table),
             "entropies": plots.concept_entropies(table),
-            "class-concept-importance": plots.class_concept_importance(table, images.class_names),
-            "concept-class-importance": plots.concept_class_importance(table, images.class_names),
-            "co-activation": plots.co_activation(table),
+            "class-concept-importance": plots.class_concept_importance(table, images.class_names, names=named),
+            "concept-class-importance": plots.concept_class_importance(table, images.class_names, names=named),
+            "co-activation": plots.co_activation(table, named),
         }
         results.figures(figures, show=False)
         views = view_concepts(model, images, table, table.order[:pages], device=trial.device)
         info = {"model": trial.path, "split": split, "date": date.today().isoformat()}
-        typer.echo(write_concept_report(results.folder, table, images, views, info))
+        typer.echo(write_concept_report(results.folder, table, images, views, info, names=named))
         if show:
             common.show_figures(list(figures.values()))
+
+
+def _name(
+    trial: common.Trial, captions: str, concept2clip: Path | None, batch_size: int, results: common.Results
+) -> dict[int, str]:
+    """Names of the concepts that have one; writes what they rest on, and prints how many are right where that shows."""
+    from viscoin.analysis.naming import grade_on, name_concepts, names_csv
+    from viscoin.datasets import load_dataset
+    from viscoin.models.files import find_model, load_model
+
+    adapter = load_model(find_model("concept2clip", concept2clip, trial.config.name), "concept2clip").model
+    naming = load_dataset(
+        trial.config.name, "validation" if trial.images.split != "validation" else "train", trial.config
+    )
+    found = name_concepts(
+        trial.model, adapter, naming, trial.images, captions, device=trial.device, batch_size=batch_size
+    )
+    named = {name.concept: name.name for name in found if name.name is not None}
+    typer.echo(f"names: {len(named)} of {len(found)} concepts have one, the others no clear one (names.csv says why)")
+    grades = grade_on(trial.images, found, trial.model, trial.device, batch_size)
+    if grades is not None:
+        common.print_table(f"names against the attributes of {trial.images.name}", grades.to_dict())
+        content = json.dumps(common.without_nan(grades.to_dict()), indent=2)
+        results.text("names.json", content + "\n")
+    results.text("names.csv", names_csv(found))
+    return named

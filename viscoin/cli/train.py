@@ -1,4 +1,4 @@
-"""`train classifier|gan|viscoin`: train the parts of an ensemble, each in a run folder of its own."""
+"""`train classifier|gan|viscoin|concept2clip`: train the parts of an ensemble, each in a run folder of its own."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,3 +189,49 @@ def viscoin(
     f, g = common.trained_parts(classifier, gan, resolved)
     with common.training_run("viscoin", resolved, out, resume) as run:
         typer.echo(train_viscoin(resolved, run, f.model, g.model, device, precision))
+
+
+@app.command()
+def concept2clip(
+    dataset: common.DatasetName = None,
+    viscoin: common.ViscoinModel = None,
+    clip_model: Annotated[
+        str | None,
+        typer.Option(
+            "--clip-model",
+            metavar="NAME|FILE|attributes",
+            help="Model of open_clip, by name or JSON file; attributes: the scorer without text, for birds.",
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option("--pretrained", metavar="TAG|FILE", help="Weights of --clip-model; a tag is downloaded."),
+    ] = None,
+    epochs: common.Epochs = None,
+    batch_size: common.BatchSize = None,
+    learning_rate: common.LearningRate = None,
+    recipe: common.RecipeName = None,
+    settings: common.Settings = None,
+    seed: common.RecipeSeed = None,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    out: common.Out = None,
+    resume: common.Resume = False,
+    skip_bad_files: common.SkipBadFiles = False,
+) -> None:
+    """Train the adapter from concept activations to CLIP embeddings, by which `concepts --names` names concepts."""
+    options = {
+        "concept2clip.model": clip_model,
+        "concept2clip.pretrained": pretrained,
+        "concept2clip.epochs": epochs,
+        "concept2clip.batch_size": batch_size,
+        "concept2clip.learning_rate": learning_rate,
+        "seed": seed,
+        "dataset.skip_bad_files": skip_bad_files or None,
+    }
+    resolved = common.resolve_recipe("concept2clip", dataset, recipe, settings, options, out, resume)
+    from viscoin.training.concept2clip import train_concept2clip
+
+    ensemble = common.load_ensemble(viscoin, resolved.dataset)
+    with common.training_run("concept2clip", resolved, out, resume) as run:
+        typer.echo(train_concept2clip(resolved, run, ensemble.model, device, precision))

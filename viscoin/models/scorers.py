@@ -1,0 +1,184 @@
+"""Scorers: images and captions in one embedding space, where nearness means that the words fit the picture.
+
+`ClipScorer` is any model of open_clip. `AttributeScorer` needs no text model: its space is spanned by the attributes
+that a dataset knows, and the only captions that it understands are their names.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from viscoin.models.classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+RIDGE = 1e-2  # of the probe's features, which have unit variance
+OPENAI_CACHE = Path.home() / ".cache" / "clip"  # where open_clip keeps the weights that it does not take from the Hub
+
+
+class Scorer(Protocol):
+    """What naming asks of an embedding space: unit vectors for images and for captions."""
+
+    name: str  # for logs and files
+
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> (B, D) of unit length."""
+
+    def text_embeddings(self, captions: Sequence[str]) -> Tensor:
+        """T captions -> (T, D) of unit length."""
+
+
+class AttributeScorer(nn.Module):
+    """A text-free scorer: one axis for each attribute of a dataset, read off f's features by a linear probe.
+
+    An image is where the probe puts it, as unit vector; the caption of an attribute is the unit vector of its axis.
+    This is no CLIP: it knows nothing but these attributes, and those only as well as the probe reads them.
+
+    Args:
+        classifier: f.
+        attribute_names: A names, the captions.
+        probe: `probe_features` (B, F) -> (B, A), fitted by `fit_probe`.
+    """
+
+    name = "attribute probe (no CLIP)"
+
+    def __init__(self, classifier: Classifier, attribute_names: Sequence[str], probe: nn.Linear) -> None:
+        super().__init__()
+        self.classifier, self.attribute_names, self.probe = classifier, list(attribute_names), probe
+
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> (B, A) of unit length."""
+        return F.normalize(self.probe(probe_features(self.classifier, images)), dim=1)
+
+    def text_embeddings(self, captions: Sequence[str]) -> Tensor:
+        """Names of attributes -> (T, A); ValueError for any other caption."""
+        unknown = [caption for caption in captions if caption not in self.attribute_names]
+        if unknown:
+            raise ValueError(
+                f"caption {unknown[0]!r}: this adapter was trained without a text model and knows only the names of "
+                f"attributes ({', '.join(self.attribute_names[:3])}, ...); pass --names auto, or train one for CLIP: "
+                "train concept2clip --clip-model ViT-B-32 --pretrained openai"
+            )
+        axes = torch.eye(len(self.attribute_names), device=self.probe.weight.device)
+        return axes[[self.attribute_names.index(caption) for caption in captions]]
+
+
+def probe_features(classifier: Classifier, images: Tensor) -> Tensor:
+    """Mean and maximum over positions of the three maps of f (B, F); small parts show in the maximum."""
+    maps = [part.float() for part in classifier.features(images).maps]
+    return torch.cat([part.mean((2, 3)) for part in maps] + [part.amax((2, 3)) for part in maps], 1)
+
+
+def fit_probe(features: Tensor, attributes: Tensor) -> nn.Linear:
+    """Ridge regression from features (N, F) to attributes (N, A), bool; outputs have variance 1 over these images.
+
+    So all attributes weigh alike in a unit vector, the rare as the frequent. An attribute that never varies stays 0.
+    """
+    features, targets = features.double(), attributes.double()
+    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    inputs = (features - mean) / deviation
+    gram = inputs.T @ inputs / len(inputs) + RIDGE * torch.eye(inputs.shape[1], dtype=torch.double)
+    weight = torch.linalg.solve(gram, inputs.T @ (targets - targets.mean(0)) / len(inputs))
+    spread = (inputs @ weight).std(0)
+    weight = torch.where(spread > 1e-6, weight / spread.clamp_min(1e-6), 0) / deviation[:, None]
+    probe = nn.Linear(*weight.shape)
+    probe.load_state_dict({"weight": weight.T.float(), "bias": -(mean @ weight).float()})
+    return probe.requires_grad_(False)
+
+
+class ClipScorer(nn.Module):
+    """A model of open_clip with its own preprocessing; frozen.
+
+    Args:
+        model: what `open_clip.create_model` returns.
+        tokenizer: its tokenizer.
+        name: for logs and files.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
+        visual: Any = model.visual
+        size, config = visual.image_size, visual.preprocess_cfg
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        mean, deviation = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
+
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], resized to what the model takes -> (B, D) of unit length."""
+        images = (images + 1) / 2
+        if tuple(images.shape[2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        return self.model.encode_image((images - self.mean) / self.deviation, normalize=True).float()  # type: ignore[operator]
+
+    def text_embeddings(self, captions: Sequence[str]) -> Tensor:
+        """T captions -> (T, D) of unit length."""
+        tokens = self.tokenizer(list(captions)).to(self.mean.device)
+        return self.model.encode_text(tokens, normalize=True).float()  # type: ignore[operator]
+
+
+def load_clip(model: str, pretrained: str) -> ClipScorer:
+    """A published model of open_clip, whose weights are downloaded if they are not there yet, or one from files.
+
+    Args:
+        model: a name of `open_clip.list_models()`, or a JSON file with such a model's configuration.
+        pretrained: a tag of its published weights, or a file of weights.
+
+    Raises:
+        ValueError: open_clip is not installed, unknown model or tag, or weights that cannot be had.
+    """
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--clip-model {model}: CLIP needs the package open-clip-torch; install it by: pip install viscoin[clip]"
+        ) from error
+    name = _register(open_clip, model)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    local = Path(pretrained).is_file()
+    if not local and pretrained not in tags:
+        raise ValueError(
+            f"--pretrained {pretrained!r} is neither a file nor published weights of {model}; "
+            + (f"choose {', '.join(tags)}" if tags else "pass a file of weights")
+        )
+    empty = open_clip.create_model(name, load_weights=False)
+    size = sum(4 * parameter.numel() for parameter in empty.parameters()) / 1e6
+    if not local:
+        hub = open_clip.get_pretrained_cfg(name, pretrained).get("hf_hub")
+        place = HF_HUB_CACHE if hub else OPENAI_CACHE
+        logger.info("weights of %s (%s): %.0f MB, downloaded to %s if not there yet", name, pretrained, size, place)
+    try:
+        loaded = open_clip.create_model(name, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # the same without weights has just worked, so it was their download or their file
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(
+            f"--pretrained {pretrained}: the weights of {model} ({size:.0f} MB) could not be had ({reason}); fetch "
+            "them where there is a network and pass their file, or use --clip-model attributes where a dataset has some"
+        ) from error
+    return ClipScorer(loaded, tokenizer, f"open_clip {name} ({pretrained})")
+
+
+def _register(open_clip: Any, model: str) -> str:
+    """The name by which open_clip knows a model, which may come from a JSON file."""
+    path = Path(model)
+    if path.suffix == ".json" and path.is_file():
+        open_clip.add_model_config(path)
+        model = path.stem
+    if model not in open_clip.list_models():
+        near = [name for name in open_clip.list_models() if name.lower().startswith(model.lower()[:5])][:5]
+        raise ValueError(
+            f"--clip-model {model!r} is unknown to open_clip; "
+            + (f"did you mean {', '.join(near)}?" if near else "choose one such as ViT-B-32, or attributes")
+        )
+    return model

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
@@ -64,7 +66,7 @@ class Work:
 @app.command()
 def gan(
     sizes: Annotated[str, typer.Option(metavar="64,paper256", help="Networks to measure.")] = "64,paper256",
-    rounds: Annotated[int, typer.Option(min=1, help="Each round times everything once; medians are printed.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Each round times everything once; medians are printed.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.0, help="Least time for each figure and round.")] = 1.0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes one for each core.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda; auto takes a GPU if there is one.")] = "auto",
@@ -99,6 +101,59 @@ def gan(
         results[name] = report(parts, timed[name], SIZES[name])
         for key in ("forward", "forward_backward", "training_iteration"):
             results[name][key]["peak_memory_mib"] = peak_memory(name, key, kind, dtype)
+    typer.echo(json.dumps(results, indent=2))
+
+
+@app.command()
+def concepts(
+    model: Annotated[Path, typer.Option(help="Ensemble to measure.")] = Path("assets/birds/viscoin.safetensors"),
+    images: Annotated[int, typer.Option(min=2, help="Test images to read.")] = 2000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Each round times both once; medians are printed.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes one for each core.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes a GPU if there is one.")] = "auto",
+) -> None:
+    """The concepts of images in memory, nothing cached, beside a plain forward pass of f over the same batches."""
+    from viscoin.analysis.concepts import collect_concepts
+    from viscoin.config import DatasetConfig
+    from viscoin.datasets import ImageDataset, load_dataset
+    from viscoin.models.files import load_model
+    from viscoin.testing.inference import evaluation, image_batches
+
+    keep_freed_memory()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_model(model, "viscoin")
+    config = DatasetConfig.model_validate(loaded.recipe["dataset"])
+    dataset = load_dataset(config.name, "test", config)
+    chosen = np.arange(min(images, len(dataset)))
+    pixels, labels = np.array(dataset.pixels[chosen]), dataset.labels[chosen]
+    dataset = ImageDataset(dataset.name, dataset.split, pixels, labels, dataset.class_names)
+
+    def forward() -> None:
+        f = loaded.model.classifier
+        with evaluation(f, kind):
+            for batch, _ in image_batches(dataset, chosen, batch_size, kind, "forward"):
+                f(batch).cpu()
+
+    def collect() -> None:
+        collect_concepts(loaded.model, dataset, kind, batch_size, force=True)
+
+    seconds: dict[str, list[tuple[float, float]]] = {"forward": [], "concepts": []}
+    for _ in range(rounds + 1):
+        for name, run in (("forward", forward), ("concepts", collect)):
+            start = time.perf_counter(), time.process_time()
+            run()
+            seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    results: dict[str, Any] = {"machine": machine(kind), "model": str(model), "concepts": loaded.model.n_concepts}
+    results |= {"images": len(dataset), "batch_size": batch_size, "rounds": rounds}
+    for column, clock in enumerate(("wall", "cpu")):  # the second holds on a busy machine too, if threads is 1
+        f_times, own_times = ([row[column] for row in rows[1:]] for rows in seconds.values())  # the first warms up
+        results[clock] = {
+            "forward_seconds": round(statistics.median(f_times), 3),
+            "concepts_seconds": round(statistics.median(own_times), 3),
+            "ratio": round(statistics.median(own / f for f, own in zip(f_times, own_times)), 3),
+        }
     typer.echo(json.dumps(results, indent=2))
 
 
@@ -154,10 +209,18 @@ def gan_works(size: Size, kind: str, dtype: str, compiled: bool) -> dict[str, Wo
         "step_path_length": Work(lambda: step(lengths), batch),
         "step_both": Work(lambda: step(both), batch),
     }
-    if compiled:
+    if compiled or kind == "cuda":
         fast = torch.compile(generator)
         works["forward_compiled"] = Work(lambda: forward(fast), batch)
+    if kind == "cuda":
+        works["forward_reference_operations"] = Work(without_kernels(forward), batch)
+        works["forward_backward_reference_operations"] = Work(without_kernels(forward_backward), batch)
     return works
+
+
+def without_kernels(run: Callable[[], None]) -> Callable[[], None]:
+    """The same with the operations in plain PyTorch."""
+    return patch("stylegan2_ada.ops.backend.obstacle", lambda kind, index: "they are switched off to compare")(run)
 
 
 def make_trainer(size: Size, kind: str) -> tuple[GanTrainer, int]:
@@ -196,10 +259,10 @@ def flops(work: Work) -> int:
 
 
 def duration(work: Work, kind: str, least: float) -> float:
-    """Median seconds of one run, over at least `least` seconds and three runs, after one to warm up."""
+    """Median seconds of one run after one to warm up: three runs or as many as `least` seconds take, less if slow."""
     times: list[float] = []
     work.run()
-    while sum(times) < least or len(times) < 3:
+    while sum(times) < least or (len(times) < 3 and sum(times) < 3 * least):
         synchronize(kind)
         start = time.perf_counter()
         work.run()

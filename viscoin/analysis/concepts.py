@@ -190,14 +190,15 @@ def _compute(
 
 
 def _fingerprint(model: nn.Module, dataset: ImageDataset, indices: np.ndarray) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()  # in hardware on most machines, where blake2b is not
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
     digest.update(json.dumps([dataset.name, dataset.split, dataset.class_names, list(dataset.pixels.shape)]).encode())
     for part in np.array_split(indices, len(indices) // 512 + 1):
-        digest.update(part.tobytes() + dataset.labels[part].tobytes() + dataset.pixels[part].tobytes())
-    return digest.hexdigest()
+        for values in (part, dataset.labels[part], dataset.pixels[part]):
+            digest.update(values.data)
+    return digest.hexdigest()[:32]
 
 
 def _read(path: Path) -> ConceptTable | None:

@@ -179,6 +179,8 @@ def test_interventions_change_one_thing_whatever_the_batch(birds, monkeypatch):
     groups = list(ATTRIBUTE_GROUPS)
     assert (small.shown[3] == image_attributes(bird, scene)).all()
     assert (small.visible[3] == birds[1].part_masks(3).any((1, 2))).all()
+    crestless = ~small.visible[:, CREST]
+    assert crestless.any() and small.swap_visible[crestless, list(ATTRIBUTE_GROUPS).index("crest")].all()
     for group, column in zip(groups, small.swapped_to[3], strict=True):
         name, value = NAMES[column].split(": ")
         assert name == group and value != bird[group]
@@ -199,7 +201,7 @@ def test_a_move_must_exceed_a_tenth_of_the_range(birds):
     visible[2] = False
     to = np.array([NAMES.index(f"{group}: {values[-1]}") for group, values in ATTRIBUTE_GROUPS.items()])
     interventions = scenes.Interventions(
-        np.arange(n), shown, visible, np.tile(to, (n, 1)), np.ones((n, g), bool), np.ones(n, bool)
+        np.arange(n), shown, visible, np.tile(to, (n, 1)), np.tile(visible[:, :1], (1, g)), np.ones(n, bool)
     )
     beak = PARTS.index("beak")
     deleted = np.full((n, p, 1), 5.0)
@@ -209,7 +211,8 @@ def test_a_move_must_exceed_a_tenth_of_the_range(birds):
     assert found.deletion.cases[:, 0].tolist() == [True, True, False, False]
     assert found.deletion.hits[:, 0].tolist() == [False, True, False, False]
     assert found.deletion_first.hits[:, 0].tolist() == [True, True, False, False]
-    assert found.swap.cases[:, 0].tolist() == [True, True, True, False]  # to "cone": nothing for the last
+    # to "cone": it goes, unseen in the third, and nothing changes for the last
+    assert found.swap.cases[:, 0].tolist() == [True, True, False, False]
     weaker = attributes.AttributeScore("beak: hooked", 0, -1, 1.0, 1.0)
     assert causal.causal_tests(interventions, responses, np.array([10.0]), [weaker]).deletion.hits[3, 0]
 
@@ -262,6 +265,9 @@ def test_a_map_equal_to_the_mask_is_right_and_a_uniform_one_at_chance():
     assert localisation.pointing_game(uniform, masks()) == pytest.approx(areas)
     assert localisation.inside(uniform, masks()) == pytest.approx(areas)
     assert (localisation.pointing_game(1 - exact, masks()) == 0).all()
+    peaked = 0.9 * uniform
+    peaked[:, 2, 2], peaked[:, 7, 0] = [1.0, 0.0], [0.0, 1.0]
+    assert (localisation.pointing_game(peaked, masks()) == 1).all()
     assert (localisation.edit_iou(1 - exact, masks()) == 0).all()
 
 

@@ -300,7 +300,7 @@ def train(models, *options: object) -> Answer:
     return Answer("train", "concept2clip", "--viscoin-pickle-path", models["viscoin"], *set_options(), *options)
 
 
-def test_training_writes_a_run_says_what_space_it_is_and_resumes_to_the_same_weights(models, here):
+def test_training_writes_a_run_and_says_what_space_it_is(models, here):
     options = ("--epochs", 10, "--batch-size", 16, "--device", "cpu")
     answer = train(models, *options, "--out", here / "run").went_well()
     assert "34 attributes of birds" in answer.err and "no CLIP" in answer.err
@@ -310,11 +310,26 @@ def test_training_writes_a_run_says_what_space_it_is_and_resumes_to_the_same_wei
     assert loaded.metadata["scores"].keys() >= {"validation.cosine", "validation.probe_auroc"}
     last = read_metrics(here / "run" / "metrics.jsonl")[-1]
     assert last["step"] == 40 and "validation.cosine" in last
-    weights = {key: value.clone() for key, value in loaded.model.state_dict().items()}
-    (here / "run" / "model.safetensors").unlink()
-    train(models, *options, "--out", here / "run", "--resume").went_well()
-    again = load_model(here / "run").model.state_dict()
-    assert all(torch.equal(again[key], value) for key, value in weights.items())
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(models, here, monkeypatch):
+    options = ("--epochs", 10, "--batch-size", 16, "--device", "cpu")
+    train(models, *options, "--out", here / "whole").went_well()
+    with monkeypatch.context() as patch:
+        patch.setattr("viscoin.training.concept2clip.check_finite", fails_at(25))
+        train(models, *options, "--out", here / "parts").refused("stopped by the test")
+    answer = train(models, *options, "--out", here / "parts", "--resume").went_well()
+    assert "going on from step 20" in answer.err
+    whole, parts = (load_model(here / name).model.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+
+
+def fails_at(last: int):
+    def check(terms, step: int) -> None:
+        if step == last:
+            raise ValueError("stopped by the test")
+
+    return check
 
 
 def test_concepts_are_named_by_the_newest_adapter_and_graded(models, here):
@@ -376,7 +391,6 @@ def write_clip(folder: Path) -> tuple[Path, Path]:
     return config, weights
 
 
-@pytest.mark.slow
 def test_any_open_clip_model_can_be_trained_for_and_names_concepts(models, here):
     config, weights = write_clip(here)
     scorer = load_clip(str(config), str(weights))
@@ -393,7 +407,6 @@ def test_any_open_clip_model_can_be_trained_for_and_names_concepts(models, here)
     assert torch.equal(rebuilt.image_embeddings(images), embeddings)
 
 
-@pytest.mark.slow
 def test_mistakes_about_clip_models_end_in_one_line(here):
     config, _ = write_clip(here)
     with pytest.raises(ValueError, match="'ViT-B-99' is unknown to open_clip; did you mean ViT-B"):

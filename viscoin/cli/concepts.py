@@ -26,7 +26,7 @@ def concepts(
         typer.Option(
             "--names",
             metavar="FILE|auto",
-            help="Name concepts by the captions of a file, one a line; auto: by the attributes of the dataset.",
+            help="Name concepts by a file with a caption a line; auto: by the attributes of the dataset.",
         ),
     ] = None,
     concept2clip: Annotated[Path | None, common.model_option("--concept2clip", "Adapter for --names")] = None,
@@ -52,7 +52,8 @@ def concepts(
     trial = replace(trial, images=images)
     with common.results_folder("concepts", images.name, out) as results:
         table = collect_concepts(model, images, trial.device, batch_size, seed, limit, force)
-        named = _name(trial, names, concept2clip, batch_size, results) if names is not None else None
+        wanted = names is not None or concept2clip is not None
+        named = _name(trial, names or "auto", concept2clip, batch_size, results) if wanted else None
         numbers = summary(table)
         common.print_table(f"concepts of {trial.path} on {images.name}, {split}", numbers)
         results.numbers(trial, numbers)

@@ -24,7 +24,14 @@ from viscoin.models.generator import AdaptedGenerator
 from viscoin.plotting import style
 from viscoin.plotting.heatmaps import heatmap_figure
 
-NAMES = ["plume-crested blue hookbill", "fork-tailed white-eyed spike-crested rust needlebill"]
+NAMES = ["fork-tailed red-eyed spike-crested gold needlebill", "fork-tailed white-eyed spike-crested rust needlebill"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @cache
@@ -82,6 +89,17 @@ def test_path_integral_is_complete():
     before, after = (ensemble.activations(ensemble.encode(x).concept_maps) for x in (methods.blurred(images), images))
     assert found.sum((2, 3)).numpy() == pytest.approx((after - before)[:, [0, 3]].numpy(), abs=1e-5)
     assert found.sum((2, 3)).abs().min() > 0.01
+
+
+def test_path_integral_follows_the_whole_path():
+    ensemble, images = real_ensemble("viscoin_resnet10", 32), noise(1, 32)
+    concepts = torch.arange(6)[None]
+    with torch.enable_grad():
+        subject = methods.Subject(ensemble, images, ensemble.encode(images), concepts, None)
+        found = methods.path_integral(subject, steps=200).sum((2, 3))
+    change = (subject.activations(images) - subject.activations(methods.blurred(images))).detach()
+    assert change.abs().max() > 1e-3
+    assert found.numpy() == pytest.approx(change.numpy(), abs=0.03 * change.abs().max().item())
 
 
 def test_patches_hide_every_pixel_equally_often():
@@ -239,6 +257,8 @@ def test_figures_can_be_read_on_a_column_and_on_a_page(width, named):
     ink = figure.get_tightbbox()
     assert min(ink.x0, ink.y0) >= -0.01
     assert ink.x1 <= figure.get_figwidth() + 0.01 and ink.y1 <= figure.get_figheight() + 0.01
+    bar = figure.axes[-1].get_window_extent()
+    assert not [text for text in texts if text.axes is figure.axes[0] and text.get_window_extent().overlaps(bar)]
     boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in texts]
     assert not [(a, b) for i, (a, one) in enumerate(boxes) for b, other in boxes[:i] if one.overlaps(other)]
 
@@ -247,10 +267,8 @@ def test_figures_can_be_read_on_a_column_and_on_a_page(width, named):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield write_models(tmp_path_factory.mktemp("models"))["viscoin"]
+def model(own_cache, tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"))["viscoin"]
 
 
 @pytest.fixture

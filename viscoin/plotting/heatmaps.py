@@ -33,8 +33,10 @@ def heatmap_figure(
     """
     rows, columns = result.concepts.shape
     narrow, names = width <= COLUMN, concept_names or {}
+    characters = int(width / CHARACTER) if narrow else None
     classes = [
-        _classes(result.predicted[row], None if labels is None else labels[row], class_names) for row in range(rows)
+        _classes(result.predicted[row], None if labels is None else labels[row], class_names, characters)
+        for row in range(rows)
     ]
     name_lines = (3 if narrow else 2) if names else 1
     captions = name_lines + 1
@@ -77,23 +79,28 @@ def _caption(result: HeatmapResult, row: int, column: int, names: Mapping[int, s
     return "\n".join([*lines, long if len(long) <= characters else relevance])
 
 
-def _classes(predicted: int, label: int | None, class_names: Sequence[str]) -> list[tuple[str, str]]:
-    """What to say of the classes: (title, name)."""
+def _classes(predicted: int, label: int | None, class_names: Sequence[str], characters: int | None) -> list[str]:
+    """Lines that tell the classes: each title and name together within so many characters, or the name below."""
     if label is None:
-        return [("predicted", class_names[predicted])]
-    if label == predicted:
-        return [("true and predicted", class_names[label])]
-    return [("true", class_names[label]), ("predicted", class_names[predicted])]
+        found = [("predicted", class_names[predicted])]
+    elif label == predicted:
+        found = [("true and predicted", class_names[label])]
+    else:
+        found = [("true", class_names[label]), ("predicted", class_names[predicted])]
+    if characters is None:
+        return [line for title, name in found for line in (f"{title}:", *wrap(name, 21))]
+    return [line for title, name in found for line in wrap(f"{title}: {name}", characters)]
 
 
-def _label(table: ImageTable, row: int, classes: list[tuple[str, str]], skip: int | None) -> None:
+def _label(table: ImageTable, row: int, classes: list[str], skip: int | None) -> None:
     """Classes beside the row, or under it and `skip` lines of captions."""
+    text = "\n".join(classes)
     if skip is None:
-        table.label(row, "\n".join(line for title, name in classes for line in (f"{title}:", *wrap(name, 21))))
+        table.label(row, text)
         return
     x, y = table.corner(row, 0)
-    text = "\n".join(f"{title}: {name}" for title, name in classes)
-    table.axes.text(x, y + table.side + 0.03 + skip * LINE, text, ha="left", va="top", fontsize=SMALL, linespacing=1.15)
+    y += table.side + 0.03 + skip * LINE
+    table.axes.text(x, y, text, ha="left", va="top", fontsize=SMALL, linespacing=1.15)
 
 
 def _outline(table: ImageTable, row: int, column: int, region: np.ndarray) -> None:

@@ -320,8 +320,10 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(models, here, monke
         train(models, *options, "--out", here / "parts").refused("stopped by the test")
     answer = train(models, *options, "--out", here / "parts", "--resume").went_well()
     assert "going on from step 20" in answer.err
-    whole, parts = (load_model(here / name).model.state_dict() for name in ("whole", "parts"))
-    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+    whole, parts = (Run(here / name).load_checkpoint("last") for name in ("whole", "parts"))
+    assert whole is not None and parts is not None and whole["step"] == parts["step"] == 40
+    assert all(torch.equal(parts["task"]["model"][key], value) for key, value in whole["task"]["model"].items())
+    assert (here / "parts" / "model.safetensors").is_file()
 
 
 def fails_at(last: int):

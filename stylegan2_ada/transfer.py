@@ -40,8 +40,7 @@ def load_fitting(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Transfe
     weights = {name: value for name, value in module.named_parameters() if value.ndim > 1}
     if not any(name in weights for name in loaded):
         raise ValueError(
-            f"no weight fits by name and shape: wanted are {_first(weights)}, "
-            f"given are {_first(state_dict) or 'none'}"
+            f"no weight fits by name and shape: wanted are {_first(weights)}, given are {_first(state_dict) or 'none'}"
         )
     for name in loaded:
         own[name].copy_(state_dict[name])

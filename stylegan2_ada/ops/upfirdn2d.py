@@ -235,24 +235,30 @@ class _FixedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, *arguments: Any) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.arguments = x.shape, arguments
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.form = x.shape, torch.channels_last if last else torch.contiguous_format
+        ctx.arguments = arguments
         return _convolution(x, weight, *arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        return _FixedGradient.apply(grad, *ctx.saved_tensors, ctx.shape, *ctx.arguments), *[None] * 4
+        return _FixedGradient.apply(grad, *ctx.saved_tensors, *ctx.form, *ctx.arguments), *[None] * 4
 
 
 class _FixedGradient(torch.autograd.Function):
     """Gradient of `_FixedConvolution` with respect to its input, linear in `grad`."""
 
     @staticmethod
-    def forward(ctx: Any, grad: torch.Tensor, weight: torch.Tensor, shape: torch.Size, *arguments: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        grad: torch.Tensor,
+        weight: torch.Tensor,
+        shape: torch.Size,
+        layout: torch.memory_format,
+        *arguments: Any,
+    ) -> torch.Tensor:
         ctx.save_for_backward(weight)
         ctx.arguments = stride, padding, transposed = arguments
-        layout = (
-            torch.channels_last if grad.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        )
         x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)  # asked for its shape only
         mask = [True, False, False]
         return torch.ops.aten.convolution_backward(
@@ -261,7 +267,7 @@ class _FixedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        return _FixedConvolution.apply(grad, *ctx.saved_tensors, *ctx.arguments), *[None] * 5
+        return _FixedConvolution.apply(grad, *ctx.saved_tensors, *ctx.arguments), *[None] * 6
 
 
 def _convolution(

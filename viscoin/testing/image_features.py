@@ -18,7 +18,7 @@ from viscoin.datasets.base import cache_folder
 from viscoin.models.classifier import Classifier
 from viscoin.runs import atomic_path
 from viscoin.testing.inference import image_batches
-from viscoin.training.losses import VGG_FILE, VGG_SIZE, ClassifierPerceptual, Lpips
+from viscoin.training.losses import VGG_FILE, ClassifierPerceptual, load_lpips
 
 logger = logging.getLogger(__name__)
 
@@ -119,15 +119,10 @@ def find_perceptual(
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
     if kind == "lpips" or (kind == "auto" and path.is_file()):
-        if not path.is_file():
-            logger.info("downloading VGG-16 weights for LPIPS (%s) to %s", VGG_SIZE, path)
         try:
-            return Lpips(device), "lpips"
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"--perceptual lpips: the weights of VGG-16 ({VGG_SIZE}) could not be had ({error}); put {VGG_FILE} "
-                f"into {path.parent}, or choose --perceptual classifier"
-            ) from error
+            return load_lpips(device), "lpips"
+        except ValueError as error:
+            raise ValueError(f"--perceptual lpips: {error}, or choose --perceptual classifier") from error
     if kind not in ("auto", "classifier"):
         raise ValueError(f"--perceptual {kind!r}: choose auto, lpips or classifier")
     if classifier is not None:

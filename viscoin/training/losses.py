@@ -151,7 +151,7 @@ def load_lpips(device: torch.device | str) -> Lpips:
         return Lpips(device)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"the VGG-16 weights of LPIPS could not be had ({error}); put {VGG_FILE} into {weights.parent}"
+            f"the VGG-16 weights of LPIPS ({VGG_SIZE}) could not be had ({error}); put {VGG_FILE} into {weights.parent}"
         ) from error
 
 

@@ -57,7 +57,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to time: `run` does it once on `images` images; `share` is how often it comes in one step."""
+    """One thing to time: `run` does it once on `images` images."""
 
     run: Callable[[], Any]
     images: int
@@ -98,7 +98,7 @@ def gan(
         key: round(statistics.median(rate[key] for rate in peak_rates) / 1e9, 1) for key in LAYOUTS
     }
     for name, parts in works.items():
-        results[name] = report(parts, timed[name], SIZES[name])
+        results[name] = report(parts, timed[name])
         for key in ("forward", "forward_backward", "training_iteration"):
             results[name][key]["peak_memory_mib"] = peak_memory(name, key, kind, dtype)
     typer.echo(json.dumps(results, indent=2))
@@ -276,7 +276,7 @@ def synchronize(kind: str) -> None:
         torch.cuda.synchronize()
 
 
-def report(parts: dict[str, Work], timed: list[dict[str, float]], size: Size) -> dict[str, Any]:
+def report(parts: dict[str, Work], timed: list[dict[str, float]]) -> dict[str, Any]:
     """Images/s, GFLOP per image and fraction of the peak: medians over the rounds, regularisation amortised."""
     counts = {key: flops(work) for key, work in parts.items()}
     rows = [amortised(row) | {"peak": row["peak"]} for row in timed]

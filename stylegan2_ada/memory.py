@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what tensors on the CPU free, instead of handing it back to the system.
 
     glibc returns large blocks at once, and each new tensor then waits for the kernel to map and clear its pages:
-    a third to a half of the time of a training step at 64 and 256 px. The process holds on to its peak memory in
+    a third of the time of a forward and backward pass of G at 64 and 256 px. The process holds on to its peak memory in
     return. Does nothing where there is no glibc.
 
     Returns:

@@ -229,7 +229,7 @@ class _FixedConvolution(torch.autograd.Function):
     """Depthwise convolution with a filter that has no gradient.
 
     The double backward pass of torch's own computes the filter's gradient nevertheless, one channel after the other,
-    which takes a third of the time of a path-length or R1 step on CPUs.
+    which takes a quarter or more of the time of a path-length or R1 step on CPUs.
     """
 
     @staticmethod

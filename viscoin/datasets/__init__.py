@@ -80,6 +80,6 @@ def prepared_resolution(name_or_path: str) -> int | None:
             return None
         try:
             width, height = image_size(next(iter(tree.files.values())))
-        except UNREADABLE:
+        except UNREADABLE:  # whoever loads the images will name the file
             return None
     return width if width == height else None

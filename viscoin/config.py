@@ -35,19 +35,58 @@ class DatasetConfig(Section):
 class ClassifierConfig(Section):
     """Training of the classifier f."""
 
-    backbone: str = "viscoin_resnet10"
+    backbone: str = Field("viscoin_resnet10", description="a name of timm, or a common spelling of one")
     pretrained: bool = True
+    train_layers: str = Field(
+        "all", description="what trains beside the last layer: all, head (nothing), last:N (blocks), or stages by name"
+    )
+    freeze_norm: bool | None = Field(
+        None, description="leave normalisation layers as they are; if not said, whenever not all layers train"
+    )
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(64, ge=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: float = Field(2e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.02, ge=0)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float | None = Field(
+        None, ge=0, description="epochs of rising rate; if not said, a tenth of a cosine schedule, at most 100 steps"
+    )
     step_epochs: int = Field(30, ge=1, description="epochs between rate drops of the step schedule")
     step_factor: float = Field(0.1, gt=0, le=1)
+    class_weights: Literal["balanced"] | None = Field(None, description="balanced: rare classes count as much")
+    early_stopping: int | None = Field(None, ge=1, description="epochs without a better model that end the training")
+    best_metric: Literal["accuracy", "balanced_accuracy", "f1", "loss"] = Field(
+        "accuracy", description="measure on validation images by which the best model is kept"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     horizontal_flip: bool = True
     padding: int = Field(0, ge=0, description="random crop after padding by so many pixels")
+    rotation: float = Field(0.0, ge=0, le=180, description="random rotation of training images, degrees to each side")
+    noise: float = Field(0.0, ge=0, description="deviation of noise on training images, of their range from -1 to 1")
+    blur: float = Field(0.0, ge=0, description="largest deviation of a random Gaussian blur, pixels")
+    rand_augment: int = Field(0, ge=0, description="operations of RandAugment on each training image; 2 is usual")
+    rand_augment_magnitude: int = Field(9, ge=0, le=30, description="strength of RandAugment")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup, which blends pairs of training images; 0.2 is usual")
+
+    @model_validator(mode="after")
+    def _layers_to_train(self) -> "ClassifierConfig":
+        if not re.fullmatch(r"last:0*[1-9]\d*|[^:,\s]+(\s*,\s*[^:,\s]+)*", self.train_layers):
+            raise ValueError(
+                f"classifier.train_layers = {self.train_layers!r}: expected all, head, last:N with N from 1 on, or "
+                "names of stages of the backbone, separated by commas"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "ClassifierConfig":
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"classifier.warmup_epochs = {self.warmup_epochs:g} must be below classifier.epochs = {self.epochs}; "
+                "shorten the warm-up or train longer"
+            )
+        return self
 
 
 class GanConfig(Section):

@@ -10,9 +10,9 @@ from PIL import Image
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
-from viscoin.datasets import folder as folder_module
+from viscoin.datasets import files as files_module
 from viscoin.datasets.base import cache_folder
-from viscoin.datasets.folder import read_square
+from viscoin.datasets.reading import read_square
 
 SIZE = 16
 COLOURS = np.array([[200, 30, 40], [20, 180, 90]], dtype=np.uint8)
@@ -357,8 +357,8 @@ def test_bad_files_are_found_under_any_spelling_of_the_folder(here, caplog):
 def test_pictures_are_decoded_once(here, monkeypatch):
     root = write_classes(here / "data", {"cat": 4, "dog": 4})
     before = numbers(load(root, "train"))
-    monkeypatch.setattr(folder_module, "read_square", None)
-    monkeypatch.setattr(folder_module, "_defect", None)
+    monkeypatch.setattr(files_module, "read_square", None)
+    monkeypatch.setattr(files_module, "_defect", None)
     assert numbers(load(root, "train")) == before
 
 
@@ -392,11 +392,11 @@ def test_folders_with_files_of_the_same_sizes_and_times_are_kept_apart(here):
 def test_interrupted_reading_leaves_nothing_behind(here, monkeypatch):
     root = write_classes(here / "data", {"cat": 4, "dog": 4})
 
-    def fail(path, resolution):
+    def fail(path, resolution, box):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(folder_module, "read_square", fail)
+        patch.setattr(files_module, "read_square", fail)
         load(root, "train")
     assert [path for path in cache_folder().rglob("*") if path.suffix != ".json" and path.is_file()] == []
     assert len(load(root, "train")) == 4

@@ -14,7 +14,7 @@ from PIL import Image
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
-from viscoin.datasets import folder as folder_module
+from viscoin.datasets import files as files_module
 from viscoin.datasets import zip as zip_module
 from viscoin.datasets.base import cache_folder
 
@@ -226,8 +226,8 @@ def test_images_are_read_once_and_never_unpacked(here, monkeypatch):
     before = load(path, "train")
     assert isinstance(before.pixels, np.memmap)
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "read_square", None)
-        patch.setattr(folder_module, "_defect", None)
+        patch.setattr(files_module, "read_square", None)
+        patch.setattr(files_module, "_defect", None)
         assert numbers(load(path, "train")) == numbers(before)
     assert {found.suffix for found in cache_folder().rglob("*") if found.is_file()} == {".npy", ".json"}
     write_zip(path, {place(i): picture(i + 100) for i in range(30)} | {"dataset.json": index_of(30)})

@@ -24,6 +24,7 @@ class ImageDataset(Dataset):
         pixels: (N, H, W, 3) uint8, usually a memory map, so that nothing grows while images are served.
         labels: (N,) class indices.
         class_names: one name per class.
+        files: the file of each image, as text; None for images that are drawn or lie together in an array.
     """
 
     has_truth = False
@@ -31,11 +32,18 @@ class ImageDataset(Dataset):
     part_names: Sequence[str] = ()
 
     def __init__(
-        self, name: str, split: str, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+        self,
+        name: str,
+        split: str,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        files: Sequence[str] | None = None,
     ) -> None:
         self.name, self.split, self.pixels = name, split, pixels
         self.labels = np.asarray(labels, dtype=np.int64)
         self.class_names = list(class_names)
+        self.files = None if files is None else list(files)
         self.resolution = int(pixels.shape[1])
 
     def __len__(self) -> int:

@@ -3,20 +3,16 @@
 A `dataset.json` in the folder (an unpacked zip, see `zip.py`) takes the place of class folders.
 """
 
-import hashlib
-import json
 import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets import reading
-from viscoin.datasets.base import ImageDataset, cache_folder, cached_pixels
-from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index, warn_once
-from viscoin.datasets.reading import EXTENSIONS, BadImage, ImageFile, image_size, read_rgb, read_square
-from viscoin.runs import atomic_path
+from viscoin.datasets.base import ImageDataset
+from viscoin.datasets.files import draw, square_pixels, unusable_files, warn_about_duplicates
+from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index
+from viscoin.datasets.reading import EXTENSIONS, ImageFile
 
 
 def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
@@ -62,28 +58,25 @@ def _leads_back(folder: Path) -> bool:
 def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled: bool) -> ImageDataset:
     """One split of the images of a folder or zip; arguments and errors as for `load_folder`."""
     listing = list_images(tree, "required" if labelled else "optional", config.skip_bad_files)
-    bad = _bad_files(tree.root, listing, config.skip_bad_files)
+    # Files of any split: what cannot be used is better known before the training than at its test.
+    bad = unusable_files(tree.root, [file for file, _ in listing.items], config.skip_bad_files)
     items = [item for item in listing.split(split, config.seed) if item[0] not in bad]
     if not items:
         raise ValueError(f"{tree.root} has no readable images for split {split!r}; add images")
     if labelled:
         _check_classes(tree, listing, items, split)
-    limit = getattr(config, split)
-    if limit is not None and limit < len(items):
-        order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(items))[:limit]
-        items = [items[i] for i in sorted(order)]
-    small = sum(min(image_size(file)) < config.resolution for file, _ in items)
-    if small:
-        counts = f"{small} of {len(items)} images are smaller than {config.resolution} px"
-        warn_once(f"{tree.root} ({split}): {counts} and are enlarged")
-    pixels = cached_pixels(
-        f"folder/{_fingerprint(items, config.resolution)}",
-        len(items),
-        config.resolution,
-        lambda: (read_square(file, config.resolution) for file, _ in items),
-        f"reading {name} {split}",
+    if len(listing.parts) > 1:
+        warn_about_duplicates(name, {part: [file for file, _ in of_part] for part, of_part in listing.parts.items()})
+    items = [items[i] for i in draw(len(items), getattr(config, split), config.seed)]
+    files = [file for file, _ in items]
+    return ImageDataset(
+        name,
+        split,
+        square_pixels(name, split, files, config.resolution, tree.root),
+        np.array([label for _, label in items]),
+        listing.class_names,
+        [str(file) for file in files],
     )
-    return ImageDataset(name, split, pixels, np.array([label for _, label in items]), listing.class_names)
 
 
 def _check_classes(tree: Tree, listing: Listing, items: list[Item], split: str) -> None:
@@ -96,59 +89,3 @@ def _check_classes(tree: Tree, listing: Listing, items: list[Item], split: str) 
                 f"{tree.root / place if place in tree.folders else tree.root} "
                 "(an automatic split needs at least three a class) or remove the class"
             )
-
-
-def _bad_files(root: Path, listing: Listing, skip: bool) -> set[ImageFile]:
-    """Files of any split that cannot be used: better known before the training than at its test."""
-    files = listing.items
-    bad = {file: reason for (file, _), reason in zip(files, _defects(files), strict=True) if reason}
-    if bad and not skip:
-        raise bad_files_error({str(file): reason for file, reason in bad.items()}, len(files), root)
-    if bad:
-        warn_once(f"left out {len(bad)} of {len(files)} files that cannot be used (first: {next(iter(bad))})")
-    return set(bad)
-
-
-def bad_files_error(bad: dict[str, str], count: int, root: Path) -> ValueError:
-    """The error that names unusable files: `bad` has the reason of each, out of `count` files in `root`."""
-    listed = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
-    return ValueError(
-        f"{len(bad)} of {count} files in {root} cannot be used: {listed}{' …' if len(bad) > 5 else ''}. "
-        "Repair or remove them, or pass --skip-bad-files"
-    )
-
-
-def _defects(items: list[Item]) -> list[str | None]:
-    """What is wrong with each file; remembered in the cache, since finding out means decoding all images."""
-    cached = cache_folder() / "folder" / f"{_fingerprint(items, 0)}.json"
-    if not cached.is_file():
-        bar = tqdm(items, desc="checking images", unit="image", leave=False, disable=None)
-        reasons = [_defect(file) for file, _ in bar]
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(cached) as partial:
-            partial.write_text(json.dumps(reasons))
-    return json.loads(cached.read_text())
-
-
-def _defect(file: ImageFile) -> str | None:
-    try:
-        read_rgb(file)
-    except BadImage as error:
-        return str(error)
-    return None
-
-
-def _fingerprint(items: list[Item], resolution: int) -> str:
-    """Digest of the files and of the code that reads them."""
-    digest = hashlib.sha256(Path(reading.__file__).read_bytes() + str(resolution).encode())
-    for file, _ in items:
-        digest.update(_stamp(file).encode())
-    return digest.hexdigest()[:24]
-
-
-def _stamp(file: ImageFile) -> str:
-    """Text that changes when the file does."""
-    if not isinstance(file, Path):
-        return repr(file)
-    stat = file.stat()
-    return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -3,11 +3,11 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ UNLABELLED = ["image"]  # class names of images without classes
 SHARES = {"validation": 0.1, "test": 0.2}
 Need = Literal["required", "auto", "optional", "none"]
 Item = tuple[ImageFile, int]
+Labelled = TypeVar("Labelled", bound=tuple[Any, int])
 logger = logging.getLogger(__name__)
 
 
@@ -79,8 +80,8 @@ class Listing:
         if split in self.parts and (split != "train" or "validation" in self.parts):
             return part
         if "train" in self.parts or not self.labelled:
-            return _stratified(part, "train" if split == "train" else "validation", {"validation": 0.1}, seed)
-        return _stratified(part, split, SHARES, seed)
+            return stratified(part, "train" if split == "train" else "validation", {"validation": 0.1}, seed)
+        return stratified(part, split, SHARES, seed)
 
 
 def list_images(tree: Tree, need: Need = "required", skip_unlabelled: bool = False) -> Listing:
@@ -253,7 +254,17 @@ def _below(tree: Tree, base: str) -> Iterable[tuple[str, ImageFile]]:
     return ((name.removeprefix(prefix), file) for name, file in tree.files.items() if name.startswith(prefix))
 
 
-def _stratified(items: list[Item], split: str, shares: dict[str, float], seed: int) -> list[Item]:
+def stratified(items: Sequence[Labelled], split: str, shares: Mapping[str, float], seed: int) -> list[Labelled]:
+    """One split of items that are drawn by seed, class by class.
+
+    Args:
+        items: pairs of anything and a class index.
+        split: a key of `shares`, or "train" for what the other splits leave.
+        shares: part of each class that a split gets, at least one item: {"validation": 0.1, "test": 0.2}.
+
+    Returns:
+        the items in order of class and, within it, as given.
+    """
     kept = []
     for label in sorted({label for _, label in items}):
         of_class = [item for item in items if item[1] == label]

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from viscoin.config import load_recipe, recipe_names
 from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dataset
-from viscoin.datasets.folder import bad_files_error, folder_tree
+from viscoin.datasets.files import bad_files_error
+from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import INDEX, Need, Tree, list_images, parse_index
 from viscoin.datasets.reading import BadImage, read_rgb
 from viscoin.datasets.zip import open_zip

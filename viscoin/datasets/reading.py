@@ -18,6 +18,9 @@ UNREADABLE = (
 )  # fmt: skip
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
+
+
 class ImageFile(Protocol):
     """What is read as an image: a `Path`, or a member of a zip. Its text is what messages call it."""
 
@@ -46,9 +49,22 @@ def read_rgb(file: ImageFile) -> Image.Image:
     return rgb
 
 
-def read_square(file: ImageFile, resolution: int) -> np.ndarray:
-    """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, centre-cropped, resampled."""
-    return np.asarray(ImageOps.fit(read_rgb(file), (resolution, resolution), Image.Resampling.LANCZOS))
+def read_square(file: ImageFile, resolution: int, box: Box | None = None) -> np.ndarray:
+    """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, centre-cropped, resampled.
+
+    With a box, the square is cut out of the box, as far as that lies in the image.
+
+    Raises:
+        BadImage: as `read_rgb`, or the box lies outside the image.
+    """
+    image = read_rgb(file)
+    if box is not None:
+        left, top, right, bottom = box
+        inside = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))
+        if inside[2] - inside[0] < 1 or inside[3] - inside[1] < 1:
+            raise BadImage(f"{file}: the box {box} lies outside its {image.width}x{image.height} px")
+        image = image.crop(tuple(round(side) for side in inside))  # type: ignore[arg-type]
+    return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def image_size(file: ImageFile) -> tuple[int, int]:

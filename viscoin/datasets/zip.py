@@ -29,6 +29,11 @@ class Member:
     info: ZipInfo
     stamp: str
 
+    @property
+    def size(self) -> int:
+        """Bytes when unpacked."""
+        return self.info.file_size
+
     def open(self, mode: str = "rb") -> io.BytesIO:
         """All of its bytes; ValueError when there are too many."""
         if self.info.file_size > LARGEST_MEMBER:

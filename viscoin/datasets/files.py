@@ -213,3 +213,21 @@ def check_every_class(
                 f"{name}: class {empty!r} has no images for split {split!r} in {where}; "
                 "add images, or get the data again if it should have some"
             )
+
+
+def present_files(files: Sequence[Path], index: Path, skip: bool) -> list[int]:
+    """Positions of the files that are there, of those that an index file names.
+
+    Raises:
+        ValueError: files are missing and not to be skipped (with a warning), or all are.
+    """
+    there = [position for position, file in enumerate(files) if file.is_file()]
+    if len(there) < len(files):
+        missing = next(file for file in files if not file.is_file())
+        count = f"{len(files) - len(there)} of {len(files)} images that {index} names are missing (first: {missing})"
+        if not there:
+            raise ValueError(f"{count}; put them there")
+        if not skip:
+            raise ValueError(f"{count}; put them there, or pass --skip-bad-files to leave them out")
+        warn_once(f"left out: {count}")
+    return there

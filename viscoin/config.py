@@ -30,6 +30,7 @@ class DatasetConfig(Section):
     test: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, description="seed of generated images and of automatic splits")
     skip_bad_files: bool = Field(False, description="leave unreadable images out instead of stopping")
+    attribute: str = Field("Young", description="attribute that is the class of celeba_hq")
     path: str | None = Field(None, description="folder with the files of the dataset; None: the cache, or a download")
 
 

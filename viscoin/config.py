@@ -32,6 +32,7 @@ class DatasetConfig(Section):
     skip_bad_files: bool = Field(False, description="leave unreadable images out instead of stopping")
     attribute: str = Field("Young", description="attribute that is the class of celeba_hq")
     path: str | None = Field(None, description="folder with the files of the dataset; None: the cache, or a download")
+    crop_to_box: bool = Field(False, description="cut images to their bounding boxes, where a dataset has them")
 
 
 class ClassifierConfig(Section):

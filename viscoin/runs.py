@@ -18,6 +18,7 @@ from viscoin.config import Recipe, parse_recipe
 RUNS = Path("runs")
 # Lengths on which nothing else depends (no schedule): a run may be continued to another one.
 EXTENDABLE = ("gan.kimg",)
+MOVABLE = ("dataset.path",)  # the same files, wherever they lie
 
 
 class Run:
@@ -85,7 +86,7 @@ class Run:
         changed = [
             f"{key}: {saved.get(key)} -> {given[key]}"
             for key in relevant
-            if saved.get(key) != given[key] and key not in EXTENDABLE
+            if saved.get(key) != given[key] and key not in EXTENDABLE + MOVABLE
         ]
         if changed:
             raise ValueError(

@@ -25,6 +25,7 @@ IMAGES, SWEEP_IMAGES = 3, 6
 def amplify(
     viscoin: common.ViscoinModel = None,
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     concept_threshold: common.ConceptThreshold = None,
     concept_top_k: common.ConceptTopK = None,
     concept_indices: common.ConceptIndices = None,
@@ -63,10 +64,11 @@ def amplify(
     if image and image_indices:
         raise ValueError("--image-indices chooses test images of a dataset; give it or --image files, not both")
     _check_files(gif, mp4)
+    dataset, dataset_path = common.place_of_data(dataset, dataset_path)
     if image and dataset is None and not curve:
         subject = _load_alone(viscoin, device)
     else:
-        subject = _load_with_data(viscoin, dataset, device, skip_bad_files)
+        subject = _load_with_data(viscoin, dataset, dataset_path, device, skip_bad_files)
     from viscoin.analysis import amplification
     from viscoin.plotting.amplification import MOST_FACTORS, amplification_figure, curve_figure
 
@@ -138,8 +140,12 @@ def _load_alone(viscoin: Path | None, device: str) -> _Subject:
     return _Subject(loaded.model.to(where), loaded.path, where, loaded.recipe["dataset"]["name"])
 
 
-def _load_with_data(viscoin: Path | None, dataset: str | None, device: str, skip_bad_files: bool) -> _Subject:
-    trial = common.load_for_test("viscoin", "--viscoin-pickle-path", viscoin, dataset, device, skip_bad_files)
+def _load_with_data(
+    viscoin: Path | None, dataset: str | None, dataset_path: str | None, device: str, skip_bad_files: bool
+) -> _Subject:
+    trial = common.load_for_test(
+        "viscoin", "--viscoin-pickle-path", viscoin, dataset, device, skip_bad_files, dataset_path
+    )
     return _Subject(trial.model, trial.path, trial.device, trial.config.name, trial)
 
 

@@ -28,10 +28,21 @@ DatasetName = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        "--dataset-path",
         metavar="NAME|FOLDER|ZIP",
         help="A known dataset, a folder with one folder per class, or a zip of images.",
     ),
+]
+DatasetPath = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset-path",
+        metavar="FOLDER",
+        help="Where the files of a known --dataset lie, if not in the cache; alone it is the same as --dataset.",
+    ),
+]
+DatasetOfRun = Annotated[
+    str | None,
+    typer.Option("--dataset", "--dataset-path", metavar="NAME|FOLDER|ZIP", help="The dataset of the newest run."),
 ]
 RecipeName = Annotated[
     str | None,
@@ -100,6 +111,7 @@ def resolve_recipe(
     out: Path | None = None,
     resume: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    dataset_path: str | None = None,
 ) -> "Recipe":
     """The recipe that the options of a `train` command mean.
 
@@ -111,6 +123,9 @@ def resolve_recipe(
     from viscoin.runs import Run, newest_run
 
     overrides: dict[str, Any] = {}
+    if dataset_path is not None:
+        own = load_recipe(recipe).dataset.name if recipe is not None else None
+        dataset, overrides["dataset.path"] = place_of_data(dataset, dataset_path, own)
     if dataset is not None:
         check_dataset_name(dataset)
         dataset = _plain_name(dataset)
@@ -201,7 +216,13 @@ class Trial:
 
 
 def load_for_test(
-    kind: str, option: str, value: Path | None, dataset: str | None, device: str, skip_bad_files: bool = False
+    kind: str,
+    option: str,
+    value: Path | None,
+    dataset: str | None,
+    device: str,
+    skip_bad_files: bool = False,
+    dataset_path: str | None = None,
 ) -> Trial:
     """The model that an option means and the test images to try it on.
 
@@ -217,6 +238,7 @@ def load_for_test(
     from viscoin.training.runtime import resolve_device
 
     where = resolve_device(device)
+    dataset, path = place_of_data(dataset, dataset_path)
     if dataset is not None:
         check_dataset_name(dataset)
         dataset = _plain_name(dataset)
@@ -226,12 +248,42 @@ def load_for_test(
     check_dataset_name(name)
     if name != saved["name"]:
         saved = {"resolution": saved["resolution"], "seed": saved["seed"]}
+    if path is not None:
+        saved = {**saved, "path": path}
     config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
     labelled = kind != "gan" or loaded.model.c_dim > 0
     images = load_dataset(name, "test", config, labelled)
     if labelled:
         check_classes(loaded, option, images)
     return Trial(loaded.model.to(where), loaded.path, where, images, config)
+
+
+def place_of_data(
+    dataset: str | None, dataset_path: str | None, own: str | None = None
+) -> tuple[str | None, str | None]:
+    """Dataset and folder of its files that `--dataset` and `--dataset-path` mean.
+
+    Args:
+        own: the dataset that is meant without `--dataset`; without that one as well, the folder is the dataset.
+
+    Raises:
+        ValueError: a folder for a dataset that has no files of its own, or that is a folder itself.
+    """
+    from viscoin.datasets import DRAWN, dataset_names
+
+    if dataset_path is None:
+        return dataset, None
+    if dataset is None and (own is None or own in DRAWN or own not in dataset_names()):
+        return dataset_path, None
+    if dataset in DRAWN:
+        raise ValueError(f"--dataset-path {dataset_path}: dataset {dataset!r} is drawn and has no files; leave one out")
+    if dataset is not None and dataset not in dataset_names():
+        raise ValueError(
+            f"--dataset-path {dataset_path}: it says where the files of a known dataset lie "
+            f"({', '.join(name for name in dataset_names() if name not in DRAWN)}), which --dataset {dataset} is not; "
+            "leave one of them out"
+        )
+    return dataset, dataset_path
 
 
 def _plain_name(dataset: str) -> str:

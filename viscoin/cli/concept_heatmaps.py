@@ -29,6 +29,7 @@ STAGE_HELP = "Feature map for the first three methods: of f, 0 is the finest; ps
 def concept_heatmaps(
     viscoin: common.ViscoinModel = None,
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     concept_top_k: common.ConceptTopK = None,
     concept_indices: common.ConceptIndices = None,
     image_indices: common.ImageIndices = None,
@@ -56,12 +57,13 @@ def concept_heatmaps(
     """Show where concepts are in images, by default the four most relevant of each."""
     if concept_top_k is not None and concept_indices:
         raise ValueError("give one of --concept-top-k and --concept-indices, not both")
+    dataset, dataset_path = common.place_of_data(dataset, dataset_path)
     if image and (image_indices or dataset or part):
         raise ValueError("--image-indices, --dataset and --part are for test images; give them or --image, not both")
     subject = (
         _files(viscoin, image, device)
         if image
-        else _test_images(viscoin, dataset, image_indices, part, seed, device, skip_bad_files)
+        else _test_images(viscoin, dataset, dataset_path, image_indices, part, seed, device, skip_bad_files)
     )
     import torch
 
@@ -125,13 +127,16 @@ def _files(viscoin: Path | None, files: Sequence[Path], device: str) -> _Subject
 def _test_images(
     viscoin: Path | None,
     dataset: str | None,
+    dataset_path: str | None,
     image_indices: Sequence[str] | None,
     part: str | None,
     seed: int,
     device: str,
     skip_bad_files: bool,
 ) -> _Subject:
-    trial = common.load_for_test("viscoin", "--viscoin-pickle-path", viscoin, dataset, device, skip_bad_files)
+    trial = common.load_for_test(
+        "viscoin", "--viscoin-pickle-path", viscoin, dataset, device, skip_bad_files, dataset_path
+    )
     data = trial.images
     chosen = common.choose_images(image_indices, data, IMAGES, seed)
     batch, labels = data.batch(chosen)

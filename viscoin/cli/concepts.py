@@ -14,6 +14,7 @@ from viscoin.cli import common
 def concepts(
     viscoin: common.ViscoinModel = None,
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     split: Annotated[str, typer.Option("--split", metavar="train|validation|test", help="Images to look at.")] = "test",
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="A random sample of so many images, 2 or more.")
@@ -39,7 +40,9 @@ def concepts(
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Analyse the concepts of an ensemble: figures, JSON, CSV and linked pages that open from the disk."""
-    trial = common.load_for_test("viscoin", "--viscoin-pickle-path", viscoin, dataset, device, skip_bad_files)
+    trial = common.load_for_test(
+        "viscoin", "--viscoin-pickle-path", viscoin, dataset, device, skip_bad_files, dataset_path
+    )
     from viscoin.analysis.concept_files import concepts_json, csv_files, summary
     from viscoin.analysis.concepts import collect_concepts
     from viscoin.analysis.gallery import view_concepts

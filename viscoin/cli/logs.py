@@ -26,7 +26,7 @@ def logs(
             help="Run folder or log file; repeat to compare. Default: the newest run.",
         ),
     ] = None,
-    dataset: common.DatasetName = None,
+    dataset: common.DatasetOfRun = None,
     measures: Annotated[
         list[str] | None,
         typer.Option("--measures", metavar="M,N", help="Measures to show, as in l1,accuracy; default: all."),

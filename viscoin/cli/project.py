@@ -48,6 +48,7 @@ def project(
         typer.Option("--class", metavar="NAME|INDEX", help="Class to start at, if G knows classes; default: labels."),
     ] = None,
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     image_indices: common.ImageIndices = None,
     batch_size: common.TestBatchSize = 8,
     seed: common.Seed = 0,
@@ -66,12 +67,13 @@ def project(
 
     search = projection.Search(space, steps, learning_rate, pixel_weight, seed)
     where = resolve_device(device)
+    dataset, dataset_path = common.place_of_data(dataset, dataset_path)
     if images:
         loaded = load_model(find_model("gan", gan, dataset or common.DEFAULT_DATASET), "gan")
         targets, names = projection.read_targets(images, loaded.model.img_resolution)
         labels = None
     else:
-        trial = common.load_for_test("gan", "--gan", gan, dataset, device, skip_bad_files)
+        trial = common.load_for_test("gan", "--gan", gan, dataset, device, skip_bad_files, dataset_path)
         loaded = load_model(trial.path, "gan")
         chosen = common.choose_images(image_indices, trial.images, IMAGES, seed)
         targets, labels = trial.images.batch(chosen)

@@ -53,6 +53,7 @@ PerceptualDistance = Annotated[
 def classifier(
     checkpoints: Annotated[Path | None, common.model_option("--checkpoints", "Classifier f")] = None,
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     batch_size: common.TestBatchSize = 128,
     device: common.Device = "auto",
     out: common.Out = None,
@@ -60,7 +61,9 @@ def classifier(
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Accuracy of the classifier f on test images."""
-    trial = common.load_for_test("classifier", "--checkpoints", checkpoints, dataset, device, skip_bad_files)
+    trial = common.load_for_test(
+        "classifier", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path
+    )
     from viscoin.plotting.evaluation import confusion_figure
     from viscoin.testing.classifier import test_classifier
 
@@ -76,6 +79,7 @@ def classifier(
 def viscoin(
     checkpoints: common.ViscoinModel = None,
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     measures: Annotated[
         str | None,
         typer.Option(
@@ -121,7 +125,7 @@ def viscoin(
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Every measure of the ensemble, with 95 % intervals."""
-    trial = common.load_for_test("viscoin", "--checkpoints", checkpoints, dataset, device, skip_bad_files)
+    trial = common.load_for_test("viscoin", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path)
     from dataclasses import replace
 
     from viscoin.datasets import load_dataset
@@ -197,6 +201,7 @@ def gan(
     checkpoints: Annotated[Path | None, common.model_option("--checkpoints", "Generator G")] = None,
     classifier: Annotated[Path | None, common.model_option("--classifier", "Classifier f, for its features")] = None,
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -225,7 +230,7 @@ def gan(
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """FID, KID, precision and recall, IS and path length of the generator."""
-    trial = common.load_for_test("gan", "--checkpoints", checkpoints, dataset, device, skip_bad_files)
+    trial = common.load_for_test("gan", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path)
     f = _classifier_if_any(classifier, trial.config, needed="classifier" in (features, perceptual))
     from viscoin.demo import draw_samples
     from viscoin.plotting.evaluation import feature_plane_figure

@@ -15,7 +15,7 @@ def to_pickle(
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The pickle to write.")] = Path(
         "viscoin.pkl"
     ),
-    dataset: common.DatasetName = None,
+    dataset: common.DatasetOfRun = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
 ) -> None:
     """Convert a model file to a pickle, which every option that names a model takes as well."""

@@ -15,6 +15,7 @@ app = typer.Typer(
 @app.command()
 def classifier(
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     epochs: common.Epochs = None,
     batch_size: common.BatchSize = None,
     learning_rate: common.LearningRate = None,
@@ -35,7 +36,9 @@ def classifier(
         "seed": seed,
         "dataset.skip_bad_files": skip_bad_files or None,
     }
-    resolved = common.resolve_recipe("classifier", dataset, recipe, settings, options, out, resume)
+    resolved = common.resolve_recipe(
+        "classifier", dataset, recipe, settings, options, out, resume, dataset_path=dataset_path
+    )
     from viscoin.training.classifier import train_classifier
 
     with common.training_run("classifier", resolved, out, resume) as run:
@@ -45,6 +48,7 @@ def classifier(
 @app.command()
 def gan(
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -133,10 +137,11 @@ def gan(
         from viscoin.presets import gan_preset
 
         # What a preset holds may depend on the resolution, which the other options decide.
-        resolution = common.resolve_recipe("gan", dataset, recipe, settings, {}, out, resume).dataset.resolution
+        given = common.resolve_recipe("gan", dataset, recipe, settings, {}, out, resume, None, dataset_path)
+        resolution = given.dataset.resolution
         values = gan_preset(preset, resolution, devices * num_nodes)
         defaults = {f"gan.{key}": value for key, value in values.items()} | defaults
-    resolved = common.resolve_recipe("gan", dataset, recipe, settings, options, out, resume, defaults)
+    resolved = common.resolve_recipe("gan", dataset, recipe, settings, options, out, resume, defaults, dataset_path)
     from viscoin.training.gan import check_gan, describe_gan, train_gan
     from viscoin.training.runtime import is_first_process
 
@@ -159,6 +164,7 @@ def _transferred(source: Path | None) -> dict[str, Any]:
 @app.command()
 def viscoin(
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     steps: Annotated[
         int | None, typer.Option("--steps", "--epochs", min=1, metavar="N", help="Training steps (batches).")
     ] = None,
@@ -183,7 +189,9 @@ def viscoin(
         "seed": seed,
         "dataset.skip_bad_files": skip_bad_files or None,
     }
-    resolved = common.resolve_recipe("viscoin", dataset, recipe, settings, options, out, resume)
+    resolved = common.resolve_recipe(
+        "viscoin", dataset, recipe, settings, options, out, resume, dataset_path=dataset_path
+    )
     from viscoin.training.viscoin import train_viscoin
 
     f, g = common.trained_parts(classifier, gan, resolved)
@@ -194,6 +202,7 @@ def viscoin(
 @app.command()
 def concept2clip(
     dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
     viscoin: common.ViscoinModel = None,
     clip_model: Annotated[
         str | None,
@@ -229,7 +238,9 @@ def concept2clip(
         "seed": seed,
         "dataset.skip_bad_files": skip_bad_files or None,
     }
-    resolved = common.resolve_recipe("concept2clip", dataset, recipe, settings, options, out, resume)
+    resolved = common.resolve_recipe(
+        "concept2clip", dataset, recipe, settings, options, out, resume, dataset_path=dataset_path
+    )
     from viscoin.training.concept2clip import train_concept2clip
 
     ensemble = common.load_ensemble(viscoin, resolved.dataset)

@@ -10,7 +10,18 @@ from viscoin.datasets.base import SPLITS, ImageDataset, to_images, to_pixels
 
 __all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "to_images", "to_pixels"]
 
-LOADERS = {"birds": "viscoin.datasets.birds.dataset:load_birds"}
+LOADERS = {
+    "birds": "viscoin.datasets.birds.dataset:load_birds",
+    "cub": "viscoin.datasets.cub:load_cub",
+    "funnybirds": "viscoin.datasets.funnybirds:load_funnybirds",
+    "celeba_hq": "viscoin.datasets.celeba_hq:load_celeba_hq",
+    "stanford_cars": "viscoin.datasets.stanford_cars:load_stanford_cars",
+    "cifar10": "viscoin.datasets.torchvision_sets:load_cifar10",
+    "cifar100": "viscoin.datasets.torchvision_sets:load_cifar100",
+    "mnist": "viscoin.datasets.torchvision_sets:load_mnist",
+    "pneumonia": "viscoin.datasets.pneumonia:load_pneumonia",
+}
+DRAWN = {"birds"}  # datasets without files
 
 
 def dataset_names() -> list[str]:

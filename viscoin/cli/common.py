@@ -40,6 +40,10 @@ DatasetPath = Annotated[
         help="Where the files of a known --dataset lie, if not in the cache; alone it is the same as --dataset.",
     ),
 ]
+Attribute = Annotated[
+    str | None,
+    typer.Option("--attribute", metavar="NAME", help="Attribute that is the class of celeba_hq; default: Young."),
+]
 DatasetOfRun = Annotated[
     str | None,
     typer.Option("--dataset", "--dataset-path", metavar="NAME|FOLDER|ZIP", help="The dataset of the newest run."),
@@ -145,6 +149,8 @@ def resolve_recipe(
             return override_recipe(run.recipe, overrides)
     resolved = load_recipe(recipe or (dataset if dataset in recipe_names() else DEFAULT_DATASET), overrides)
     check_dataset_name(resolved.dataset.name)
+    if options.get("dataset.attribute") is not None and resolved.dataset.name != "celeba_hq":
+        raise ValueError(f"--attribute: it chooses the classes of celeba_hq, not of dataset {resolved.dataset.name!r}")
     return resolved
 
 

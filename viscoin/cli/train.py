@@ -16,6 +16,7 @@ app = typer.Typer(
 def classifier(
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
+    attribute: common.Attribute = None,
     epochs: common.Epochs = None,
     batch_size: common.BatchSize = None,
     learning_rate: common.LearningRate = None,
@@ -34,6 +35,7 @@ def classifier(
         "classifier.batch_size": batch_size,
         "classifier.learning_rate": learning_rate,
         "seed": seed,
+        "dataset.attribute": attribute,
         "dataset.skip_bad_files": skip_bad_files or None,
     }
     resolved = common.resolve_recipe(
@@ -49,6 +51,7 @@ def classifier(
 def gan(
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
+    attribute: common.Attribute = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +133,7 @@ def gan(
         "gan.batch_size": batch_size,
         "gan.learning_rate": learning_rate,
         "seed": seed,
+        "dataset.attribute": attribute,
         "dataset.skip_bad_files": skip_bad_files or None,
     }
     defaults = _transferred(transfer)
@@ -165,6 +169,7 @@ def _transferred(source: Path | None) -> dict[str, Any]:
 def viscoin(
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
+    attribute: common.Attribute = None,
     steps: Annotated[
         int | None, typer.Option("--steps", "--epochs", min=1, metavar="N", help="Training steps (batches).")
     ] = None,
@@ -187,6 +192,7 @@ def viscoin(
         "viscoin.batch_size": batch_size,
         "viscoin.learning_rate": learning_rate,
         "seed": seed,
+        "dataset.attribute": attribute,
         "dataset.skip_bad_files": skip_bad_files or None,
     }
     resolved = common.resolve_recipe(

@@ -1,18 +1,22 @@
 """Batches that depend on (seed, step) alone, augmentation included."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from viscoin.datasets import ImageDataset
+from viscoin.training.transforms import Transforms, mix
 
 
 class StepBatches:
     """Endless shuffled batches; the batch of a step is the same however the run got there.
 
     Step t takes positions t*B ... t*B+B-1 of an endless sequence of epochs, each a permutation drawn from
-    (seed, epoch). Flips and crops of position p are drawn from (seed, p).
+    (seed, epoch). Flips, crops and transforms of position p are drawn from (seed, p).
 
     Args:
         dataset: where images and labels come from.
@@ -21,6 +25,11 @@ class StepBatches:
         horizontal_flip: mirror every image with probability 1/2.
         padding: random crop after reflecting so many pixels at each border.
         rank, world_size: this process takes every `world_size`-th position.
+        transforms: further changes, after flips and crops.
+        workers: threads that prepare the next batches meanwhile; the batches are the same with any number.
+
+    Raises:
+        ValueError: a batch that does not divide over the processes, or images too small for padding or transforms.
     """
 
     def __init__(
@@ -32,35 +41,59 @@ class StepBatches:
         padding: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        transforms: Transforms | None = None,
+        workers: int = 0,
     ) -> None:
         if batch_size % world_size:
             raise ValueError(f"batch size {batch_size} does not divide over {world_size} processes")
+        if padding and padding >= dataset.resolution:
+            raise ValueError(
+                f"classifier.padding = {padding}: reflection can add less than the {dataset.resolution} px of an "
+                f"image (dataset.resolution); choose at most {dataset.resolution - 1}"
+            )
+        if transforms:
+            transforms.check(dataset.resolution)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.horizontal_flip, self.padding = horizontal_flip, padding
-        self.rank, self.world_size = rank, world_size
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.horizontal_flip, self.padding, self.transforms = horizontal_flip, padding, transforms
+        self.rank, self.world_size, self.workers = rank, world_size, workers
+        self._order = lru_cache(maxsize=2)(self._permutation)  # a batch may lie across two epochs
+        self._pool = ThreadPoolExecutor(workers, "batches") if workers else None
+        self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [-1, 1] and labels (B,) of `step`."""
+        """Images (B, 3, H, W) in [-1, 1] of `step`, and labels (B,), or with mixup their probabilities (B, classes)."""
+        if self._pool is None:
+            return self._batch(step)
+        steps = range(step, step + self.workers + 1)
+        self._ahead = {t: self._ahead.get(t) or self._pool.submit(self._batch, t) for t in steps}
+        return self._ahead[step].result()
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.rank :: self.world_size]
         images, labels = self.dataset.batch(np.array([self._index(p) for p in positions]))
-        draws = np.stack([self._draw(int(p)) for p in positions])
+        generators = [np.random.Generator(np.random.Philox(key=[self.seed, int(p)])) for p in positions]
+        draws = np.stack([generator.random(3) for generator in generators])
         if self.horizontal_flip:
             flip = torch.from_numpy(draws[:, 0] < 0.5)
             images[flip] = images[flip].flip(3)
         if self.padding:
             images = _crop(images, draws[:, 1:], self.padding)
+        if self.transforms is None:
+            return images, labels
+        if self.transforms.changes_images:
+            images = torch.stack([self.transforms(x, generator) for x, generator in zip(images, generators)])
+        if alpha := self.transforms.mixup:
+            weights = torch.tensor([generator.beta(alpha, alpha) for generator in generators])
+            return mix(images, labels, weights, len(self.dataset.class_names))
         return images, labels
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(int(position), len(self.dataset))
-        if self._epoch[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch])))
-            self._epoch = (epoch, generator.permutation(len(self.dataset)))
-        return int(self._epoch[1][offset])
+        return int(self._order(epoch)[offset])
 
-    def _draw(self, position: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=[self.seed, position])).random(3)
+    def _permutation(self, epoch: int) -> np.ndarray:
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch])))
+        return generator.permutation(len(self.dataset))
 
 
 def _crop(images: Tensor, draws: np.ndarray, padding: int) -> Tensor:

@@ -5,6 +5,7 @@ import yaml
 from pydantic import ValidationError
 
 from viscoin.config import RECIPES, Recipe, load_recipe, override_recipe, parse_recipe, recipe_names
+from viscoin.runs import Run
 
 
 def refusal(*arguments: object) -> str:
@@ -120,6 +121,74 @@ def test_sections_may_be_left_empty(tmp_path):
     assert load_recipe(str(tmp_path / "r.yaml")) == Recipe()
 
 
+def test_unknown_key_of_another_section_names_that():
+    assert "did you mean 'classifier.padding'?" in refusal("birds", {"padding": 3})
+    assert "did you mean 'viscoin.steps'?" in refusal("birds", {"gan.steps": 3})
+    message = refusal("birds", {"learning_rate": 3})
+    assert "'classifier.learning_rate' or 'gan.learning_rate' or 'viscoin.learning_rate'" in message
+
+
+def test_no_number_is_infinite_or_none_at_all():
+    for value in ("inf", "nan", float("inf"), float("nan")):
+        assert f"gan.r1_gamma = {value!r}: input should be a finite number" in refusal("birds", {"gan.r1_gamma": value})
+
+
+def test_a_file_is_read_as_the_command_line_is(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "dataset: {name: 2024-01-31, train: ~, test: 012}\n"
+        "gan: {augment: off, kimg: 1e2}\n"
+        "classifier: {horizontal_flip: no, epochs: 1e1}\n"
+    )  # a date, an octal number and two booleans, by YAML 1.1
+    recipe = load_recipe(str(path))
+    assert (recipe.dataset.name, recipe.dataset.train, recipe.dataset.test) == ("2024-01-31", None, 12)
+    assert (recipe.gan.augment, recipe.gan.kimg) == ("off", 100)
+    assert (recipe.classifier.horizontal_flip, recipe.classifier.epochs) == (False, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("classifier: {epochs: true}", ["classifier.epochs = 'true'", "integer"]),
+        ("classifier: {epochs: 2.5}", ["classifier.epochs = '2.5'", "integer"]),
+        ("classifier: {epochs: 0}", ["classifier.epochs = '0'", "greater than or equal to 1"]),
+        ("classifier: {epochs: [3]}", ["classifier.epochs = ['3']", "integer"]),
+        ("classifier: {epochs: }", ["classifier.epochs = None", "integer"]),
+        ("classifier: {optimizer: sdg}", ["classifier.optimizer = 'sdg'", "'adam', 'adamw' or 'sgd'"]),
+        ("base: birds\nclassifier: 3", ["classifier = '3'"]),
+        ("base: birds\nclassifier: {epohcs: 3}", ["'classifier.epohcs'", "did you mean 'epochs'?"]),
+        ("clasifier: {epochs: 3}", ["'clasifier'", "did you mean 'classifier'?"]),
+        ("expected: {accuracy: high}", ["expected.accuracy = 'high'", "number"]),
+        ("seed: 1\ngan: {kimg: 1}\nseed: 2", ["line 3", "'seed' stands twice"]),
+        ("gan:\n  kimg: 1\n  kimg: 2", ["line 3", "'kimg' stands twice"]),
+        ("base: brids", ["base = 'brids'", "did you mean 'birds'?"]),
+        ("base: [birds]", ["base = ['birds']", "no shipped recipe"]),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path, text, texts):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    message = refusal(str(path))
+    for part in (str(path), *texts):
+        assert part in message
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert f"{path} is not valid YAML" in refusal(str(path))
+
+
+def test_unknown_recipe_suggests_the_nearest():
+    assert "did you mean 'birds'?" in refusal("bird")
+
+
+def test_recipe_of_a_run_is_a_recipe(tmp_path):
+    recipe = load_recipe("birds", {"gan.kimg": 7, "dataset.name": "photos"})
+    run = Run.create("gan", recipe, tmp_path / "run")
+    assert load_recipe(str(run.recipe_path)) == recipe
+
+
 def test_numbers_in_scientific_notation_in_a_file(tmp_path):
     (tmp_path / "r.yaml").write_text("classifier: {learning_rate: 1e-4}")  # text, by YAML 1.1
     assert yaml.safe_load((tmp_path / "r.yaml").read_text())["classifier"]["learning_rate"] == "1e-4"
@@ -132,7 +201,7 @@ def test_files_that_are_no_recipes(tmp_path):
     path.write_text("a: [1, 2")
     assert str(path) in (message := refusal(str(path))) and "not valid YAML" in message
     path.write_text("- 1\n- 2\n")
-    assert str(path) in (message := refusal(str(path))) and "sections" in message and "[1, 2]" in message
+    assert str(path) in (message := refusal(str(path))) and "sections" in message and "['1', '2']" in message
 
 
 def test_defaults_have_the_type_of_their_key():
@@ -152,5 +221,5 @@ def test_recipe_starts_from_its_base(tmp_path):
 def test_base_must_be_a_shipped_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"base: {path}\n")
-    with pytest.raises(ValueError, match="no shipped recipe; choose birds"):
+    with pytest.raises(ValueError, match="is no shipped recipe; the shipped recipes are .*birds"):
         load_recipe(str(path))

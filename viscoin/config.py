@@ -16,7 +16,7 @@ AugmentPreset = Literal["blit", "geom", "color", "filter", "noise", "cutout", "b
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DatasetConfig(Section):
@@ -232,8 +232,8 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
     """Read a recipe and apply overrides.
 
     Args:
-        name_or_path: name of a shipped recipe, or path of a YAML file. A file may say `base: NAME` to start from
-            a shipped recipe; what neither says has the default of this module.
+        name_or_path: name of a shipped recipe, or path of a YAML file, also the recipe.yaml of a run. A file may say
+            `base: NAME` to start from a shipped recipe; what neither says has the default of this module.
         overrides: dotted key -> value (`{"viscoin.steps": 500}`); text is read as the key's type, "null" as None.
 
     Raises:
@@ -243,21 +243,44 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
     if not path.is_file():
         path = RECIPES / f"{name_or_path}.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"no recipe or file named {name_or_path!r}; the shipped recipes are {', '.join(recipe_names())}"
-        )
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not {values!r:.60}")
-    filled = {key: value for key, value in values.items() if value is not None}
+        raise ValueError(f"no recipe or file named {name_or_path!r}; {_other_recipes(name_or_path)}")
+    filled = {key: value for key, value in _read(path).items() if value is not None}
     if base := filled.pop("base", None):
         if base not in recipe_names():
-            raise ValueError(f"recipe {path}: base = {base!r} is no shipped recipe; choose {', '.join(recipe_names())}")
-        filled = _merge(load_recipe(str(base)).model_dump(), filled)
+            raise ValueError(f"recipe {path}: base = {base!r} is no shipped recipe; {_other_recipes(str(base))}")
+        filled = _merge(load_recipe(base).model_dump(), filled)
     return _override(filled, overrides or {}, str(path))
+
+
+def _other_recipes(name: str) -> str:
+    near = difflib.get_close_matches(name, recipe_names(), n=1)
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}the shipped recipes are {', '.join(recipe_names())}"
+
+
+class _Loader(yaml.BaseLoader):
+    """YAML whose values are all text, which is read as the key's type: `off` is a word, and 2024 may be a folder."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice in a section")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Sections of a recipe file, or of the recipe within the recipe.yaml of a run."""
+    try:
+        values = _parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    values = {} if values is None else values
+    if isinstance(values, dict) and {"kind", "recipe"} <= values.keys():
+        values = values["recipe"]
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not {values!r:.60}")
+    return values
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,7 +299,7 @@ def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 def _override(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> Recipe:
     for key, value in overrides.items():
-        _assign(values, key, _parse(value) if isinstance(value, str) else value)
+        _assign(values, key, _parse(value))
     return parse_recipe(values, source)
 
 
@@ -288,11 +311,15 @@ def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:
         raise ValueError(f"recipe {source}: " + "; ".join(_explain(item) for item in error.errors())) from None
 
 
-def _parse(text: str) -> Any:
-    """Text for the validation to read, so that a folder may be called 2024; but it takes no 1e5 for an integer."""
-    if text.lower() in ("null", "none"):
+def _parse(value: Any) -> Any:
+    """Texts, also those inside of sections, for the validation to read; but it takes no 1e5 for an integer."""
+    if isinstance(value, dict):
+        return {key: _parse(inner) for key, inner in value.items()}
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("", "~", "null", "none"):
         return None
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else text
+    return float(value) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) else value
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -318,6 +345,12 @@ def _suggest(location: tuple[str | int, ...]) -> str:
     section: Any = Recipe
     for part in location[:-1]:
         section = section.model_fields[str(part)].annotation
-    names = list(section.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (known keys: {', '.join(names)})"
+    name, names = str(location[-1]), list(section.model_fields)
+    near = difflib.get_close_matches(name, names, n=1) or _elsewhere(name)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else f" (known keys: {', '.join(names)})"
+
+
+def _elsewhere(name: str) -> list[str]:
+    """Keys of that name in any section, as in "classifier.epochs"."""
+    sections = {title: getattr(field.annotation, "model_fields", {}) for title, field in Recipe.model_fields.items()}
+    return [f"{title}.{name}" for title, keys in sections.items() if name in keys]

@@ -17,6 +17,44 @@ def classifier(
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
     attribute: common.Attribute = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone", metavar="NAME", help="A model of timm, such as resnet50, vit_tiny or viscoin_resnet10."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option("--pretrained/--no-pretrained", help="Start from published weights.", show_default=False),
+    ] = None,
+    train_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--train-layers",
+            metavar="all|head|last:N|STAGE,…",
+            help="What trains: everything, the last layer, it and the last N blocks, or stages such as layer4.",
+        ),
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", metavar="adamw|adam|sgd", help="Optimizer.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", metavar="cosine|step|constant", help="Course of the learning rate.")
+    ] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option("--class-weights", metavar="balanced|none", help="Let rare classes count as much as common ones."),
+    ] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option("--early-stopping", min=1, metavar="N", help="Stop after N epochs without a better model."),
+    ] = None,
+    best_metric: Annotated[
+        str | None,
+        typer.Option(
+            "--best-metric",
+            metavar="accuracy|balanced_accuracy|f1|loss",
+            help="Measure on validation images by which the best model is kept.",
+        ),
+    ] = None,
     epochs: common.Epochs = None,
     batch_size: common.BatchSize = None,
     learning_rate: common.LearningRate = None,
@@ -31,6 +69,14 @@ def classifier(
 ) -> None:
     """Train the classifier f."""
     options = {
+        "classifier.backbone": backbone,
+        "classifier.pretrained": pretrained,
+        "classifier.train_layers": train_layers,
+        "classifier.optimizer": optimizer,
+        "classifier.schedule": schedule,
+        "classifier.class_weights": class_weights,
+        "classifier.early_stopping": early_stopping,
+        "classifier.best_metric": best_metric,
         "classifier.epochs": epochs,
         "classifier.batch_size": batch_size,
         "classifier.learning_rate": learning_rate,

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from typing import Any, NamedTuple
 
 import timm
@@ -13,11 +14,24 @@ from torch import Tensor, nn
 
 from viscoin.models.concept_extractor import CONCEPT_GRID
 
-__all__ = ["Classifier", "ClassifierOutput", "build_classifier"]
+__all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
 
 logger = logging.getLogger(__name__)
 
 N_MAPS = 3
+
+# What people call backbones, and the timm model that they mean: the one with published weights, at its usual size.
+SPELLINGS = {
+    "mobilenetv2": "mobilenetv2_100",
+    "mobilenetv3": "mobilenetv3_large_100",
+    "mobilenetv3_small": "mobilenetv3_small_100",
+    "mobilenetv3_large": "mobilenetv3_large_100",
+    **{f"efficientnetv2_{size}": f"tf_efficientnetv2_{size}" for size in ("s", "m", "l")},
+    **{f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")},
+    **{f"vit_{size[0]}_16": f"vit_{size}_patch16_224" for size in ("base", "large")},
+    **{f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")},
+    **{f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")},
+}
 
 default_cfgs = generate_default_cfgs({"viscoin_resnet10": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}})
 
@@ -53,7 +67,7 @@ class Classifier(nn.Module):
     transformer laid out as maps.
 
     Args:
-        backbone: a name of `timm.list_models()`, with or without a tag of its weights.
+        backbone: a name of `timm.list_models()`, with or without a tag of its weights; `resolve_backbone` reads others.
         n_classes: number of logits.
         resolution: side of the square images, pixels.
         pretrained: load the published weights; the last layer stays random.
@@ -124,9 +138,15 @@ class Classifier(nn.Module):
 def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained: bool = True) -> Classifier:
     """A classifier with pretrained weights where they can be had, and with random ones, and a warning, where not.
 
+    Args:
+        backbone: as for `resolve_backbone`; the others as for `Classifier`.
+
     Raises:
         ValueError: as `Classifier`.
     """
+    asked, backbone = backbone, resolve_backbone(backbone)
+    if backbone != asked:
+        logger.info("backbone %s: taking %s of timm", asked, backbone)
     model = Classifier(backbone, n_classes, resolution)
     if not pretrained:
         return model
@@ -146,16 +166,34 @@ def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained:
     return model
 
 
-def _check_name(backbone: str) -> None:
-    if timm.is_model(backbone):
-        return
-    near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
+def resolve_backbone(backbone: str) -> str:
+    """The timm name of a backbone, with the tag of its weights if there was one.
+
+    Common spellings are understood: "vit_tiny", "efficientnetv2_s", "MobileNet-V2", "resnet-50".
+
+    Raises:
+        ValueError: neither a name of timm nor a known spelling; names similar ones.
+    """
+    name, dot, tag = backbone.partition(".")
+    plain = re.sub(r"_?(v\d)", r"\1", name.lower().replace("-", "_"))  # MobileNet-V2, mobilenet_v2 -> mobilenetv2
+    plain = re.sub(r"net_(\d)", r"net\1", plain)  # resnet-50 -> resnet50
+    for spelling in (name, plain):
+        found = SPELLINGS.get(spelling, spelling)
+        if timm.is_model(found):
+            return found + dot + tag
+    raise _unknown(backbone)
+
+
+def _unknown(backbone: str) -> ValueError:
+    name, names = backbone.lower(), [*SPELLINGS, *timm.list_models()]
+    near = [one for one in names if name in one][:3] or difflib.get_close_matches(name, names, n=3)
     advice = f"did you mean {', '.join(near)}?" if near else "see timm.list_models(), for example viscoin_resnet10"
-    raise ValueError(f"there is no backbone {backbone!r} in timm {timm.__version__}; {advice}")
+    return ValueError(f"there is no backbone {backbone!r} in timm {timm.__version__}; {advice}")
 
 
 def _create(backbone: str, n_classes: int, resolution: int, pretrained: bool) -> Any:
-    _check_name(backbone)
+    if not timm.is_model(backbone):
+        raise _unknown(backbone)
     try:
         config = timm.get_pretrained_cfg(backbone)
         size: dict[str, Any] = {"img_size": resolution} if config is not None and config.fixed_input_size else {}

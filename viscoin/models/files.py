@@ -49,12 +49,14 @@ def save_model(
     class_names: Sequence[str],
     scores: Mapping[str, float] | None = None,
     origin: str | None = None,
+    selection: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a model with its architecture, recipe, class names, versions and scores; whole or not at all.
 
     Args:
         model: offers `architecture` (Generator and Discriminator: `config`), a JSON-able dict that rebuilds it.
+        selection: by which measure the weights were chosen among those of the training, its value and their step.
         origin: where weights come from that were not trained here, and their licence.
         dtype: store floating-point weights in this type (torch.float16 halves the file); loading gives float32.
     """
@@ -68,6 +70,7 @@ def save_model(
         "versions": _versions(),
         "revision": _revision(),
         "scores": dict(scores or {}),
+        **({"selection": dict(selection)} if selection else {}),
         **({"origin": origin} if origin else {}),
     }
     tensors = {key: _stored(value, dtype) for key, value in model.state_dict().items()}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -12,75 +13,120 @@ from torch.nn import functional as F
 
 from viscoin.config import ClassifierConfig, Recipe
 from viscoin.datasets import ImageDataset, load_dataset
-from viscoin.models.classifier import Classifier, build_classifier
+from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
 from viscoin.runs import Run
+from viscoin.testing.measures import confusion
 from viscoin.training.data import StepBatches
+from viscoin.training.freezing import freeze
 from viscoin.training.loop import check_finite, fit, load_best
 from viscoin.training.runtime import fast_layout, make_fabric, seed_step
+from viscoin.training.transforms import Transforms
+
+WORKERS = 2  # threads that prepare batches while a GPU trains; a CPU has no core to spare for them
 
 
 def train_classifier(recipe: Recipe, run: Run, device: str = "auto", precision: str = "auto") -> Path:
     """Train f by the recipe and keep the weights that are best on the validation images.
 
     Returns:
-        The model file in the run's folder.
+        The model file in the run's folder; its metadata say by which measure the weights were chosen.
+
+    Raises:
+        ValueError: unknown backbone or stage, more layers to train than there are, images too small for the backbone,
+            or balanced class weights where a class has no training images.
     """
     fabric = make_fabric(device, precision)
     config = recipe.classifier
+    resolve_backbone(config.backbone)  # a misspelt name must not cost the preparation of the images
     train = load_dataset(recipe.dataset.name, "train", recipe.dataset)
     validation = load_dataset(recipe.dataset.name, "validation", recipe.dataset)
+    weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
     model = build_classifier(config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained)
     batch_size = min(config.batch_size, len(train))
     per_epoch = max(1, len(train) // batch_size)
-    task = ClassifierTask(model, config, fabric, validation, config.epochs * per_epoch, per_epoch)
-    batches = StepBatches(train, batch_size, recipe.seed, config.horizontal_flip, config.padding)
+    task = ClassifierTask(model, config, fabric, validation, config.epochs * per_epoch, per_epoch, weights)
+    batches = StepBatches(
+        train, batch_size, recipe.seed, config.horizontal_flip, config.padding,
+        transforms=Transforms.of(config), workers=0 if fabric.device.type == "cpu" else WORKERS,
+    )  # fmt: skip
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=per_epoch,
-        device=fabric.device, title="classifier",
+        device=fabric.device, title="classifier", patience=config.early_stopping,
     )  # fmt: skip
-    load_best(run, task)
+    step = load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
-    return save_model(run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores)
+    measure = f"validation.{config.best_metric}"
+    return save_model(
+        run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores,
+        selection={"metric": measure, "value": scores[measure], "step": step},
+    )  # fmt: skip
+
+
+def balanced_weights(dataset: ImageDataset) -> Tensor:
+    """Weights (C,) of the classes in the loss, N / (C n_c), by which all classes count the same.
+
+    Raises:
+        ValueError: a class without images has no such weight.
+    """
+    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    missing = [name for name, count in zip(dataset.class_names, counts) if not count]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(
+            f"classifier.class_weights = balanced: dataset {dataset.name!r} has no {dataset.split} images of "
+            f"{', '.join(missing[:5])}{more}; add some, take the class out, or pass --class-weights none"
+        )
+    return torch.from_numpy(len(dataset) / (len(counts) * counts)).float()
 
 
 class ClassifierTask:
-    """Cross-entropy on labels; the score is the accuracy on validation images."""
+    """Cross-entropy on labels; the score is the accuracy, or another measure, on validation images."""
 
     def __init__(
         self, model: Classifier, config: ClassifierConfig, fabric: Fabric, validation: ImageDataset, steps: int,
-        per_epoch: int,
+        per_epoch: int, class_weights: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.config, self.fabric, self.validation = config, fabric, validation
+        self.class_weights = None if class_weights is None else class_weights.to(fabric.device)
         self.raw = fast_layout(model)
+        self.frozen = freeze(model, config.train_layers, config.freeze_norm)
         optimizer = _optimizer(config, self.raw)
         self.model, self.optimizer = fabric.setup(self.raw, optimizer)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: _rate(config, t, steps, per_epoch))
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         logits = self.model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        loss = F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.config.label_smoothing)
         check_finite({"cross-entropy": loss}, step)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         self.optimizer.step()
         self.schedule.step()
-        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
+        likeliest = labels if labels.ndim == 1 else labels.argmax(1)  # mixup gives probabilities
+        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == likeliest).float().mean()}
 
     @torch.no_grad()
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
         self.model.eval()
-        correct, loss, n = 0, 0.0, 0
+        predicted, loss = [], 0.0
         for images, labels in self.validation.batches(256):
             images, labels = images.to(self.fabric.device), labels.to(self.fabric.device)
             logits = self.model(images).float()
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            correct += int((logits.argmax(1) == labels).sum())
-            n += len(labels)
-        # Ties in accuracy are common on small data: the lower loss decides among them.
-        return {"accuracy": correct / n, "loss": loss / n}, correct / n - 1e-6 * math.tanh(loss / n)
+            predicted.append(logits.argmax(1).cpu().numpy())
+        dataset, measure = self.validation, self.config.best_metric
+        counts = confusion(np.concatenate(predicted), dataset.labels, len(dataset.class_names))
+        results = {"accuracy": int(counts.trace()) / len(dataset), "loss": loss / len(dataset)}
+        if measure not in results:
+            results[measure] = class_average(counts, measure)
+        # Ties are common on small data: the lower loss decides among them.
+        score = -results["loss"] if measure == "loss" else results[measure] - 1e-6 * math.tanh(results["loss"])
+        return results, score
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -95,21 +141,39 @@ class ClassifierTask:
         self.schedule.load_state_dict(state["schedule"])
 
 
+def class_average(counts: np.ndarray, measure: str) -> float:
+    """Balanced accuracy ("balanced_accuracy": mean recall) or macro F1 ("f1") of a confusion matrix (C, C).
+
+    Rows are true classes. Classes without images (for F1: without images and predictions) are left out.
+    """
+    truth, right = counts.sum(1), counts.diagonal()
+    whole = truth if measure == "balanced_accuracy" else (truth + counts.sum(0)) / 2
+    return float((right[whole > 0] / whole[whole > 0]).mean())
+
+
 def _optimizer(config: ClassifierConfig, model: Classifier) -> torch.optim.Optimizer:
-    parameters = model.parameters()
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.learning_rate, momentum=0.9, weight_decay=config.weight_decay)
+        momentum, decay = config.momentum, config.weight_decay
+        return torch.optim.SGD(parameters, config.learning_rate, momentum, weight_decay=decay)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _rate(config: ClassifierConfig, step: int, steps: int, per_epoch: int) -> float:
     """Factor on the learning rate at a step."""
+    warm = _warm_up(config, steps, per_epoch)
+    if step < warm:
+        return (step + 1) / warm
     if config.schedule == "step":
         return config.step_factor ** (step // (config.step_epochs * per_epoch))
     if config.schedule == "cosine":
-        warm = max(1, min(100, steps // 10))
-        return (
-            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-        )
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     return 1.0
+
+
+def _warm_up(config: ClassifierConfig, steps: int, per_epoch: int) -> int:
+    """Steps of linearly rising rate at the start."""
+    if config.warmup_epochs is not None:
+        return round(config.warmup_epochs * per_epoch)
+    return max(1, min(100, steps // 10)) if config.schedule == "cosine" else 0

@@ -56,23 +56,27 @@ def fit(
     save_seconds: float = 120,
     report_seconds: float = 60,
     on_evaluate: Callable[[int], None] | None = None,
+    patience: int | None = None,
 ) -> dict[str, float]:
     """Train `task` for `steps` steps, going on from the run's last checkpoint if it has one.
 
     Writes metrics.jsonl, `checkpoints/last.pt` (every `save_seconds`, at each evaluation and when interrupted) and
     `checkpoints/best.pt`. SIGINT and SIGTERM save and raise `Interrupted`. Of several processes the first one
     evaluates, writes and speaks. Where there is no terminal for the bar, a line every `report_seconds` says how far it
-    is.
+    is. After `patience` evaluations in a row without a better score the training ends early (one process alone).
 
     Returns:
         The metrics of the last evaluation.
     """
     first = batches.rank == 0
-    start, best, meter = _restore(run, task, device, first)
+    start, best, stale, meter = _restore(run, task, device, first)
+    done = start
     results: dict[str, float] = {}
     saved_at = reported_at = began = time.monotonic()
     with _stop_signals(batches.world_size, device) as stop, _progress(steps, start, title, first) as bar:
         for step in range(start, steps):
+            if patience is not None and stale >= patience:
+                break
             images, labels = batches(step)
             seed_step(seed, step, batches.rank)
             meter.append(task.step(images.to(device), labels.to(device), step))
@@ -93,8 +97,9 @@ def fit(
                         bar.write(_summary(done, results))
                 if on_evaluate is not None:
                     on_evaluate(done)
+                stale += score is not None
                 if score is not None and (best is None or score > best):
-                    best = score
+                    best, stale = score, 0
                     run.save_checkpoint("best", {"step": done, "best": best, "task": task.state_dict()})
             bar.update()
             stopping, now = stop(done), time.monotonic()
@@ -102,13 +107,15 @@ def fit(
                 logger.info("%s", _pace(title, done, steps, batches.batch_size, (now - began) / (done - start)))
                 reported_at = now
             if first and (stopping or done == steps or done % evaluate_every == 0 or now - saved_at > save_seconds):
-                state = {"step": done, "best": best, "meter": meter, "task": task.state_dict()}
+                state = {"step": done, "best": best, "stale": stale, "meter": meter, "task": task.state_dict()}
                 run.save_checkpoint("last", state)
                 saved_at = time.monotonic()
             if stopping and done < steps:
                 if batches.world_size > 1:
                     dist.barrier()  # none leaves before the first one has saved
                 raise Interrupted(f"stopped at step {done} of {steps}; go on with --resume --out {run.path}")
+    if done < steps:
+        logger.info("%s: no better score in %d evaluations, ended early at step %d of %d", title, stale, done, steps)
     return results
 
 
@@ -137,18 +144,18 @@ def load_best(run: Run, task: Task) -> int:
 
 def _restore(
     run: Run, task: Task, device: torch.device, first: bool
-) -> tuple[int, float | None, list[dict[str, Tensor]]]:
-    """Step, best score and terms not logged yet, of the last checkpoint or of a start from nothing."""
+) -> tuple[int, float | None, int, list[dict[str, Tensor]]]:
+    """Step, best score, evaluations since it and terms not logged yet, of the last checkpoint or of a new start."""
     state = run.load_checkpoint("last")
     if first:
         run.truncate_metrics(state["step"] if state else 0)
     if state is None:
-        return 0, None, []
+        return 0, None, 0, []
     task.load_state_dict(state["task"])
     if first:
         logger.info("going on from step %d of %s", state["step"], run.path)
     meter = [{key: value.to(device) for key, value in terms.items()} for terms in state.get("meter", [])]
-    return state["step"], state["best"], meter
+    return state["step"], state["best"], state.get("stale", 0), meter
 
 
 def _mean(meter: list[dict[str, Tensor]], world_size: int = 1) -> dict[str, float]:

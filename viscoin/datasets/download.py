@@ -194,7 +194,7 @@ def _from_archives(name: str, source: Archive | Sequence[Archive]) -> Path:
         partial = place.parent / f".{name}.partial"
         try:
             for archive in archives:
-                unpack(downloads / archive.file_name, partial / archive.folder)
+                _unpack_or_remove(downloads / archive.file_name, partial / archive.folder)
             partial.rename(place)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -297,6 +297,15 @@ def _wrong_checksum(archive: Archive, path: Path) -> str:
     return ""
 
 
+def _unpack_or_remove(archive: Path, folder: Path) -> None:
+    """What cannot be unpacked will be downloaded again."""
+    try:
+        unpack(archive, folder)
+    except ValueError:
+        archive.unlink()
+        raise
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip, a tar or a gzip into a folder.
 
@@ -315,11 +324,9 @@ def unpack(archive: Path, folder: Path) -> None:
             with gzip.open(archive) as packed, (folder / archive.stem).open("wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK)
         else:
-            raise ValueError(f"{archive} is neither zip nor tar nor gzip; download it again")
+            raise ValueError(f"{archive} is neither zip nor tar nor gzip; get it again")
     except DAMAGED as error:
-        raise ValueError(
-            f"{archive} cannot be unpacked ({_one_line(error)}); remove it to download it again"
-        ) from error
+        raise ValueError(f"{archive} cannot be unpacked ({_one_line(error)}); get it again") from error
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
@@ -343,4 +350,4 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 def _check_inside(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{archive} holds {name!r}, which lies outside of it; it is not to be trusted: remove it")
+        raise ValueError(f"{archive} holds {name!r}, which lies outside of it: it is not to be trusted")

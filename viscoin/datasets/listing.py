@@ -278,3 +278,32 @@ def stratified(items: Sequence[Labelled], split: str, shares: Mapping[str, float
         parts["train"] = order[start:]
         kept += [of_class[i] for i in sorted(parts[split])]
     return kept
+
+
+def stratified_groups(
+    items: Sequence[Labelled], groups: Sequence[str], split: str, shares: Mapping[str, float], seed: int
+) -> list[Labelled]:
+    """As `stratified`, but items of the same group, such as images of one person, are never in two splits.
+
+    A group counts for the class that most of its items have. Each split but "train" takes groups until it has its
+    share of the items of that class, so that it may get a few more.
+    """
+    members: dict[str, list[int]] = {}
+    for position, group in enumerate(groups):
+        members.setdefault(group, []).append(position)
+    by_class: dict[int, list[list[int]]] = {}
+    for positions in members.values():
+        label = Counter(items[i][1] for i in positions).most_common(1)[0][0]
+        by_class.setdefault(label, []).append(positions)
+    kept: list[int] = []
+    for label, of_class in by_class.items():
+        total = sum(len(positions) for positions in of_class)
+        order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(of_class))
+        waiting = iter(of_class[i] for i in order)
+        for name, share in shares.items():
+            taken: list[int] = []
+            while len(taken) < share * total and (positions := next(waiting, [])):
+                taken += positions
+            kept += taken if name == split else []
+        kept += [i for positions in waiting for i in positions] if split == "train" else []
+    return [items[i] for i in sorted(kept)]

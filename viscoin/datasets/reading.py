@@ -64,6 +64,11 @@ def read_square(file: ImageFile, resolution: int, box: Box | None = None) -> np.
         if inside[2] - inside[0] < 1 or inside[3] - inside[1] < 1:
             raise BadImage(f"{file}: the box {box} lies outside its {image.width}x{image.height} px")
         image = image.crop(tuple(round(side) for side in inside))  # type: ignore[arg-type]
+    return square(image, resolution)
+
+
+def square(image: Image.Image, resolution: int) -> np.ndarray:
+    """uint8 RGB (resolution, resolution, 3), centre-cropped and resampled."""
     return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
 
 

@@ -162,6 +162,18 @@ def test_folders_with_given_splits_are_warned_of_copies(here, caplog):
     assert dataset.files == [f"data/test/{name}/{n}.png" for name in ("cat", "dog") for n in range(18, 24)]
 
 
+@pytest.mark.parametrize("called", ["val", "valid", "validation"])
+def test_the_folder_of_validation_images_has_several_names(here, called):
+    for split, numbers in {"train": range(20), called: range(20, 26), "test": range(30, 36)}.items():
+        for name, shift in (("cat", 0), ("dog", 100)):
+            for number in numbers:
+                write(here / "data" / split / name / f"{number}.png", number + shift)
+    config = DatasetConfig(name="data", resolution=SIZE)
+    counts = [len(load_dataset("data", split, config)) for split in ("train", "validation", "test")]
+    assert counts == [40, 12, 12]
+    assert load_dataset("data", "validation", config).files[0] == f"data/{called}/cat/20.png"
+
+
 # --- classes and splits ------------------------------------------------------------------------------------------
 
 

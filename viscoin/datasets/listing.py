@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -96,6 +96,7 @@ def list_images(tree: Tree, need: Need = "required", skip_unlabelled: bool = Fal
     Raises:
         ValueError: no labels, unusable ones, labels of unknown files, or classes that only test images have.
     """
+    tree = _with_validation(tree)
     if need == "none":
         return _unlabelled(tree)
     try:
@@ -184,7 +185,11 @@ def _by_index(tree: Tree, index: Index, skip_unlabelled: bool) -> Listing:
         warn_once(f"left out {len(missing)} of {len(tree.files)} images of {tree.root} without a label")
     names = index.class_names or [str(number) for number in range(count)]
     _check_several(names, tree.root)
-    return Listing({"": [(tree.files[name], labels[name]) for name in tree.files if name in labels]}, names, True)
+    items = [(name, (tree.files[name], labels[name])) for name in tree.files if name in labels]
+    parts = {split: [item for name, item in items if name.startswith(f"{split}/")] for split in SPLITS}
+    given = parts["train"] and parts["test"] and sum(map(len, parts.values())) == len(items)
+    kept = {split: of_part for split, of_part in parts.items() if of_part}
+    return Listing(kept if given else {"": [item for _, item in items]}, names, True)
 
 
 def _by_folder(tree: Tree) -> Listing:
@@ -241,6 +246,20 @@ def _bases(tree: Tree) -> list[str]:
             f"{tree.root} has a folder 'train' but no folder 'test'; add it, or put the classes directly in it"
         )
     return [split for split in SPLITS if split in tree.folders]
+
+
+def _with_validation(tree: Tree) -> Tree:
+    """The same with the folder `validation` under this name, where it is called `val` or `valid`."""
+    called = next((name for name in ("val", "valid") if {"train", name} <= tree.folders), None)
+    if called is None or "validation" in tree.folders:
+        return tree
+
+    def renamed(name: str) -> str:
+        first, slash, rest = name.partition("/")
+        return f"validation{slash}{rest}" if first == called else name
+
+    files = {renamed(name): file for name, file in tree.files.items()}
+    return replace(tree, files=files, folders={renamed(name) for name in tree.folders})
 
 
 def _classes(tree: Tree, base: str) -> list[str]:

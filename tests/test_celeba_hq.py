@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_models import Answer
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import load_dataset
@@ -308,3 +309,16 @@ def test_partition_without_mapping(tree):
     (tree / MAPPING).unlink()
     with pytest.raises(ValueError, match=f"list_eval_partition.txt is of use only with {MAPPING}"):
         load(tree)
+
+
+# --- option ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["classifier", "gan"])
+def test_attribute_option_reaches_the_loader(tree, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    data = ("--dataset", "celeba_hq", "--dataset-path", str(tree))
+    Answer("train", command, *data, "--attribute", "Smilling", "--device", "cpu").refused("did you mean Smiling?")
+    Answer("train", command, "--dataset", "birds", "--attribute", "Smiling").refused(
+        "--attribute: it chooses", "'birds'"
+    )

@@ -50,7 +50,7 @@ DatasetOfRun = Annotated[
 ]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe to start from; default: the dataset's, or birds."),
+    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe to start from; default: the dataset's own, or folder."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -119,11 +119,11 @@ def resolve_recipe(
 ) -> "Recipe":
     """The recipe that the options of a `train` command mean.
 
-    It starts from the resumed run's own recipe, else from `recipe`, else from the dataset's, else from that of birds.
+    It starts from the resumed run's own recipe, else from `recipe`, else from that of the dataset (birds).
     `options` are dotted keys, which win over `settings`, which win over `defaults`; an option of None is not given.
     """
-    from viscoin.config import load_recipe, override_recipe, recipe_names
-    from viscoin.datasets import check_dataset_name, prepared_resolution
+    from viscoin.config import load_recipe, override_recipe
+    from viscoin.datasets import check_dataset_name, default_recipe, prepared_resolution
     from viscoin.runs import Run, newest_run
 
     overrides: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def resolve_recipe(
             raise ValueError(f"--resume: {run.path} is a {run.kind} run, not a {kind} run")
         if recipe is None:
             return override_recipe(run.recipe, overrides)
-    resolved = load_recipe(recipe or (dataset if dataset in recipe_names() else DEFAULT_DATASET), overrides)
+    resolved = load_recipe(recipe or default_recipe(overrides.get("dataset.name", DEFAULT_DATASET)), overrides)
     check_dataset_name(resolved.dataset.name)
     if options.get("dataset.attribute") is not None and resolved.dataset.name != "celeba_hq":
         raise ValueError(f"--attribute: it chooses the classes of celeba_hq, not of dataset {resolved.dataset.name!r}")
@@ -229,8 +229,9 @@ def load_for_test(
     device: str,
     skip_bad_files: bool = False,
     dataset_path: str | None = None,
+    split: str = "test",
 ) -> Trial:
-    """The model that an option means and the test images to try it on.
+    """The model that an option means and the images of a split to try it on.
 
     Args:
         dataset: as given; None means the dataset of the given model, else birds.
@@ -258,7 +259,7 @@ def load_for_test(
         saved = {**saved, "path": path}
     config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
     labelled = kind != "gan" or loaded.model.c_dim > 0
-    images = load_dataset(name, "test", config, labelled)
+    images = load_dataset(name, split, config, labelled)
     if labelled:
         check_classes(loaded, option, images)
     return Trial(loaded.model.to(where), loaded.path, where, images, config)

@@ -29,6 +29,11 @@ def dataset_names() -> list[str]:
     return sorted(LOADERS)
 
 
+def default_recipe(name_or_path: str) -> str:
+    """Name of the recipe that a dataset starts from: its own, or `folder` for a folder or zip."""
+    return name_or_path if name_or_path in LOADERS else "folder"
+
+
 def load_dataset(name_or_path: str, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
     """One split of a dataset.
 

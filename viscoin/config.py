@@ -153,7 +153,9 @@ class ViscoinConfig(Section):
     weight_norm: bool = False
     dropout: float = Field(0.01, ge=0, lt=1)
     steps: int = Field(100_000, ge=1)
+    initialisation: Literal["random", "channels"] = Field("random", description="Psi starts from single channels of f")
     batch_size: int = Field(8, ge=1, description="real images in a batch")
+    reconstructed: int | None = Field(None, ge=1, description="so many of them go through G; default: all")
     generated: int = Field(8, ge=0, description="samples of G in a batch")
     learning_rate: float = Field(1e-4, gt=0)
     translator_rate: float = Field(1.0, gt=0, description="learning rate of Omega relative to that of Psi and Theta")
@@ -165,6 +167,7 @@ class ViscoinConfig(Section):
     reconstruction_class: float = Field(0.1, ge=0, description="gamma")
     sparsity: float = Field(0.2, ge=0, description="delta")
     orthogonality: float = Field(1.0, ge=0)
+    bimodality: float = Field(0.0, ge=0, description="concepts are either there or not; needs a batch of 100 or more")
     style: float = Field(1.0, ge=0)
     perceptual_loss: Literal["auto", "lpips", "classifier"] = "auto"
     horizontal_flip: bool = True

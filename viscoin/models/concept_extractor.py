@@ -55,6 +55,32 @@ class ConceptExtractor(nn.Module):
         pooled = F.adaptive_avg_pool2d(latent, CONCEPT_GRID).flatten(1)
         return self.linear2(self.linear1(pooled).relu()).relu()
 
+    @torch.no_grad()
+    def start_from_channels(self, mixed: float = 0.02) -> None:
+        """Initialise so that each concept reads one channel of f, drawn at random, and little of any other.
+
+        Channels of a trained f are closer to the causes of an image than random mixtures of them, which the usual
+        initialisation makes and training hardly unmixes again. The support Phi' keeps its own.
+
+        Args:
+            mixed: what is left of the usual random weights.
+        """
+        for conv in (self.conv1, self.conv2, self.conv3):
+            side = max(1, conv.stride[0] // 2)  # the box in the middle of the kernel that is averaged
+            corner = conv.kernel_size[0] // 2
+            box = slice(corner, corner + side)
+            channels = torch.randperm(conv.in_channels)
+            conv.weight *= mixed
+            for out in range(conv.out_channels):
+                conv.weight[out, channels[out % len(channels)], box, box] += 1 / side**2
+        self.conv4.weight.mul_(mixed)[:, :, 1, 1] += torch.eye(self.conv4.out_channels)
+        self.conv5.weight *= mixed
+        concepts = torch.arange(self.n_concepts)
+        self.conv5.weight[concepts, concepts % self.conv5.in_channels, 0, 0] += 1
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
     def _to_grid(self, channels: int, height: int, width: int) -> nn.Conv2d:
         stride = max(1, min(height, width) // self.grid)
         kernel = max(3, 2 * (stride // 2) + 1)

@@ -50,6 +50,19 @@ def sparsity(concept_maps: Tensor) -> Tensor:
     return F.normalize(activations(concept_maps), dim=1).abs().mean() + concept_maps.abs().mean()
 
 
+def bimodality(concept_maps: Tensor) -> Tensor:
+    """Mean over concepts of kurtosis - 0.85 skewness^2 over the batch. Concept maps (B, K, 3, 3) -> scalar.
+
+    A concept that is either there or not takes two values. Kurtosis - skewness^2 is at least 1, and 1 for two values
+    alone (Pearson 1916; Sarle's bimodality coefficient is made of both). The factor below 1 prefers concepts of a
+    third of all images to those of a single class. Take 100 images or more: moments of few are noise.
+    """
+    phi = activations(concept_maps.float())
+    standardised = (phi - phi.mean(0)) / (phi.var(0, unbiased=False) + 1e-6).sqrt()
+    kurtosis, skewness = standardised.pow(4).mean(0), standardised.pow(3).mean(0)
+    return (kurtosis.clamp(max=50) - 0.85 * skewness.square().clamp(max=40)).mean()  # a rare outlier must not rule
+
+
 def conciseness_diversity(concept_maps: Tensor, eta: float) -> Tensor:
     """sum_b H(phi_b) - H(mean_b phi_b) + eta mean |phi| (FLINT, Parekh et al., NeurIPS 2021, Sec. 3.2).
 

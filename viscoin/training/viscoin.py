@@ -15,7 +15,7 @@ from viscoin.config import Recipe, ViscoinConfig
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
-from viscoin.models.ensemble import VisCoIN
+from viscoin.models.ensemble import Encoding, VisCoIN
 from viscoin.models.explainer import Explainer
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
@@ -34,9 +34,12 @@ def build_ensemble(
     config: ViscoinConfig, classifier: Classifier, generator: Generator, class_names: list[str]
 ) -> VisCoIN:
     """A fresh ensemble around trained f and G."""
+    extractor = ConceptExtractor(classifier.feature_shapes, config.n_concepts, config.latent_channels)
+    if config.initialisation == "channels":
+        extractor.start_from_channels()
     return VisCoIN(
         classifier,
-        ConceptExtractor(classifier.feature_shapes, config.n_concepts, config.latent_channels),
+        extractor,
         Explainer(config.n_concepts, len(class_names), config.dropout, config.weight_norm),
         AdaptedGenerator.from_pretrained(generator, config.n_concepts, config.coarse_layer, config.mid_layer),
         class_names,
@@ -123,7 +126,7 @@ class ViscoinTask:
         self.ensemble.train()
         with self.fabric.autocast():
             if self.config.generated:
-                images = torch.cat([images, self._samples()])
+                images = torch.cat([self._samples(), images])
             terms = self._terms(images, step)
         check_finite(terms, step)
         total = torch.stack(list(terms.values())).sum()
@@ -139,27 +142,36 @@ class ViscoinTask:
             return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1)
 
     def _terms(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        """The weighted terms of method.md's table for a batch of real and generated images."""
+        """The weighted terms of method.md's table, and bimodality, for a batch of generated and then real images."""
         config, ensemble = self.config, self.ensemble
         code = ensemble.encode(images)
         logits = ensemble.explain(code.concept_maps)
-        ws = ensemble.generator.mapping(code.concept_maps, code.support)
-        rebuilt = ensemble.generator.synthesis(ws, noise_mode="const").float()
-        again = ensemble.classifier.features(rebuilt)
-        terms = {
-            "l1": losses.reconstruction_l1(rebuilt, images),
-            "l2": losses.reconstruction_l2(rebuilt, images),
-            "perceptual": config.perceptual * self.perceptual(rebuilt, images, again.maps, code.maps).mean(),
-            "reconstruction_class": config.reconstruction_class
-            * losses.reconstruction_class(again.logits, code.logits),
-            "orthogonality": config.orthogonality
-            * losses.concept_orthogonality(ensemble.concept_extractor.conv5.weight),
-            "style": config.style * losses.style_regularization(ws, ensemble.generator.mapping.fixed_w_avg),
-        }
+        terms = self._reconstruction_terms(images, code)
+        terms["orthogonality"] = config.orthogonality * losses.concept_orthogonality(
+            ensemble.concept_extractor.conv5.weight
+        )
         if step >= config.warmup_steps:
             terms["output_fidelity"] = config.output_fidelity * losses.output_fidelity(logits, code.logits)
             terms["sparsity"] = config.sparsity * losses.sparsity(code.concept_maps)
+            if config.bimodality:
+                terms["bimodality"] = config.bimodality * losses.bimodality(code.concept_maps)
         return terms
+
+    def _reconstruction_terms(self, images: Tensor, code: Encoding) -> dict[str, Tensor]:
+        """The terms of the images that G draws again: all, or the first of them."""
+        config, ensemble = self.config, self.ensemble
+        count = len(images) if config.reconstructed is None else config.generated + config.reconstructed
+        images, logits, maps = images[:count], code.logits[:count], [part[:count] for part in code.maps]
+        ws = ensemble.generator.mapping(code.concept_maps[:count], code.support[:count])
+        rebuilt = ensemble.generator.synthesis(ws, noise_mode="const").float()
+        again = ensemble.classifier.features(rebuilt)
+        return {
+            "l1": losses.reconstruction_l1(rebuilt, images),
+            "l2": losses.reconstruction_l2(rebuilt, images),
+            "perceptual": config.perceptual * self.perceptual(rebuilt, images, again.maps, maps).mean(),
+            "reconstruction_class": config.reconstruction_class * losses.reconstruction_class(again.logits, logits),
+            "style": config.style * losses.style_regularization(ws, ensemble.generator.mapping.fixed_w_avg),
+        }
 
     @torch.no_grad()
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:

@@ -1,14 +1,19 @@
 """Datasets hand out images in one format; the batch of a step depends on seed and step alone."""
 
 import logging
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets import ImageDataset, base, dataset_names, load_dataset, to_images, to_pixels
+from viscoin.datasets import SPLITS, ImageDataset, base, dataset_names, files, load_dataset, to_images, to_pixels
 from viscoin.datasets.base import cache_folder, cached_pixels
+from viscoin.datasets.files import in_threads
+from viscoin.datasets.reading import read_region, read_rgb, square
 from viscoin.training.data import StepBatches
 
 SIZE = 8
@@ -124,6 +129,111 @@ def test_two_makers_at_once_do_not_disturb_each_other(cache):
 def test_cache_folder_is_the_users(monkeypatch):
     monkeypatch.setattr(base, "user_cache_dir", lambda name: f"/somewhere/{name}")
     assert str(cache_folder()) == "/somewhere/viscoin"
+
+
+# --- files read in one pass --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(cache):
+    """Two classes of ten numbered images, 24 px a side."""
+    for number in range(20):
+        path = cache / "data" / ("cat" if number < 10 else "dog") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (number, number, number)).save(path)
+    return cache / "data"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files that were decoded."""
+    names: list[str] = []
+
+    def read(file, *arguments):
+        names.append(file.name)
+        return read_region(file, *arguments)
+
+    monkeypatch.setattr(files, "read_region", read)
+    return names
+
+
+def load_all(folder, **settings) -> list[ImageDataset]:
+    return [load_dataset(str(folder), split, DatasetConfig(resolution=16, **settings)) for split in SPLITS]
+
+
+def numbers(dataset: ImageDataset) -> list[int]:
+    return [int(row[0, 0, 0]) for row in dataset.pixels]
+
+
+def test_files_are_decoded_once_for_all_splits(folder, decoded):
+    for _ in range(2):
+        parts = load_all(folder)
+        assert sorted(decoded) == [f"{number:02}.png" for number in range(20)]
+    assert sorted(number for part in parts for number in numbers(part)) == list(range(20))
+    for part in parts:
+        assert isinstance(part.pixels, np.memmap)
+        assert [f"{number:02}.png" for number in numbers(part)] == [Path(file).name for file in part.files]
+        assert [number // 10 for number in numbers(part)] == part.labels.tolist()
+
+
+def test_a_limit_spares_the_files_that_are_not_drawn(folder, decoded):
+    limits = {"train": 5, "validation": 1, "test": 2}
+    assert [len(part) for part in load_all(folder, **limits)] == [5, 1, 2] and len(decoded) == 8
+
+
+def test_files_that_are_left_out_are_decoded_once_too(folder, decoded):
+    whole = load_all(folder)[0]
+    bad = Path(whole.files[3])
+    bad.write_text("no image")
+    decoded.clear()
+    with pytest.raises(ValueError, match=rf"1 of 20 files .*{bad.name}"):
+        load_all(folder)
+    parts = load_all(folder, skip_bad_files=True)
+    assert len(decoded) == 20
+    assert numbers(parts[0]) == [number for i, number in enumerate(numbers(whole)) if i != 3]
+    assert all(isinstance(part.pixels, np.memmap) for part in parts)
+
+
+def test_results_of_threads_come_in_order_and_few_are_held(monkeypatch):
+    monkeypatch.setattr(files, "cores", lambda: 2)
+    asked, most = [], 0
+
+    def items():
+        for i in range(100):
+            asked.append(i)
+            yield i
+
+    def work(i: int) -> int:
+        time.sleep(0.001 * (i % 3))
+        return i * i
+
+    for done, result in enumerate(in_threads(work, items())):
+        assert result == done**2
+        most = max(most, len(asked) - done)
+    assert most <= 10
+
+
+def test_threads_pass_errors_on_and_stop(monkeypatch):
+    seen = []
+
+    def work(i: int) -> int:
+        seen.append(i)
+        return 1 // (i - 3)
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(work, range(10_000)))
+    assert len(seen) < 1000
+
+
+def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path):
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    full, small = read_rgb(tmp_path / "a.jpg"), read_region(tmp_path / "a.jpg", 64)
+    assert full.size == (800, 600) and small.size == (200, 150)  # the smallest of 1/1, 1/2, 1/4, 1/8 above 128 px
+    difference = np.abs(square(full, 64).astype(int) - square(small, 64))
+    assert difference.mean() < 0.5 and difference.max() <= 6
+    assert read_region(tmp_path / "a.jpg", 64, (0, 0, 300, 300)).size == (300, 300)  # boxes are in pixels of the file
+    assert read_rgb(tmp_path / "a.jpg", 1000).size == (800, 600)
 
 
 # --- batches of steps --------------------------------------------------------------------------------------------

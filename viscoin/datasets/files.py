@@ -2,10 +2,14 @@
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -14,11 +18,14 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets import reading
 from viscoin.datasets.base import cache_folder, cached_pixels
 from viscoin.datasets.listing import warn_once
-from viscoin.datasets.reading import BadImage, Box, ImageFile, image_size, read_rgb, read_square
+from viscoin.datasets.reading import BadImage, Box, ImageFile, read_region, square
 from viscoin.runs import atomic_path
 
 Crops = Sequence[Box | None]
 Place = tuple[str, ImageFile]  # split and file
+T = TypeVar("T")
+R = TypeVar("R")
+_noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
 
 
 class Prepared(NamedTuple):
@@ -52,15 +59,12 @@ def prepare_files(
     Raises:
         ValueError: no files, or files that cannot be used (which `config.skip_bad_files` leaves out with a warning).
     """
-    bad = unusable_files(root, files, config.skip_bad_files)
-    good = [position for position, file in enumerate(files) if file not in bad]
-    if not good:
-        raise ValueError(f"{root} has no readable images for split {split!r}; add images")
-    drawn = draw(len(good), getattr(config, split), config.seed)
-    kept = np.array([good[i] for i in drawn])
-    chosen = [files[i] for i in kept]
-    boxes = [crops[i] for i in kept] if crops is not None else None
-    return Prepared(square_pixels(name, split, chosen, config.resolution, root, boxes), kept)
+    drawn = draw(len(files), getattr(config, split), config.seed)
+    boxes = None if crops is None else [crops[i] for i in drawn]
+    pixels, kept = read_files(f"{name} {split}", [files[i] for i in drawn], config, root, boxes)
+    if not len(kept):
+        raise no_images_error(root, split)
+    return Prepared(pixels, drawn[kept])
 
 
 def draw(count: int, limit: int | None, seed: int) -> np.ndarray:
@@ -70,36 +74,102 @@ def draw(count: int, limit: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(count)[:limit])
 
 
-def square_pixels(
-    name: str, split: str, files: Sequence[ImageFile], resolution: int, root: Path, crops: Crops | None = None
-) -> np.ndarray:
-    """Memory map (n, H, W, 3) uint8 of readable files, centre-cropped to squares; small ones are warned of."""
+def no_images_error(root: Path, split: str) -> ValueError:
+    return ValueError(f"{root} has no readable images for split {split!r}; add images")
+
+
+def read_files(
+    what: str, files: Sequence[ImageFile], config: DatasetConfig, root: Path, crops: Crops | None = None
+) -> Prepared:
+    """Squares of all these files; each is decoded once, whether it can be used or not, and by all cores.
+
+    Small images are warned of. Arguments and errors are those of `prepare_files`; `what` is read, for the progress bar.
+    """
     boxes: Crops = [None] * len(files) if crops is None else crops
-    small = sum(_side(file, box) < resolution for file, box in zip(files, boxes, strict=True))
-    if small:
-        counts = f"{small} of {len(files)} images are smaller than {resolution} px"
-        warn_once(f"{root} ({split}): {counts} and are enlarged")
-    return cached_pixels(
-        f"folder/{fingerprint(files, f'{resolution}{list(boxes) if crops else str()}')}",
-        len(files),
-        resolution,
-        lambda: (read_square(file, resolution, box) for file, box in zip(files, boxes)),
-        f"reading {name} {split}",
-    )
+    side = config.resolution
+    digest = fingerprint(files, f"{side}{list(boxes) if crops else ''}")
+    findings = cache_folder() / "folder" / f"{digest}.json"
+
+    def squares() -> Iterator[np.ndarray]:
+        found = []
+        for pixels, *finding in in_threads(lambda job: _read(job[0], job[1], side), zip(files, boxes, strict=True)):
+            found.append(finding)
+            yield pixels
+        _remember(findings, found)  # before the pixels get their name: where they are, this is too
+
+    if not findings.is_file():
+        findings.with_suffix(".npy").unlink(missing_ok=True)
+    pixels = cached_pixels(f"folder/{digest}", len(files), side, squares, f"reading {what}")
+    reasons, small = zip(*json.loads(findings.read_text())) if len(files) else ((), ())
+    if sum(small):
+        warn_once(f"{root}: {sum(small)} of {len(files)} images are smaller than {side} px and are enlarged")
+    _judge({file: reason for file, reason in zip(files, reasons) if reason}, len(files), root, config.skip_bad_files)
+    kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=int)
+    return Prepared(select_rows(pixels, kept, f"folder/{digest}-usable"), kept)
 
 
-def _side(file: ImageFile, box: Box | None) -> float:
-    return min(image_size(file)) if box is None else min(box[2] - box[0], box[3] - box[1])
+def select_rows(pixels: np.ndarray, rows: np.ndarray, key: str) -> np.ndarray:
+    """Some of the images on a memory map, on a memory map again: a copy, unless they lie side by side."""
+    if not len(rows):
+        return pixels[:0]
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return pixels[rows[0] : rows[-1] + 1]
+    return cached_pixels(key, len(rows), pixels.shape[1], lambda: (pixels[i] for i in rows), "copying images")
 
 
-def unusable_files(root: Path, files: Sequence[ImageFile], skip: bool) -> set[ImageFile]:
-    """Files that are no usable images: warned of with `skip`, else a ValueError that names them."""
-    bad = {file: reason for file, reason in zip(files, _defects(files), strict=True) if reason}
+def _read(file: ImageFile, box: Box | None, resolution: int) -> tuple[np.ndarray, str | None, bool]:
+    """The square of a file, what is wrong with the file, and whether it had to be enlarged."""
+    try:
+        image = read_region(file, resolution, box)
+    except BadImage as error:
+        return np.zeros((resolution, resolution, 3), np.uint8), str(error), False
+    return square(image, resolution), None, min(image.size) < resolution
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map` by as many threads as there are cores, in order; unlike theirs it holds only a few results at a time.
+
+    Pillow decodes and resamples outside of Python's lock, so that threads do keep all cores busy.
+    """
+    threads = cores()
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _judge(bad: Mapping[ImageFile, str], count: int, root: Path, skip: bool) -> None:
+    """Warn of files that cannot be used, with `skip`, or raise a ValueError that names them."""
+    _note({str(file): reason for file, reason in bad.items()})
     if bad and not skip:
-        raise bad_files_error({str(file): reason for file, reason in bad.items()}, len(files), root)
+        raise bad_files_error({str(file): reason for file, reason in bad.items()}, count, root)
     if bad:
-        warn_once(f"left out {len(bad)} of {len(files)} files that cannot be used (first: {next(iter(bad))})")
-    return set(bad)
+        warn_once(f"left out {len(bad)} of {count} files that cannot be used (first: {next(iter(bad))})")
+
+
+@contextmanager
+def noted_files() -> Iterator[dict[str, str]]:
+    """Files that turn out to be missing or no usable images within the block, and why."""
+    found: dict[str, str] = {}
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+
+
+def _note(bad: Mapping[str, str]) -> None:
+    if (noted := _noted.get()) is not None:
+        noted.update(bad)
 
 
 def bad_files_error(bad: dict[str, str], count: int, root: Path) -> ValueError:
@@ -109,23 +179,6 @@ def bad_files_error(bad: dict[str, str], count: int, root: Path) -> ValueError:
         f"{len(bad)} of {count} files in {root} cannot be used: {listed}{' …' if len(bad) > 5 else ''}. "
         "Repair or remove them, or pass --skip-bad-files"
     )
-
-
-def _defects(files: Sequence[ImageFile]) -> list[str | None]:
-    """What is wrong with each file; remembered in the cache, since finding out means decoding all images."""
-    cached = cache_folder() / "folder" / f"{fingerprint(files, '0')}.json"
-    if not cached.is_file():
-        bar = tqdm(files, desc="checking images", unit="image", leave=False, disable=None)
-        _remember(cached, [_defect(file) for file in bar])
-    return json.loads(cached.read_text())
-
-
-def _defect(file: ImageFile) -> str | None:
-    try:
-        read_rgb(file)
-    except BadImage as error:
-        return str(error)
-    return None
 
 
 def find_duplicates(files_by_split: Mapping[str, Sequence[ImageFile]]) -> list[list[Place]]:
@@ -161,9 +214,13 @@ def _equal_files(files: Sequence[ImageFile]) -> list[list[int]]:
     contents = defaultdict(list)
     candidates = [(size, i) for size, group in sizes.items() if len(group) > 1 for i in group]
     for size, i in tqdm(candidates, desc="looking for duplicates", unit="image", leave=False, disable=None):
-        with files[i].open("rb") as stream:
-            contents[size, hashlib.sha256(stream.read()).digest()].append(i)
+        contents[size, hashlib.sha256(_content(files[i])).digest()].append(i)
     return sorted(group for group in contents.values() if len(group) > 1)
+
+
+def _content(file: ImageFile) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read()
 
 
 def _size(file: ImageFile) -> int:
@@ -223,6 +280,7 @@ def present_files(files: Sequence[Path], index: Path, skip: bool) -> list[int]:
     """
     there = [position for position, file in enumerate(files) if file.is_file()]
     if len(there) < len(files):
+        _note({str(file): "missing" for file in files if not file.is_file()})
         missing = next(file for file in files if not file.is_file())
         count = f"{len(files) - len(there)} of {len(files)} images that {index} names are missing (first: {missing})"
         if not there:

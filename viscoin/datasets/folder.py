@@ -1,6 +1,7 @@
 """A folder of images: `root/train/<class>/*.png|jpg` with `root/test/...`, or `root/<class>/*` split by seed.
 
-A `dataset.json` in the folder (an unpacked zip, see `zip.py`) takes the place of class folders.
+A `dataset.json` in the folder (an unpacked zip, see `zip.py`, or what `data export` writes) takes the place of class
+folders; images in folders `train` and `test` beside it keep their split.
 """
 
 import os
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets.base import ImageDataset
-from viscoin.datasets.files import draw, square_pixels, unusable_files, warn_about_duplicates
+from viscoin.datasets.base import SPLITS, ImageDataset
+from viscoin.datasets.files import draw, fingerprint, no_images_error, read_files, select_rows, warn_about_duplicates
 from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index
 from viscoin.datasets.reading import EXTENSIONS, ImageFile
 
@@ -58,25 +59,32 @@ def _leads_back(folder: Path) -> bool:
 def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled: bool) -> ImageDataset:
     """One split of the images of a folder or zip; arguments and errors as for `load_folder`."""
     listing = list_images(tree, "required" if labelled else "optional", config.skip_bad_files)
+    splits = {part: _drawn(listing.split(part, config.seed), getattr(config, part), config.seed) for part in SPLITS}
     # Files of any split: what cannot be used is better known before the training than at its test.
-    bad = unusable_files(tree.root, [file for file, _ in listing.items], config.skip_bad_files)
-    items = [item for item in listing.split(split, config.seed) if item[0] not in bad]
+    files = list(dict.fromkeys(file for items in splits.values() for file, _ in items))
+    pixels, kept = read_files(name, files, config, tree.root)
+    rows = {files[i]: row for row, i in enumerate(kept)}
+    items = [item for item in splits[split] if item[0] in rows]
     if not items:
-        raise ValueError(f"{tree.root} has no readable images for split {split!r}; add images")
+        raise no_images_error(tree.root, split)
     if labelled:
-        _check_classes(tree, listing, items, split)
+        bad = set(files) - rows.keys()
+        _check_classes(tree, listing, [item for item in listing.split(split, config.seed) if item[0] not in bad], split)
     if len(listing.parts) > 1:
         warn_about_duplicates(name, {part: [file for file, _ in of_part] for part, of_part in listing.parts.items()})
-    items = [items[i] for i in draw(len(items), getattr(config, split), config.seed)]
-    files = [file for file, _ in items]
+    of_split = [file for file, _ in items]
     return ImageDataset(
         name,
         split,
-        square_pixels(name, split, files, config.resolution, tree.root),
+        select_rows(pixels, np.array([rows[file] for file in of_split]), f"folder/{fingerprint(of_split, 'rows')}"),
         np.array([label for _, label in items]),
         listing.class_names,
-        [str(file) for file in files],
+        [str(file) for file in of_split],
     )
+
+
+def _drawn(items: list[Item], limit: int | None, seed: int) -> list[Item]:
+    return [items[i] for i in draw(len(items), limit, seed)]
 
 
 def _check_classes(tree: Tree, listing: Listing, items: list[Item], split: str) -> None:

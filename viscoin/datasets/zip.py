@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from viscoin.config import DatasetConfig
@@ -18,6 +19,7 @@ from viscoin.datasets.folder import load_tree
 from viscoin.datasets.listing import INDEX, Tree, parse_index
 from viscoin.datasets.reading import EXTENSIONS, UNREADABLE
 
+_one_at_a_time = Lock()  # an open archive may not be read by several threads
 LARGEST_MEMBER = 2**29  # bytes; as many as the pixels of the largest picture that Pillow opens
 
 
@@ -38,7 +40,8 @@ class Member:
         """All of its bytes; ValueError when there are too many."""
         if self.info.file_size > LARGEST_MEMBER:
             raise ValueError(f"{self.info.file_size >> 20} MiB when unpacked, at most {LARGEST_MEMBER >> 20} are read")
-        return io.BytesIO(self.archive.read(self.info))
+        with _one_at_a_time:
+            return io.BytesIO(self.archive.read(self.info))
 
     def __str__(self) -> str:
         return f"{self.archive.filename}/{self.info.filename}"

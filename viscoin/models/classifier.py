@@ -186,7 +186,8 @@ def resolve_backbone(backbone: str) -> str:
 
 def _unknown(backbone: str) -> ValueError:
     name, names = backbone.lower(), [*SPELLINGS, *timm.list_models()]
-    near = [one for one in names if name in one][:3] or difflib.get_close_matches(name, names, n=3)
+    near = [*[one for one in names if name in one][:3], *difflib.get_close_matches(name, names, n=3)]
+    near = list(dict.fromkeys(near))[:4]
     advice = f"did you mean {', '.join(near)}?" if near else "see timm.list_models(), for example viscoin_resnet10"
     return ValueError(f"there is no backbone {backbone!r} in timm {timm.__version__}; {advice}")
 

@@ -1,5 +1,6 @@
 """Training of the classifier f."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from viscoin.training.loop import check_finite, fit, load_best
 from viscoin.training.runtime import fast_layout, make_fabric, seed_step
 from viscoin.training.transforms import Transforms
 
+logger = logging.getLogger(__name__)
+
 WORKERS = 2  # threads that prepare batches while a GPU trains; a CPU has no core to spare for them
 
 
@@ -44,6 +47,8 @@ def train_classifier(recipe: Recipe, run: Run, device: str = "auto", precision: 
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
     model = build_classifier(config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained)
+    if config.train_layers != "all" and not config.pretrained:
+        logger.warning("classifier.pretrained is false: layers that do not train stay random")
     batch_size = min(config.batch_size, len(train))
     per_epoch = max(1, len(train) // batch_size)
     task = ClassifierTask(model, config, fabric, validation, config.epochs * per_epoch, per_epoch, weights)

@@ -47,8 +47,8 @@ def freeze(model: Classifier, train_layers: str = "all", freeze_norm: bool | Non
 def blocks(model: Classifier) -> list[list[str]]:
     """Names of the weights of each block, from the stem on, without the last layer.
 
-    Blocks are timm's finest groups of layers (those of its layer-wise rates): a residual block, a transformer block,
-    the convolution after the last stage. What only normalises belongs to the block before it.
+    Blocks are timm's finest groups of layers (those of its layer-wise rates), such as a residual block or a transformer
+    block. What only normalises belongs to the block before it.
     """
     backbone = model.model
     apart, norms = _head(model), _norm_weights(backbone)

@@ -9,11 +9,11 @@ PYTHON3 ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-fast lint typecheck format clean
+.PHONY: help setup demo test test-fast check-install lint typecheck format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## virtual environment in .venv with the pinned packages
 
@@ -43,6 +43,9 @@ test: setup lint typecheck  ## every check and every test
 
 test-fast: setup  ## the tests that take seconds
 	$(PYTEST) -m "not slow"
+
+check-install: setup  ## fresh environments without extras, and with each alone
+	$(PYTHON) scripts/check_minimal_install.py
 
 lint: setup  ## rules and formatting, by ruff
 	$(PYTHON) -m ruff check --quiet .

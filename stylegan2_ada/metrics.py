@@ -276,7 +276,7 @@ def _torch_fidelity(module: str) -> Any:
         return import_module(f"torch_fidelity.{module}")
     except ImportError as error:
         raise ValueError(
-            f"this measure needs the package torch-fidelity ({error}); install it with: pip install torch-fidelity"
+            f"this measure needs the package torch-fidelity ({error}); install it with: pip install viscoin[metrics]"
         ) from error
 
 

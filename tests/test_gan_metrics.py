@@ -341,7 +341,7 @@ def test_no_inception_score_without_classes():
 
 def test_without_torch_fidelity_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.metric_prc", None)
-    with pytest.raises(ValueError, match="pip install torch-fidelity"):
+    with pytest.raises(ValueError, match=r"pip install viscoin\[metrics\]"):
         metrics.precision_recall(gaussian(9, 2, 0), gaussian(9, 2, 1))
 
 

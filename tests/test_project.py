@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -21,10 +22,15 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MAKE_TARGETS = ("setup", "demo", "test", "test-fast", "lint", "typecheck", "format", "clean")
+MAKE_TARGETS = ("setup", "demo", "test", "test-fast", "check-install", "lint", "typecheck", "format", "clean")
 JOBS = sorted((ROOT / "slurm").glob("*.sbatch"))
 
+CHECK_INSTALL = ROOT / "scripts" / "check_minimal_install.py"
+
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+needs_nix = pytest.mark.skipif(
+    shutil.which("nix-instantiate") is None, reason="nix-instantiate (Debian: nix-bin) is not installed"
+)
 
 
 def declared(*groups: str) -> dict[str, Requirement]:
@@ -66,6 +72,102 @@ def test_conda_environment_takes_its_packages_from_the_same_list() -> None:
     assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
     assert not {canonicalize_name(tool) for tool in tools} & pins().keys()
     assert pip == {"pip": ["-r requirements.txt", "-e ."]}
+
+
+@needs_nix
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.nix")), ids=lambda path: path.name)
+def test_nix_file_parses(path: Path) -> None:
+    done = run("nix-instantiate", "--parse", str(path))
+    assert done.returncode == 0, done.stderr
+
+
+# As much of nixpkgs as the flake uses; packages are their own names.
+NIXPKGS = """
+arguments:
+let
+  named = name: { outPath = name; };
+in
+assert arguments.config.allowUnfree; # else CUDA is refused
+{
+  lib.makeLibraryPath = packages: builtins.concatStringsSep ":" (map (package: package.outPath) packages);
+  stdenv.cc.cc.lib = named "libstdc++";
+  mkShell = {
+    __functor = self: attributes: attributes // { stdenv = "stdenv"; };
+    override = changes: attributes: attributes // changes;
+  };
+  cudaPackages_13 = { backendStdenv = "stdenv of nvcc"; cudatoolkit = named "cudatoolkit"; };
+} // builtins.listToAttrs (
+  map (name: { inherit name; value = named name; }) [ "zlib" "python312" "gnumake" "git" "gcc" ]
+)
+"""
+FLAKE = """
+let
+  lib.genAttrs = names: make: builtins.listToAttrs (map (name: { inherit name; value = make name; }) names);
+in
+((import FLAKE).outputs { nixpkgs = { inherit lib; outPath = NIXPKGS; }; }).devShells
+"""
+
+
+@needs_nix
+def test_nix_shells_bring_python_and_tools_and_take_packages_from_the_same_list(tmp_path: Path) -> None:
+    (tmp_path / "default.nix").write_text(NIXPKGS)
+    code = FLAKE.replace("NIXPKGS", str(tmp_path)).replace("FLAKE", str(ROOT / "flake.nix"))
+    done = run("nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", "--expr", code)
+    assert done.returncode == 0, done.stderr
+    shells = json.loads(done.stdout)
+    assert {"x86_64-linux", "aarch64-linux"} == shells.keys()
+    for system in shells.values():
+        plain, cuda = system["default"], system["cuda"]
+        assert (cuda["CUDA_HOME"], cuda["stdenv"]) == ("cudatoolkit", "stdenv of nvcc")
+        assert "cudatoolkit" in cuda["packages"] and "gcc" in plain["packages"]
+        assert "CUDA_HOME" not in plain
+        for shell in (plain, cuda):
+            (python,) = [name for name in shell["packages"] if name.startswith("python")]
+            assert SpecifierSet(PROJECT["requires-python"]).contains(f"3.{python.removeprefix('python3')}")
+            assert shell["shellHook"].startswith("make setup && ")
+            assert not set(shell["packages"]) & pins().keys()
+
+
+def test_extras() -> None:
+    assert PROJECT["optional-dependencies"].keys() == {"app", "clip", "dev", "gpu-ops", "metrics", "tracking"}
+    core = declared().keys()
+    for extra in PROJECT["optional-dependencies"]:
+        own = [canonicalize_name(Requirement(text).name) for text in PROJECT["optional-dependencies"][extra]]
+        assert own == sorted(own) and not core & set(own), extra
+        row = f"| `{extra}` |"
+        assert row in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_without_extras_every_module_imports_or_says_which_one_it_needs() -> None:
+    """As `make check-install`, which takes minutes, but with packages hidden instead of absent."""
+    code = f"""
+import importlib.abc, runpy, shutil, sys
+
+check = runpy.run_path({str(CHECK_INSTALL)!r})
+hidden = {{name for extra in check["EXTRAS"] for name in check["packages"](check["EXTRAS"][extra])}}
+print(*sorted(hidden))
+
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hide())
+shutil.which = lambda *arguments, **options: None  # a ninja of the system
+print(*check["check"]("none"), sep="\\n")
+"""
+    done = run(sys.executable, "-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stderr
+    hidden, *problems = done.stdout.splitlines()
+    assert {"open_clip", "ninja", "torch_fidelity", "pytest"} <= set(hidden.split())
+    assert [line for line in problems if line] == []
+
+
+def test_messages_name_extras_that_exist() -> None:
+    files = [path for folder in ("viscoin", "stylegan2_ada", "scripts", "docs") for path in (ROOT / folder).rglob("*")]
+    texts = [path.read_text() for path in [*files, *ROOT.glob("*.md")] if path.suffix in (".py", ".md")]
+    named = {name for text in texts for name in re.findall(r"pip install viscoin\[([\w-]+)\]", text)}
+    assert {"clip", "gpu-ops", "metrics"} <= named <= PROJECT["optional-dependencies"].keys()
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -157,10 +259,12 @@ def test_make_setup_names_the_python_that_is_missing() -> None:
     assert "3.11 or newer" in done.stderr and "python2.0" in done.stderr
 
 
-def test_continuous_integration_runs_make_test() -> None:
+def test_continuous_integration_runs_make_test_and_checks_installing() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text().splitlines()[-1].split()[:2] == ["make", "test"]
+    last = [line.split()[:2] for line in script.read_text().splitlines()[-2:]]
+    assert last == [["make", "test"], ["make", "check-install"]]
+    assert "missing+=(nix-bin)" in script.read_text()
     assert run("bash", "-n", str(script)).returncode == 0
 
 

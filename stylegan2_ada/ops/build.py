@@ -181,7 +181,7 @@ def find_ninja() -> str:
         return str(Path(ninja.BIN_DIR) / "ninja")
     if found := shutil.which("ninja"):
         return found
-    raise ValueError("there is no ninja; install it with `pip install ninja`")
+    raise ValueError("there is no ninja; install it with: pip install viscoin[gpu-ops]")
 
 
 def find_compiler() -> str:

@@ -91,9 +91,9 @@ def _class_names(
 
 def _names_of_dataset(dataset: str, count: int) -> list[str] | None:
     from viscoin.config import DatasetConfig
-    from viscoin.datasets import dataset_names, load_dataset
+    from viscoin.datasets import DRAWN, load_dataset
 
-    if dataset not in dataset_names() and not Path(dataset).exists():
+    if dataset not in DRAWN and not Path(dataset).exists():  # no download for the sake of names
         return None
     config = DatasetConfig(name=dataset, resolution=16, classes=max(2, count), test=1)
     return list(load_dataset(dataset, "test", config).class_names)
@@ -102,9 +102,9 @@ def _names_of_dataset(dataset: str, count: int) -> list[str] | None:
 def _recipe(architecture: dict[str, Any], dataset: str, count: int) -> "Recipe":
     """A recipe with the ensemble's own settings, as far as recipes know them, and the defaults for the rest."""
     from viscoin.config import GanConfig, parse_recipe
-    from viscoin.datasets import dataset_names
+    from viscoin.datasets import DRAWN
 
-    generated = {"classes": count} if dataset in dataset_names() else {}
+    generated = {"classes": count} if dataset in DRAWN else {}
     synthesis = architecture["generator"]["synthesis"]
     sections: dict[str, Any] = {
         "dataset": {"name": dataset, "resolution": synthesis["img_resolution"], **generated},

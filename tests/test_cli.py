@@ -223,7 +223,21 @@ def test_test_classifier(here, models):
     assert 0 <= found["accuracy"] <= 1 and found["n"] == SETTINGS["dataset.test"]
     assert len(found["accuracy_by_class"]) == 4
     assert f"{found['accuracy']:.4f}" in answer.out and "out/results.json" in answer.out
-    assert pictures(here / "out") == ["confusion"]
+    assert {"confusion", "per-class", "curves", "calibration"} <= set(pictures(here / "out"))
+    assert {"per-class.csv", "confusion.csv", "measures.md"} <= {path.name for path in (here / "out").iterdir()}
+
+
+def test_test_classifier_on_a_sample(here, models):
+    options = ["--checkpoints", models["classifier"], "--split", "validation", "--limit", 5, "--seed", 3]
+    Answer("test", "classifier", *options, "--out", "out").went_well()
+    found = results(here / "out")
+    assert found["split"] == "validation" and found["n"] == 5
+    assert found["estimates"]["classifier.accuracy"]["seed"] == 3
+    assert len(found["by_class"]) == found["classes"]
+    assert "NaN" not in (here / "out" / "results.json").read_text()
+    Answer("test", "classifier", *options, "--batch-size", 2, "--out", "again").went_well()
+    assert results(here / "again")["accuracy"] == found["accuracy"]
+    Answer("test", "classifier", "--checkpoints", models["classifier"], "--split", "train").refused("--split 'train'")
 
 
 def test_test_viscoin(here, models):

@@ -54,25 +54,46 @@ def classifier(
     checkpoints: Annotated[Path | None, common.model_option("--checkpoints", "Classifier f")] = None,
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
+    split: Annotated[str, typer.Option("--split", metavar="validation|test", help="Images to test on.")] = "test",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="A random sample of so many images.")
+    ] = None,
     batch_size: common.TestBatchSize = 128,
+    seed: common.Seed = 0,
     device: common.Device = "auto",
     out: common.Out = None,
     show: common.Show = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
-    """Accuracy of the classifier f on test images."""
+    """Accuracy, errors, curves and calibration of the classifier f, overall and for each class."""
+    if split not in ("validation", "test"):
+        raise ValueError(f"--split {split!r}: expected validation or test")
     trial = common.load_for_test(
-        "classifier", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path
+        "classifier", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path, split
     )
-    from viscoin.plotting.evaluation import confusion_figure
+    from viscoin.plotting.classifier import classifier_figures
     from viscoin.testing.classifier import test_classifier
+    from viscoin.testing.classifier_measures import measure_classifier
+    from viscoin.testing.classifier_tables import class_table, confusion_table, error_rows, markdown_report
+    from viscoin.testing.table import table_rows, text_table
 
-    with common.results_folder("test-classifier", trial.images.name, out) as results:
-        result = test_classifier(trial.model, trial.images, trial.device, batch_size)
-        common.print_table(f"classifier {trial.path} on {trial.images.name}", result.to_dict())
-        by_class = dict(zip(result.class_names, result.per_class_accuracy.tolist(), strict=True))
-        results.numbers(trial, {**result.to_dict(), "accuracy_by_class": by_class})
-        results.figures({"confusion": confusion_figure(result.confusion, result.class_names)}, show)
+    images = trial.images
+    with common.results_folder("test-classifier", images.name, out) as results:
+        result = test_classifier(trial.model, images, trial.device, batch_size, seed, limit)
+        found = measure_classifier(result, seed)
+        typer.echo(f"classifier {trial.path} on {result.n} {split} images of {images.name}, seed {seed}")
+        typer.echo(text_table(table_rows(found.estimates, {})))
+        if found.missing:
+            typer.echo(f"  no images of {_some(found.missing)}; no mean counts such classes")
+        results.numbers(trial, {**found.to_dict(), "most_confident_errors": error_rows(result, images)})
+        results.text("per-class.csv", class_table(found))
+        results.text("confusion.csv", confusion_table(result))
+        results.text("measures.md", markdown_report(found))
+        results.figures(classifier_figures(found, images), show)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more classes" if len(names) > most else "")
 
 
 @app.command()

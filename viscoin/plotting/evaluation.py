@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from viscoin.plotting.style import (
@@ -21,6 +23,7 @@ from viscoin.plotting.style import (
     VERMILION,
     new_figure,
     styled,
+    wrap,
 )
 from viscoin.testing.bootstrap import Estimate
 from viscoin.testing.consistency import Consistency
@@ -174,7 +177,7 @@ def attribute_figure(
     axes.set(xlim=(min(0.5, float(np.nanmin([before, after])) - 0.02), 1.01), ylim=(len(scores) - 0.4, -0.6))
     axes.set_xlabel("AUROC of the best concept, test images")
     axes.grid(axis="x")
-    _concept_numbers(axes, [f"{score.concept}" for score in scores])
+    right_margin(axes, "concept", [f"{score.concept}" for score in scores])
     figure.legend(loc="outside upper left", ncols=2, columnspacing=1.0, handletextpad=0.2)
     return figure
 
@@ -217,32 +220,61 @@ def feature_plane_figure(
 
 @styled
 def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], width: float = PAGE) -> Figure:
-    """Counts (C, C) of true against predicted classes; colours show shares of the true class, numbers the errors."""
+    """Counts (C, C) of true against predicted classes; colours show shares of the true class.
+
+    Up to 8 classes every count is written, up to 40 those of errors; more classes have no room for names or numbers,
+    and a scale of colours that shows rare errors. Rows of classes without images are grey.
+    """
     classes = len(confusion)
     totals = confusion.sum(1, keepdims=True)
-    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    figure = new_figure(width, 0.6 * width)
+    shares = np.divide(confusion, totals, out=np.full(confusion.shape, np.nan), where=totals > 0)
+    few, named = classes <= 8, classes <= 40
+    if few:
+        width = min(width, 2.4 + 0.45 * classes)
+    figure = new_figure(width, 1.1 + 0.32 * classes if few else (0.6 if named else 0.8) * width)
     axes = figure.subplots()
-    axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="none", aspect="auto")
-    if classes <= 40:
-        axes.set_xticks(range(classes), [str(index) for index in range(classes)])
-        axes.set_yticks(range(classes), [f"{name}  {index}" for index, name in enumerate(class_names)])
-        for row, column in zip(*np.nonzero(confusion * (1 - np.eye(classes, dtype=int)))):
-            colour = "white" if shares[row, column] > 0.5 else DARK
-            axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize=SMALL, color=colour)
+    colours = mpl.colormaps[SEQUENTIAL].with_extremes(bad=LIGHT)
+    norm = PowerNorm(1 if named else 0.5, 0, 1)
+    image = axes.imshow(shares, cmap=colours, norm=norm, interpolation="none")
+    axes.set_aspect("auto" if named else "equal")
+    if named:
+        _name_classes(axes, confusion, shares, class_names, every=few)
+    else:
+        axes.set(xticks=[], yticks=[])
+        figure.colorbar(image, ax=axes, label="share of the images of the true class", shrink=0.6, aspect=30)
     axes.tick_params(length=0)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.spines[:].set_visible(False)
+    axes.set(
+        xlabel="predicted class" if named else f"predicted class, {classes} in the order of the dataset",
+        ylabel="true class" if totals.all() else "true class (grey: no images)",
+    )
+    axes.spines[:].set_visible(not named)
     return figure
 
 
-def _concept_numbers(axes: Axes, numbers: Sequence[str]) -> None:
-    for row, number in enumerate(numbers):
+def _name_classes(
+    axes: Axes, confusion: np.ndarray, shares: np.ndarray, class_names: Sequence[str], every: bool
+) -> None:
+    classes = range(len(confusion))
+    if every:
+        axes.set_xticks(classes, ["\n".join(wrap(name, 9)) for name in class_names])
+        axes.set_yticks(classes, class_names)
+    else:
+        axes.set_xticks(classes, [str(index) for index in classes])
+        axes.set_yticks(classes, [f"{name}  {index}" for index, name in enumerate(class_names)])
+    written = ~np.isnan(shares) if every else confusion * (1 - np.eye(len(confusion), dtype=int))
+    for row, column in zip(*np.nonzero(written)):
+        colour = "white" if shares[row, column] > 0.5 else DARK
+        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize=SMALL, color=colour)
+
+
+def right_margin(axes: Axes, title: str, texts: Sequence[str]) -> None:
+    """Grey text right of each row, under a title."""
+    for row, text in enumerate(texts):
         axes.annotate(
-            number, (1, row), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+            text, (1, row), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
             fontsize=SMALL, color=GREY, annotation_clip=False,
         )  # fmt: skip
     axes.annotate(
-        "concept", (1, 1), (0, 1), xycoords="axes fraction", textcoords="offset points", ha="center", va="bottom",
+        title, (1, 1), (0, 1), xycoords="axes fraction", textcoords="offset points", ha="center", va="bottom",
         fontsize=SMALL, color=GREY,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier."""
+"""Predictions of a classifier on test images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,15 @@ from viscoin.testing.inference import check_classes, choose_images, evaluation, 
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """Labels (N,) and class probabilities (N, C) of a test; everything else follows from them."""
+    """Labels (N,) and class probabilities (N, C) of a test; everything else follows from them.
+
+    `indices` (N,) are the places of the images in their dataset, where there is one.
+    """
 
     class_names: list[str]
     labels: np.ndarray
     probabilities: np.ndarray
+    indices: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -28,6 +32,11 @@ class ClassifierResult:
     def predicted(self) -> np.ndarray:
         """(N,) class indices."""
         return self.probabilities.argmax(1)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(N,) probabilities of the predicted classes."""
+        return self.probabilities.max(1)
 
     @property
     def accuracy(self) -> float:
@@ -62,14 +71,22 @@ def test_classifier(
         classifier: images (B, 3, H, W) in [-1, 1] -> logits (B, C).
 
     Raises:
-        ValueError: the classifier and the dataset have different numbers of classes.
+        ValueError: the classifier and the dataset have different numbers of classes, or an answer is not finite.
     """
     indices = choose_images(len(dataset), limit, seed)
     with evaluation(classifier, device):
-        probabilities = [
-            classifier(images).float().softmax(1).cpu().numpy()
+        logits = torch.cat([
+            classifier(images).float().cpu()
             for images, _ in image_batches(dataset, indices, batch_size, device, "testing the classifier")
-        ]
-    result = ClassifierResult(list(dataset.class_names), dataset.labels[indices], np.concatenate(probabilities))
-    check_classes(result.probabilities.shape[1], dataset)
-    return result
+        ])  # fmt: skip
+    check_classes(logits.shape[1], dataset)
+    broken = ~logits.isfinite().all(1).numpy()
+    if broken.any():
+        raise ValueError(
+            f"the classifier gives no finite answer for {broken.sum()} of {len(logits)} images, first for image "
+            f"{indices[broken][0]}; its training diverged: train it again with a lower learning rate"
+        )
+    # in double precision, because likelihoods need the small probabilities, too
+    return ClassifierResult(
+        list(dataset.class_names), dataset.labels[indices], logits.double().softmax(1).numpy(), indices
+    )

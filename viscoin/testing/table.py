@@ -8,6 +8,15 @@ from viscoin.testing.bootstrap import Estimate
 
 TITLES = {
     r"classifier\.accuracy": "accuracy of f",
+    r"classifier\.top5": "top-5 accuracy of f",
+    r"classifier\.balanced_accuracy": "balanced accuracy (mean recall of the classes)",
+    r"classifier\.precision": "precision, mean of the classes",
+    r"classifier\.f1": "F1, mean of the classes",
+    r"classifier\.auroc": "AUROC, mean of the classes",
+    r"classifier\.average_precision": "average precision, mean of the classes",
+    r"classifier\.expected_calibration_error": "expected calibration error",
+    r"classifier\.negative_log_likelihood": "negative log-likelihood, nats",
+    r"classifier\.brier_score": "Brier score, 0 to 2",
     r"ensemble\.accuracy": "accuracy of g",
     r"ensemble\.agreement": "agreement of g with f",
     r"classifier\.accuracy_on_reconstructions": "accuracy of f on reconstructions",
@@ -81,4 +90,6 @@ def markdown_table(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _number(value: float) -> str:
+    if value != value:
+        return "–"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"

@@ -31,7 +31,7 @@ from viscoin.datasets.files import check_every_class, prepare_files
 from viscoin.datasets.listing import stratified, warn_once
 from viscoin.datasets.reading import UNREADABLE, BadImage, read_square
 
-# The authors publish no checksum.
+# No checksum of it is known to be published.
 SOURCE = Archive(
     "https://download.visinf.tu-darmstadt.de/data/funnybirds/FunnyBirds.zip",
     size="1.6 GB",

@@ -121,6 +121,26 @@ def test_kernels_follow_from_the_feature_shapes(sizes, kernels, strides):
     assert (concept_maps >= 0).all()
 
 
+@pytest.mark.parametrize("sizes", [(28, 14, 7), (16, 8, 4), (14, 14, 14)])
+def test_concepts_may_start_from_single_channels(sizes):
+    """Each concept follows one channel of one map, and nothing else, as long as nothing is mixed in."""
+    torch.manual_seed(0)
+    shapes = [(channels, size, size) for channels, size in zip((4, 6, 8), sizes)]
+    extractor = ConceptExtractor(shapes, n_concepts=9, latent_channels=3)
+    extractor.start_from_channels(mixed=0.0)
+    maps = [torch.rand(2, *shape) for shape in shapes]
+    before = activations(extractor(maps)[0])
+    read = []
+    for index, shape in enumerate(shapes):
+        for channel in range(shape[0]):
+            changed = [part.clone() for part in maps]
+            changed[index][:, channel] += 1
+            moved = (activations(extractor(changed)[0]) - before).abs() > 1e-4
+            assert moved.sum(1).max() <= 1
+            read += moved[0].nonzero().flatten().tolist()
+    assert sorted(read) == list(range(9))
+
+
 def test_concept_extractor_needs_three_maps():
     with pytest.raises(ValueError, match="three feature maps, not 2"):
         ConceptExtractor([(4, 8, 8), (4, 4, 4)], 5, 3)

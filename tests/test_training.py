@@ -422,7 +422,7 @@ def test_rate_falls_in_the_second_half():
 
 
 def test_terms_of_the_ensemble_and_their_warm_up():
-    task = viscoin_task(warmup_steps=2)
+    task = viscoin_task(warmup_steps=2, bimodality=0.0)
     batch = task.validation.batch(range(4))
     terms = [task.step(*batch, step) for step in range(3)]
     early = {"total", "l1", "l2", "perceptual", "reconstruction_class", "orthogonality", "style"}
@@ -452,9 +452,32 @@ def test_weights_of_the_terms(setting, term):
     assert value(3.0) == pytest.approx(3 * value(1.0), rel=1e-4) and value(0.0) == 0 < value(1.0)
 
 
+def test_bimodality_is_a_term_where_it_has_a_weight():
+    def value(weight: float) -> float:
+        task = viscoin_task(warmup_steps=0, bimodality=weight)
+        torch.manual_seed(1)
+        return float(task.step(*task.validation.batch(range(4)), 0)["bimodality"])
+
+    assert value(3.0) == pytest.approx(3 * value(1.0), rel=1e-4)
+
+
+def test_only_some_images_are_drawn_again(monkeypatch):
+    """All images count for the concepts, the samples of G and the first real ones for the reconstruction."""
+    seen = {}
+    task = viscoin_task(generated=3, reconstructed=2, warmup_steps=0)
+    monkeypatch.setattr(
+        losses, "reconstruction_l1", lambda rebuilt, images: seen.setdefault("drawn", images)[0].mean() + rebuilt.mean()
+    )
+    monkeypatch.setattr(losses, "sparsity", lambda maps: seen.setdefault("concepts", maps).mean())
+    real, labels = task.validation.batch(range(4))
+    task.step(real, labels, 0)
+    assert len(seen["concepts"]) == 3 + 4
+    assert torch.equal(seen["drawn"][3:], real[:2])
+
+
 def test_every_weighted_term_has_a_gradient():
     """Trap 4: a term without one would be a constant added to the loss."""
-    task = viscoin_task(warmup_steps=0)
+    task = viscoin_task(warmup_steps=0, bimodality=1.0)
     images = torch.cat([task.validation.batch(range(4))[0], task._samples()])
     task.ensemble.train()
     for name, value in task._terms(images, 0).items():
@@ -473,7 +496,7 @@ def test_batch_holds_real_and_generated_images(monkeypatch):
     task.step(real, labels, 0)
     task.step(real, labels, 1)
     assert [len(images) for images in seen] == [7, 7]
-    assert torch.equal(seen[0][:4], real) and not torch.equal(seen[0][4:], seen[1][4:])
+    assert torch.equal(seen[0][3:], real) and not torch.equal(seen[0][:3], seen[1][:3])
     assert seen[0].abs().max() <= 1
 
 

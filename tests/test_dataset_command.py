@@ -302,7 +302,7 @@ def test_interrupted(here, monkeypatch, output):
             raise KeyboardInterrupt
         return b"png"
 
-    monkeypatch.setattr(prepare, "_png", fail)
+    monkeypatch.setattr(prepare, "png_bytes", fail)
     answer = Answer("dataset", data, "--output", output, "--force", "--labels", "none")
     assert answer.code == 130 and "Interrupted" in answer.err
     nothing_new(here, "data", output)

@@ -10,6 +10,7 @@ from viscoin.cli import (
     amplify,
     concept_heatmaps,
     concepts,
+    data,
     dataset,
     demo,
     from_pickle,
@@ -68,6 +69,7 @@ for command in (
     project.project,
     demo.demo,
     dataset.dataset,
+    data.data,
 ):
     app.command()(command)
 

@@ -1,10 +1,7 @@
 """Write any images as a dataset of square PNGs of one size with a dataset.json, as StyleGAN tools read it."""
 
-import io
 import json
 import logging
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +18,7 @@ from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dat
 from viscoin.datasets.files import bad_files_error
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import INDEX, Need, Tree, list_images, parse_index
+from viscoin.datasets.output import check_output, new_folder, png_bytes
 from viscoin.datasets.reading import BadImage, read_rgb
 from viscoin.datasets.zip import open_zip
 from viscoin.runs import atomic_path
@@ -28,7 +26,6 @@ from viscoin.runs import atomic_path
 CROPS = ("center", "center-wide", "none")
 WIDE = 3 / 4  # height divided by width
 SMALLEST, LARGEST = 16, 4096  # sides, pixels
-COMPRESSION = 1  # of zlib; more takes twice as long and saves a tenth
 logger = logging.getLogger(__name__)
 
 
@@ -94,16 +91,16 @@ def prepare_dataset(
     """
     _check_choice("--crop", crop, CROPS)
     _check_choice("--split", split, (*SPLITS, "all"))
-    if resolution is not None and not _allowed(resolution):
-        raise ValueError(f"--resolution {resolution}: not a power of two; {_suggest(resolution)}")
-    _check_output(output, source, force)
+    if resolution is not None:
+        check_side(resolution)
+    check_output(output, None if source in dataset_names() else Path(source), force, INDEX)
     with _open_source(source, resolution, labels, split, seed, skip_bad_files, max_images) as images:
         chosen = list(range(len(images.names)))
         if max_images is not None and max_images < len(chosen):
             order = np.random.Generator(np.random.Philox(seed)).permutation(len(chosen))[:max_images]
             chosen = sorted(int(i) for i in order)
-        with _new_dataset(output) as write:
-            prepared = _write_all(images, chosen, write, output, resolution, crop, skip_bad_files)
+        with new_dataset(output) as write:
+            prepared = write_images(images, chosen, write, output, resolution, crop, skip_bad_files)
     return prepared
 
 
@@ -123,7 +120,7 @@ def sample_images(dataset: Path, count: int, seed: int = 0) -> tuple[np.ndarray,
         return np.stack([np.asarray(read_rgb(items[i][0])) for _, i in drawn]), names
 
 
-def _write_all(
+def write_images(
     images: Source,
     chosen: list[int],
     write: Callable[[str, bytes], None],
@@ -156,7 +153,7 @@ def _write_all(
             side, first = own, images.names[i]
         enlarged += own < (side or own)
         name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
-        write(name, _png(_square(image, side or own, crop)))
+        write(name, png_bytes(_square(image, side or own, crop)))
         labels.append((name, images.labels[i] if images.labels else 0))
     if bad and (not skip or not labels):
         raise bad_files_error(bad, len(chosen), images.root)
@@ -200,12 +197,6 @@ def _square(image: Image.Image, side: int, crop: str) -> Image.Image:
     square = Image.new("RGB", (side, side))
     square.paste(ImageOps.fit(image, (side, height), Image.Resampling.LANCZOS), (0, (side - height) // 2))
     return square
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png", compress_level=COMPRESSION)
-    return buffer.getvalue()
 
 
 def _index(labels: list[tuple[str, int]] | None, class_names: list[str]) -> bytes:
@@ -276,28 +267,21 @@ def _named(name: str, resolution: int | None, labels: str, split: str, seed: int
 
 
 @contextmanager
-def _new_dataset(output: Path) -> Iterator[Callable[[str, bytes], None]]:
+def new_dataset(output: Path) -> Iterator[Callable[[str, bytes], None]]:
     """A function that adds a file to a zip or folder, which takes its place when the block ends well."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix.lower() == ".zip":
+        output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(output) as partial, ZipFile(partial, "w") as archive:
             yield lambda name, data: archive.writestr(_entry(name), data)
         return
-    partial, old = (output.with_name(f".{output.name}.{uuid.uuid4().hex}.{what}") for what in ("partial", "old"))
+    with new_folder(output) as folder:
 
-    def write(name: str, data: bytes) -> None:
-        path = partial / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        def write(name: str, data: bytes) -> None:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 
-    try:
         yield write
-        if output.exists():
-            output.rename(old)
-        partial.rename(output)
-    finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _entry(name: str) -> ZipInfo:
@@ -308,25 +292,15 @@ def _entry(name: str) -> ZipInfo:
     return entry
 
 
-def _check_output(output: Path, source: str, force: bool) -> None:
-    if source not in dataset_names():
-        target, origin = output.resolve(), Path(source).resolve()
-        is_zip = output.suffix.lower() == ".zip"
-        if origin.is_relative_to(target) or (not is_zip and target.is_relative_to(origin)):
-            raise ValueError(f"--output {output}: lies in the source {source} or around it; choose another place")
-    if not output.exists():
-        return
-    if not force:
-        raise ValueError(f"--output {output} exists; pass --force to replace it or choose another name")
-    if output.is_dir() != (output.suffix.lower() != ".zip"):
-        raise ValueError(f"--output {output}: a folder cannot take the place of a file, nor the reverse")
-    if output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file():
-        raise ValueError(f"--output {output}: --force replaces datasets only, and this folder has no {INDEX}")
-
-
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{option} {value!r}: choose {', '.join(choices)}")
+
+
+def check_side(resolution: int) -> None:
+    """Raise ValueError unless StyleGAN tools can use images of that side."""
+    if not _allowed(resolution):
+        raise ValueError(f"--resolution {resolution}: not a power of two; {_suggest(resolution)}")
 
 
 def _allowed(side: int) -> bool:

@@ -1,0 +1,257 @@
+"""Splits as files: which image is of which class and split, as a CSV and as a tree of folders."""
+
+import csv
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from viscoin.config import DatasetConfig
+from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dataset
+from viscoin.datasets.folder import folder_tree
+from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
+from viscoin.datasets.output import new_folder
+from viscoin.datasets.zip import open_zip
+from viscoin.runs import atomic_path
+
+CSV_NAME = "split.csv"
+COLUMNS = ("file", "class", "split")
+# What images of one dataset have in common, by file: they must not be in several splits.
+GROUPS = {"pneumonia": "viscoin.datasets.pneumonia:patient"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image: its file below the folder of the dataset, as text; class index; split; and where it lies on disk."""
+
+    file: str
+    label: int
+    split: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """All images of a dataset with their splits. `root` is the folder that the file names are relative to."""
+
+    name: str
+    root: Path | None
+    class_names: list[str]
+    rows: list[Row]
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """Images of each class (C,), by split."""
+        labels = {split: [row.label for row in self.rows if row.split == split] for split in SPLITS}
+        return {
+            split: np.bincount(np.array(of_split, dtype=int), minlength=len(self.class_names))
+            for split, of_split in labels.items()
+        }
+
+
+def own_split(name: str, config: DatasetConfig) -> Split:
+    """The split that training and tests use.
+
+    Of a folder or zip only names are looked at. Images without files are named as `data NAME export` would name them.
+    """
+    if name not in dataset_names():
+        return _split_of_tree(name, config)
+    rows = []
+    parts = {split: load_dataset(name, split, config) for split in SPLITS}
+    texts = [text for part in parts.values() for text in part.files or ()]
+    root = Path(os.path.commonpath([Path(text).resolve().parent for text in texts])) if texts else None
+    for split, part in parts.items():
+        folders = class_folders(part.class_names)
+        for i, label in enumerate(part.labels.tolist()):
+            if part.files is None or root is None:
+                rows.append(Row(f"{split}/{folders[label]}/{i:06d}.png", label, split, None))
+            else:
+                path = Path(part.files[i]).resolve()
+                rows.append(Row(path.relative_to(root).as_posix(), label, split, path))
+    return Split(name, root, parts["train"].class_names, rows)
+
+
+def _split_of_tree(name: str, config: DatasetConfig) -> Split:
+    check_dataset_name(name)
+    root = Path(name)
+    with open_zip(root) if root.is_file() else nullcontext(folder_tree(root)) as tree:
+        listing = list_images(tree, "required", config.skip_bad_files)
+        names = {str(file): name for name, file in tree.files.items()}
+        rows = [
+            Row(names[str(file)], label, split, file if isinstance(file, Path) else None)
+            for split in SPLITS
+            for file, label in listing.split(split, config.seed)
+        ]
+    return Split(name, root, listing.class_names, rows)
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """ "80:10:10" -> parts of train, validation and test, which sum to 1.
+
+    Raises:
+        ValueError: not three positive numbers.
+    """
+    try:
+        shares = [float(part) for part in text.split(":")]
+    except ValueError:
+        shares = []
+    if len(shares) != len(SPLITS) or not all(math.isfinite(share) and share > 0 for share in shares):
+        raise ValueError(f"--shares {text!r}: expected three positive numbers for train, validation and test: 80:10:10")
+    return {split: share / sum(shares) for split, share in zip(SPLITS, shares, strict=True)}
+
+
+def drawn_split(split: Split, shares: dict[str, float], seed: int) -> Split:
+    """All images split anew by seed, class by class; images that belong together stay in one split.
+
+    Raises:
+        ValueError: a class has too few images to be in each split.
+    """
+    rows = sorted(split.rows, key=lambda row: (row.label, row.file))
+    items = [(i, row.label) for i, row in enumerate(rows)]
+    taken = {name: share for name, share in shares.items() if name != "train"}
+    group = _group_of(split.name)
+    chosen: dict[int, str] = {}
+    for name in SPLITS:
+        if group is None:
+            kept = stratified(items, name, taken, seed)
+        else:
+            groups = [group(row.path) if row.path else row.file for row in rows]
+            kept = stratified_groups(items, groups, name, taken, seed)
+        chosen |= {i: name for i, _ in kept}
+    drawn = replace(split, rows=[replace(row, split=chosen[i]) for i, row in enumerate(rows)])
+    check_classes(drawn, f"--shares {':'.join(f'{100 * share:.4g}' for share in shares.values())}")
+    return drawn
+
+
+def _group_of(name: str):  # type: ignore[no-untyped-def]
+    if name not in GROUPS:
+        return None
+    module, function = GROUPS[name].split(":")
+    return getattr(import_module(module), function)
+
+
+def check_classes(split: Split, source: str) -> None:
+    """Raise ValueError unless every class has images in every split."""
+    for name, counts in split.counts().items():
+        if not counts.all():
+            empty = split.class_names[int(np.argmin(counts))]
+            raise ValueError(
+                f"{source}: class {empty!r} would have no {name} images; "
+                "give it more images (three at least), leave the class out, or choose other shares"
+            )
+
+
+def read_split(path: Path, split: Split) -> Split:
+    """The images of `split` with classes and splits from a CSV of the columns file, class and split.
+
+    Images that the file does not name are left out with a warning.
+
+    Raises:
+        ValueError: not such a file, an image that the dataset has not, an unknown class or split, an image named
+            twice, or a class without images in one of the splits; the line is named.
+    """
+    known = {row.file: row for row in split.rows}
+    numbers = {name: number for number, name in enumerate(split.class_names)}
+    rows: dict[str, Row] = {}
+    for line, entry in _lines(path):
+        where = f"--from {path}, line {line}"
+        file, label, part = (entry[column] for column in COLUMNS)
+        if file not in known:
+            raise ValueError(f"{where}: {file!r} is not among the images of {split.name}; correct or remove the line")
+        if label not in numbers:
+            raise ValueError(f"{where}: {label!r} is no class of {split.name}; its classes are {_some(numbers)}")
+        if part not in SPLITS:
+            raise ValueError(f"{where}: unknown split {part!r}; there are {', '.join(SPLITS)}")
+        if file in rows:
+            raise ValueError(f"{where}: {file!r} stands in an earlier line as well; an image is in one split only")
+        rows[file] = replace(known[file], label=numbers[label], split=part)
+    if len(rows) < len(known):
+        first = next(file for file in known if file not in rows)
+        left = f"left out {len(known) - len(rows)} of {len(known)} images of {split.name}"
+        warn_once(f"{left} that {path} does not name (first: {first})")
+    read = replace(split, rows=list(rows.values()))
+    check_classes(read, f"--from {path}")
+    return read
+
+
+def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            if not set(COLUMNS) <= set(table.fieldnames or ()):
+                raise ValueError(f"--from {path}: expected the columns {', '.join(COLUMNS)}")
+            return [(table.line_num, {key: row[key] or "" for key in COLUMNS}) for row in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--from {path}: cannot be read ({error}); give a {CSV_NAME} of data split") from error
+
+
+def _some(names: Iterable[str], most: int = 10) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")
+
+
+def write_csv(split: Split, path: Path) -> Path:
+    """Write the split as a CSV of the columns file, class and split; the file appears when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((row.file, split.class_names[row.label], row.split) for row in split.rows)
+    return path
+
+
+def write_tree(split: Split, output: Path, copy: bool = False) -> Path:
+    """Write `output/<split>/<class>/<image>`, links to the images or copies of them, and `output/split.csv`.
+
+    `output` is then a folder dataset; it appears when it is complete.
+
+    Raises:
+        ValueError: the images are no files on disk, or the system makes no links.
+    """
+    if any(row.path is None for row in split.rows):
+        raise ValueError(
+            f"the images of {split.name} are no files on disk, so no tree of links can be made; "
+            "pass --tree none for the CSV alone, or unpack or export the dataset first"
+        )
+    folders = class_folders(split.class_names)
+    used: Counter[str] = Counter()
+    with new_folder(output) as partial:
+        for name in SPLITS:
+            for folder in folders:
+                (partial / name / folder).mkdir(parents=True)
+        for row in tqdm(split.rows, desc=f"writing {output.name}", unit="image", leave=False, disable=None):
+            path = row.path or Path()
+            folder = Path(row.split) / folders[row.label]
+            used[f"{folder / path.name}".lower()] += 1
+            copies = used[f"{folder / path.name}".lower()]
+            name = path.name if copies == 1 else f"{path.stem}~{copies}{path.suffix}"
+            _place(path, partial / folder / name, copy)
+        write_csv(split, partial / CSV_NAME)
+    return output
+
+
+def _place(path: Path, target: Path, copy: bool) -> None:
+    if copy:
+        shutil.copy2(path, target)
+        return
+    try:
+        target.symlink_to(path.resolve())
+    except OSError as error:
+        raise ValueError(f"cannot make links here ({error.strerror or error}); pass --tree copy") from error
+
+
+def class_folders(class_names: Sequence[str]) -> list[str]:
+    """A name for the folder of each class: the class name, without what file systems do not take."""
+    folders: list[str] = []
+    for name in class_names:
+        plain = "".join("-" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")[:120] or "class"
+        taken = sum(plain.lower() == folder.lower() for folder in folders)
+        folders.append(f"{plain}~{len(folders)}" if taken else plain)
+    return folders

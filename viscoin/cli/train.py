@@ -31,7 +31,7 @@ def classifier(
         str | None,
         typer.Option(
             "--train-layers",
-            metavar="all|head|last:N|STAGE,…",
+            metavar="all|head|last:N|STAGE",
             help="What trains: everything, the last layer, it and the last N blocks, or stages such as layer4.",
         ),
     ] = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from tiny_models import Answer, write_images
+from tiny_models import Answer, tiny_recipe, write_images, write_models
 
 from viscoin.cli import common
 from viscoin.config import RECIPES, Recipe, load_recipe, recipe_names
@@ -17,7 +17,8 @@ from viscoin.models.files import load_model
 from viscoin.models.generator import ConceptTranslator
 from viscoin.presets import gan_preset
 from viscoin.runs import Run, read_metrics
-from viscoin.testing.table import TITLES
+from viscoin.testing.bootstrap import Estimate
+from viscoin.testing.table import TITLES, markdown_table, table_rows, text_table
 from viscoin.training import gan as gan_module
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import build_discriminator, build_generator, check_gan, train_gan
@@ -122,6 +123,25 @@ def test_generator_of_the_paper_trains_by_the_preset_for_one_gpu():
     paper = load_recipe("paper")
     ours = {"horizontal_flip": True}
     assert paper.gan.model_dump() == gan_preset("auto", paper.dataset.resolution, devices=1) | ours
+
+
+def test_expected_results_stand_beside_measured_ones():
+    estimates = {name: Estimate(0.5, 0.4, 0.6, 40) for name in ("classifier.accuracy", "ensemble.agreement")}
+    rows = table_rows(estimates, {}, load_recipe("cub").expected)
+    assert [row[-1] for row in rows] == ["0.8056", "–"]
+    assert markdown_table(rows).splitlines()[0] == "| measure | value | 95 % interval | n | expected |"
+    assert text_table(rows).splitlines()[1].split()[-1] == "0.8056"
+    assert "expected" not in text_table(table_rows(estimates, {}, {}))
+
+
+def test_expected_results_come_from_the_recipe_of_the_model_on_its_own_dataset(tmp_path, monkeypatch):
+    model = write_models(tmp_path, tiny_recipe(expected={"classifier.accuracy": 0.25}))["viscoin"]
+    assert common.load_for_test("viscoin", "--checkpoints", model, None, "cpu").expected == {
+        "classifier.accuracy": 0.25
+    }
+    monkeypatch.setattr(common, "check_classes", lambda *arguments: None)
+    photos = str(write_images(tmp_path / "photos", {"a": 5, "b": 5}))
+    assert common.load_for_test("viscoin", "--checkpoints", model, photos, "cpu").expected == {}
 
 
 # --- whether they fit together at full size

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -219,6 +219,7 @@ class Trial:
     device: "torch.device"
     images: "ImageDataset"
     config: "DatasetConfig"
+    expected: Mapping[str, float] = field(default_factory=dict)  # results by name, from the recipe of the model
 
 
 def load_for_test(
@@ -250,11 +251,11 @@ def load_for_test(
         check_dataset_name(dataset)
         dataset = _plain_name(dataset)
     loaded = load_model(find_model(kind, value, dataset or DEFAULT_DATASET), kind)
-    saved = loaded.recipe["dataset"]
+    saved, expected = loaded.recipe["dataset"], loaded.recipe.get("expected", {})
     name = dataset or (saved["name"] if value is not None else DEFAULT_DATASET)
     check_dataset_name(name)
     if name != saved["name"]:
-        saved = {"resolution": saved["resolution"], "seed": saved["seed"]}
+        saved, expected = {"resolution": saved["resolution"], "seed": saved["seed"]}, {}
     if path is not None:
         saved = {**saved, "path": path}
     config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
@@ -262,7 +263,7 @@ def load_for_test(
     images = load_dataset(name, split, config, labelled)
     if labelled:
         check_classes(loaded, option, images)
-    return Trial(loaded.model.to(where), loaded.path, where, images, config)
+    return Trial(loaded.model.to(where), loaded.path, where, images, config, expected)
 
 
 def place_of_data(

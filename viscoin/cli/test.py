@@ -166,7 +166,7 @@ def viscoin(
             perceptual=distance, features=network,
         )  # fmt: skip
         estimates, numbers = result.estimates(), result.to_dict()
-        rows = table_rows(estimates, numbers)
+        rows = table_rows(estimates, numbers, trial.expected)
         typer.echo(f"ensemble {trial.path} on {result.ensemble.n} {images.split} images of {images.name}, seed {seed}")
         typer.echo(text_table(rows))
         results.numbers(trial, {**numbers, "estimates": with_seed(estimates, seed)})

@@ -52,16 +52,19 @@ TITLES = {
     r"attributes\.concepts\.edit_iou_chance": "amplified: chance of it",
     r"attributes\.concepts\.edit_inside": "amplified: share of change in the part",
 }
-HEADER = ("measure", "value", "95 % interval", "n")
+HEADER = ("measure", "value", "95 % interval", "n", "expected")
 
 
-def table_rows(estimates: Mapping[str, Estimate], numbers: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Title, value, interval and n of each estimate that has a title.
+def table_rows(
+    estimates: Mapping[str, Estimate], numbers: Mapping[str, Any], expected: Mapping[str, float] | None = None
+) -> list[tuple[str, ...]]:
+    """Title, value, interval and n of each estimate that has a title, and what was expected if that is given.
 
     Args:
         numbers: sections as in `ViscoinMeasures.to_dict()`, for the names of the networks that images are compared by.
+        expected: results of a recipe by the names of the estimates.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     used = numbers.get("reconstruction", {})
     names = {"perceptual": used.get("perceptual_name"), "features": used.get("fid_features")}
     for key, estimate in estimates.items():
@@ -69,13 +72,14 @@ def table_rows(estimates: Mapping[str, Estimate], numbers: Mapping[str, Any]) ->
         if title:
             ends = "–" if estimate.low != estimate.low else f"[{_number(estimate.low)}, {_number(estimate.high)}]"
             n = f"{estimate.n} {estimate.unit}"
-            rows.append((title.format_map(names), _number(estimate.value), ends, n))
+            row = (title.format_map(names), _number(estimate.value), ends, n)
+            rows.append((*row, _number(expected[key]) if key in expected else "–") if expected else row)
     return rows
 
 
 def text_table(rows: Iterable[tuple[str, ...]]) -> str:
     """Aligned columns."""
-    table = [HEADER, *rows]
+    table = _with_header(rows)
     widths = [max(map(len, column)) for column in zip(*table)]
     return "\n".join(
         f"  {row[0]:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
@@ -85,8 +89,14 @@ def text_table(rows: Iterable[tuple[str, ...]]) -> str:
 
 def markdown_table(rows: Iterable[tuple[str, ...]]) -> str:
     """The same in Markdown."""
-    table = [HEADER, ("---", "---:", "---:", "---:"), *((row[0].strip(), *row[1:]) for row in rows)]
+    header, *body = _with_header(rows)
+    table = [header, ("---", *("---:" for _ in header[1:])), *((row[0].strip(), *row[1:]) for row in body)]
     return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+
+
+def _with_header(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    body = list(rows)
+    return [HEADER[: len(body[0]) if body else 4], *body]
 
 
 def _number(value: float) -> str:

@@ -135,12 +135,12 @@ def class_sheets(
     single = all(len(of_class) == 1 for of_class in images)
     if single:
         cell = PAGE / GRID_COLUMNS
-        most = GRID_COLUMNS * int(PAGE_HEIGHT / (cell + _caption_lines(_grid_captions(class_names, cell)) * LINE))
+        height, in_row = cell + _caption_lines(_grid_captions(class_names, cell)) * LINE, GRID_COLUMNS
     else:
-        side = min(ROW_HEIGHT, (PAGE - ROW_LABEL) / max(len(of_class) for of_class in images))
-        most = int(PAGE_HEIGHT / (side + ImageTable.GAP))
+        height, in_row = min(ROW_HEIGHT, (PAGE - ROW_LABEL) / max(map(len, images))) + ImageTable.GAP, 1
     pages = []
-    for page in pages_of(len(images), most):
+    for rows in pages_of(-(-len(images) // in_row), int(PAGE_HEIGHT / height)):
+        page = slice(rows.start * in_row, rows.stop * in_row)
         of_page = None if masks is None else masks[page]
         if single:
             stacked = None if of_page is None else np.concatenate(of_page)

@@ -55,7 +55,7 @@ def write_tree(root: Path) -> Path:
     write(root / "train_test_split.txt", [f"{i} {int((i - 1) % EACH < EACH - 4)}" for i in names])
     write(root / "bounding_boxes.txt", [f"{i} 10.0 5.0 8.0 6.0" for i in names])
     write(root / "parts" / "parts.txt", [f"{i} {name}" for i, name in enumerate(PARTS, 1)])
-    spots = [f"{i} 1 20.0 10.0 1\n{i} 2 2.0 3.0 1\n{i} 3 0.0 0.0 0" for i in names]  # centre; cut off; hidden
+    spots = [f"{i} 1 20.0 10.0 1\n{i} 2 2.0 3.0 1\n{i} 3 21.0 11.0 0" for i in names]  # centre; cut off; hidden
     write(root / "parts" / "part_locs.txt", spots)
     write(root.parent / "attributes.txt", [f"{i} {name}" for i, name in enumerate(ATTRIBUTES, 1)])
     answers = [f"{i} {a} {int((i + a) % 2 == 0)} {1 + (i + a) // 2 % 4} 2.431" for i in names for a in (1, 2, 3)]

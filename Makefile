@@ -9,7 +9,7 @@ PYTHON3 ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-fast check-install lint typecheck format clean
+.PHONY: help setup demo test test-fast docs check-install lint typecheck format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -44,6 +44,9 @@ test: setup lint typecheck  ## every check and every test
 test-fast: setup  ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
+docs: setup  ## the documentation as a website in site/, from docs/ and the docstrings
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
 check-install: setup  ## fresh environments without extras, and with each alone
 	$(PYTHON) scripts/check_minimal_install.py
 
@@ -59,5 +62,5 @@ format: setup  ## let ruff mend what it can
 	$(PYTHON) -m ruff format .
 
 clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

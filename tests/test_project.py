@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MAKE_TARGETS = ("setup", "demo", "test", "test-fast", "check-install", "lint", "typecheck", "format", "clean")
+MAKE_TARGETS = ("setup", "demo", "test", "test-fast", "docs", "check-install", "lint", "typecheck", "format", "clean")
 JOBS = sorted((ROOT / "slurm").glob("*.sbatch"))
 
 CHECK_INSTALL = ROOT / "scripts" / "check_minimal_install.py"
@@ -129,7 +129,7 @@ def test_nix_shells_bring_python_and_tools_and_take_packages_from_the_same_list(
 
 
 def test_extras() -> None:
-    assert PROJECT["optional-dependencies"].keys() == {"app", "clip", "dev", "gpu-ops", "metrics", "tracking"}
+    assert PROJECT["optional-dependencies"].keys() == {"app", "clip", "dev", "docs", "gpu-ops", "metrics", "tracking"}
     core = declared().keys()
     for extra in PROJECT["optional-dependencies"]:
         own = [canonicalize_name(Requirement(text).name) for text in PROJECT["optional-dependencies"][extra]]

@@ -11,22 +11,29 @@ from PIL import Image
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import funnybirds, load_dataset
-from viscoin.datasets.funnybirds import COLOURS, FunnyBirdsDataset
+from viscoin.datasets.funnybirds import FunnyBirdsDataset
 
 SIZE = 16
 SIDE = 64  # of the pictures; the published ones have 256 px
 PARTS = {
+    "wing": [{"model": f"wing0{n}.glb", "color": color} for color in ("red", "blue") for n in (1, 2)],
     "beak": [{"model": f"beak0{n}.glb", "color": "yellow"} for n in (1, 2)],
     "eye": [{"model": f"eye0{n}.glb"} for n in (1, 2, 3)],
     "foot": [{"model": "foot01.glb"}, {"model": "foot04.glb"}],
     "tail": [{"model": f"tail0{n}.glb", "color": color} for color in ("red", "green") for n in (1, 2)],
-    "wing": [{"model": f"wing0{n}.glb", "color": color} for color in ("red", "blue") for n in (1, 2)],
 }
 CLASSES = [
     {"beak": 0, "eye": 2, "foot": 1, "tail": 3, "wing": 0},
     {"beak": 1, "eye": 0, "foot": 0, "tail": 1, "wing": 2},
 ]
 COUNTS = {"train": 12, "test": 3}  # of a class
+COLOURS = {
+    "beak": [(255, 255, 0)],
+    "eye": [(255, 255, 253), (255, 255, 254)],
+    "foot": [(255, 0, 1), (255, 0, 2)],
+    "tail": [(0, 0, 255)],
+    "wing": [(0, 255, 1), (0, 255, 2)],
+}
 CENTRES = {"beak": (8, 32), "eye": (24, 8), "foot": (40, 56), "tail": (56, 32), "wing": (32, 32)}  # x, y
 CHANGED = (0, 4)  # test images with interventions; the published data have them of all
 REMOVED_FROM = 4  # training images whose number is divisible by this have neither tail nor wing
@@ -138,12 +145,12 @@ def test_published_split(tree, inside):
 def test_attributes_are_the_variants_of_the_parts(tree):
     dataset = load(tree)
     assert dataset.has_truth and list(dataset.attribute_names) == [
-        "beak: 1", "beak: 2", "eye: 1", "eye: 2", "eye: 3", "foot: 1", "foot: 4", "tail: 1, red", "tail: 2, red",
-        "tail: 1, green", "tail: 2, green", "wing: 1, red", "wing: 2, red", "wing: 1, blue", "wing: 2, blue",
+        "wing: 1, red", "wing: 2, red", "wing: 1, blue", "wing: 2, blue", "beak: 1", "beak: 2", "eye: 1", "eye: 2",
+        "eye: 3", "foot: 1", "foot: 4", "tail: 1, red", "tail: 2, red", "tail: 1, green", "tail: 2, green",
     ]  # fmt: skip
     shown = [[name for name, there in zip(dataset.attribute_names, row) if there] for row in dataset.attributes]
-    assert shown[0] == shown[2] == ["beak: 1", "eye: 3", "foot: 4", "tail: 2, green", "wing: 1, red"]
-    assert shown[3] == shown[5] == ["beak: 2", "eye: 1", "foot: 1", "tail: 2, red", "wing: 1, blue"]
+    assert shown[0] == shown[2] == ["wing: 1, red", "beak: 1", "eye: 3", "foot: 4", "tail: 2, green"]
+    assert shown[3] == shown[5] == ["wing: 1, blue", "beak: 2", "eye: 1", "foot: 1", "tail: 2, red"]
     assert dataset.attributes.dtype == bool and dataset.parameters(0)["camera_distance"] == 300
 
 
@@ -152,7 +159,7 @@ def test_removed_parts_have_no_attribute_and_no_mask(tree):
     for index, number in enumerate(numbers(dataset)):
         removed = number % COUNTS["train"] % REMOVED_FROM == 0
         assert dataset.attributes[index].sum() == (3 if removed else 5)
-        assert dataset.part_masks(index).any((1, 2)).tolist() == [True, True, True, not removed, not removed]
+        assert dataset.part_masks(index).any((1, 2)).tolist() == [not removed, True, True, True, not removed]
 
 
 def test_truth_follows_the_images_that_are_left(root):
@@ -194,7 +201,7 @@ def test_parts_are_removed(tree):
 
 
 def test_interventions_that_are_not_there(root):
-    with pytest.raises(ValueError, match=r"unknown part 'crest'; choose some of beak, eye, foot, tail, wing"):
+    with pytest.raises(ValueError, match=r"unknown part 'crest'; choose some of wing, beak, eye, foot, tail"):
         load(root).without_parts(0, ["crest"])
     with pytest.raises(ValueError, match=r"image 0 of funnybirds has 2 background objects, counted from 0, not 2"):
         load(root).without_background_object(0, 2)
@@ -262,7 +269,7 @@ def change(path: Path, where: list, value: object) -> None:
         ),
         ("classes.json", [1, "class_idx"], 5, r"classes.json does not list classes with class_idx 0, 1, 2"),
         ("parts.json", ["tail"], [], r"parts.json is not of the form"),
-        ("parts.json", ["tail", 0], {"model": 3}, r"parts.json is not of the form"),
+        ("parts.json", ["tail", 0], {"model": 3, "color": "red"}, r"parts.json is not of the form"),
     ],
 )
 def test_tables_that_do_not_fit(root, name, where, value, message):

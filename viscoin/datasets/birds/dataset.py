@@ -20,7 +20,7 @@ from viscoin.datasets.birds import (
     render,
 )
 
-COUNTS = {"train": 10_000, "validation": 1_000, "test": 2_000}
+COUNTS = {"train": 20_000, "validation": 1_000, "test": 2_000}
 
 
 class BirdsDataset(ImageDataset):
@@ -51,7 +51,7 @@ class BirdsDataset(ImageDataset):
 def load_birds(split: str, config: DatasetConfig) -> BirdsDataset:
     """Birds of one split; drawn on first use (about 1 ms an image), then read from the user's cache folder."""
     count = getattr(config, split) or COUNTS[split]
-    classes = config.classes or 20
+    classes = config.classes or 200
     pixels = cached_pixels(
         f"birds/{split}-{count}x{config.resolution}px-{classes}classes-seed{config.seed}-{_renderer_version()}",
         count,

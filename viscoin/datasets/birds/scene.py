@@ -14,7 +14,7 @@ from viscoin.datasets.birds.variants import ATTRIBUTE_GROUPS, GROUP_PART, PARTS,
 
 Colour = tuple[float, float, float]
 REMOVABLE: tuple[str, ...] = ("beak", "eye", "crest", "wing", "tail", "legs")
-MISSING_SHARE = {"train": 0.15, "validation": 0.0, "test": 0.0}
+MISSING_SHARE = {"train": 0.5, "validation": 0.0, "test": 0.0}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _occluder(rng: np.random.Generator) -> Blob:
     )
 
 
-def item(split: str, index: int, seed: int = 0, n_classes: int = 20) -> tuple[Bird, Scene, int]:
+def item(split: str, index: int, seed: int = 0, n_classes: int = 200) -> tuple[Bird, Scene, int]:
     """Bird, scene and class of picture `index` of a split: a pure function of its arguments."""
     if split not in MISSING_SHARE:
         raise ValueError(f"unknown split '{split}'; choose one of: {', '.join(MISSING_SHARE)}")

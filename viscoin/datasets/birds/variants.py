@@ -185,7 +185,7 @@ def _class_table(n_classes: int, seed: int) -> tuple[Bird, ...]:
     return tuple(Bird(tuple(groups[g][v] for g, v in enumerate(row))) for row in rows)
 
 
-def class_table(n_classes: int = 20, seed: int = 0) -> list[Bird]:
+def class_table(n_classes: int = 200, seed: int = 0) -> list[Bird]:
     """The classes: deterministic choices of variants.
 
     Values are shared evenly among the classes, any two classes differ in at least two groups, and about one class in
@@ -200,7 +200,7 @@ def class_table(n_classes: int = 20, seed: int = 0) -> list[Bird]:
     return list(_class_table(n_classes, seed))
 
 
-def class_names(n_classes: int = 20) -> list[str]:
+def class_names(n_classes: int = 200) -> list[str]:
     """Unique names such as "red-eyed green hookbill", as short as the class table allows."""
     birds = class_table(n_classes)
     shown = [{"body colour", "beak"} for _ in birds]

@@ -194,6 +194,22 @@ def test_files_that_are_left_out_are_decoded_once_too(folder, decoded):
     assert all(isinstance(part.pixels, np.memmap) for part in parts)
 
 
+def test_copies_without_the_bad_files_are_kept_apart(folder):
+    """By size, and by what is cut out."""
+    paths = sorted(folder.rglob("*.png"))
+    paths[4].write_text("no image")
+    box = Image.new("RGB", (24, 24), (200, 0, 0))
+    box.paste((0, 200, 0), (0, 0, 8, 8))
+    box.save(paths[5])
+    for size in (16, 32):
+        config = DatasetConfig(resolution=size, skip_bad_files=True)
+        whole = files.prepare_files("x", "train", paths, config, folder)
+        cut = files.prepare_files("x", "train", paths, config, folder, [(0, 0, 8, 8)] * 20)
+        assert whole.kept.tolist() == cut.kept.tolist() == [i for i in range(20) if i != 4]
+        assert whole.pixels.shape == cut.pixels.shape == (19, size, size, 3)
+        assert (cut.pixels[4] == [0, 200, 0]).all() and not (whole.pixels[4] == [0, 200, 0]).all()
+
+
 def test_results_of_threads_come_in_order_and_few_are_held(monkeypatch):
     monkeypatch.setattr(files, "cores", lambda: 2)
     asked, most = [], 0

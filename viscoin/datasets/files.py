@@ -105,16 +105,24 @@ def read_files(
         warn_once(f"{root}: {sum(small)} of {len(files)} images are smaller than {side} px and are enlarged")
     _judge({file: reason for file, reason in zip(files, reasons) if reason}, len(files), root, config.skip_bad_files)
     kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=int)
-    return Prepared(select_rows(pixels, kept, f"folder/{digest}-usable"), kept)
+    return Prepared(select_rows(pixels, kept, [files[i] for i in kept], digest), kept)
 
 
-def select_rows(pixels: np.ndarray, rows: np.ndarray, key: str) -> np.ndarray:
-    """Some of the images on a memory map, on a memory map again: a copy, unless they lie side by side."""
+def select_rows(pixels: np.ndarray, rows: np.ndarray, files: Sequence[ImageFile], origin: str = "") -> np.ndarray:
+    """Some of the images on a memory map, on a memory map again: a copy, unless they lie side by side.
+
+    Args:
+        rows: (n,) positions in `pixels`, increasing.
+        files: (n,) where these images come from, by which the copy is found again.
+        origin: what else tells these pixels from others of the same files and size.
+    """
     if not len(rows):
         return pixels[:0]
     if rows[-1] - rows[0] + 1 == len(rows):
         return pixels[rows[0] : rows[-1] + 1]
-    return cached_pixels(key, len(rows), pixels.shape[1], lambda: (pixels[i] for i in rows), "copying images")
+    side = pixels.shape[1]
+    key = f"folder/{fingerprint(files, f'copy {side} {origin}')}"
+    return cached_pixels(key, len(rows), side, lambda: (pixels[i] for i in rows), "copying images")
 
 
 def _read(file: ImageFile, box: Box | None, resolution: int) -> tuple[np.ndarray, str | None, bool]:

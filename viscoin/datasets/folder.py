@@ -11,7 +11,7 @@ import numpy as np
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
-from viscoin.datasets.files import draw, fingerprint, no_images_error, read_files, select_rows, warn_about_duplicates
+from viscoin.datasets.files import draw, no_images_error, read_files, select_rows, warn_about_duplicates
 from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index
 from viscoin.datasets.reading import EXTENSIONS, ImageFile
 
@@ -76,7 +76,7 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
     return ImageDataset(
         name,
         split,
-        select_rows(pixels, np.array([rows[file] for file in of_split]), f"folder/{fingerprint(of_split, 'rows')}"),
+        select_rows(pixels, np.array([rows[file] for file in of_split]), of_split),
         np.array([label for _, label in items]),
         listing.class_names,
         [str(file) for file in of_split],

@@ -81,8 +81,9 @@ def read_region(file: ImageFile, resolution: int, box: Box | None = None) -> Ima
 
 
 def square(image: Image.Image, resolution: int) -> np.ndarray:
-    """uint8 RGB (resolution, resolution, 3), centre-cropped and resampled."""
-    return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
+    """uint8 RGB (resolution, resolution, 3), centre-cropped and resampled without aliasing."""
+    # Lanczos differs by less than a grey level on average, and takes as long as decoding does.
+    return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC))
 
 
 def image_size(file: ImageFile) -> tuple[int, int]:

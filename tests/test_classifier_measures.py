@@ -307,13 +307,16 @@ def test_most_confident_errors():
 
 
 def test_errors_are_named_by_their_place_in_the_dataset():
-    dataset = toy_dataset([[1.0, 0, 0, 0]] * 4 + [[0, 0, 1.0, 0]] * 4, [0, 0, 0, 1, 1, 1, 1, 0])
+    dataset = toy_dataset([[1.0, 0, 0, 0]] * 6 + [[0, 0, 1.0, 0]] * 2, [0, 0, 0, 0, 0, 1, 1, 0])
     dataset.files = [f"{i}.png" for i in range(8)]
     model = ToyClassifier(torch.tensor([[4.0, 0, 0, 0], [0, 0, 5.0, 0]]))
-    result = classifier.test_classifier(model, dataset, batch_size=3, seed=0, limit=7)
-    rows = error_rows(result, dataset)
-    assert {row["index"] for row in rows} == {3, 7} & set(result.indices.tolist())
-    assert all(row["file"] == f"{row['index']}.png" and row["true"] != row["predicted"] for row in rows)
+    sample = classifier.test_classifier(model, dataset, batch_size=3, seed=0, limit=5)
+    assert sample.indices.tolist() == sorted(set(sample.indices)) != list(range(5))
+    assert (sample.labels == dataset.labels[sample.indices]).all()
+    chosen = ClassifierResult(["left", "right"], np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([2, 5]))
+    (row,) = error_rows(chosen, dataset)
+    assert (row["index"], row["file"], row["true"], row["predicted"]) == (5, "5.png", "right", "left")
+    assert (row["probability_of_true"], row["probability_of_predicted"]) == (0.2, 0.8)
 
 
 def test_answers_that_are_not_finite_are_refused():

@@ -113,8 +113,8 @@ def _spread_of_classes(axes: Axes, measures: ClassifierMeasures) -> None:
         shares = np.arange(1, len(values) + 1) / len(values)
         axes.plot(values, shares, color=colour, ls=line, drawstyle="steps-post")
     axes.set_title(
-        f"all {len(values)} classes: mean recall {mean('recall'):.3f},\n"
-        f"precision {mean('precision'):.3f} (dashed), F1 {mean('f1'):.3f} (dotted)",
+        f"all {len(values)} classes with images\nmean recall {mean('recall'):.3f}\n"
+        f"precision {mean('precision'):.3f} (dashed)\nF1 {mean('f1'):.3f} (dotted)",
         fontsize=SMALL,
     )
     axes.set(ylim=(0, 1), xlabel="value", ylabel="share of classes at or below it")

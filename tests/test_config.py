@@ -221,5 +221,5 @@ def test_recipe_starts_from_its_base(tmp_path):
 def test_base_must_be_a_shipped_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"base: {path}\n")
-    with pytest.raises(ValueError, match="is no shipped recipe; the shipped recipes are .*birds"):
+    with pytest.raises(ValueError, match=r"is no shipped recipe; the shipped recipes are .*birds"):
         load_recipe(str(path))

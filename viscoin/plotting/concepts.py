@@ -18,9 +18,12 @@ from viscoin.plotting.style import (
     PAGE,
     SKY,
     SMALL,
+    middle_cut,
     new_figure,
     styled,
 )
+
+LONG_NAME = 44  # characters of class names beside a matrix
 
 
 @styled
@@ -85,9 +88,11 @@ def class_concept_importance(
     axes = figure.subplots()
     axes.set_facecolor(LIGHT)
     picture = axes.imshow(importance[:, shown], cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto", interpolation="none")
-    axes.set_yticks(range(len(importance)), class_names[: len(importance)])
+    axes.set_yticks(range(len(importance)), [middle_cut(name, LONG_NAME) for name in class_names[: len(importance)]])
     axes.set_xticks(range(len(shown)), [_short_name(k, names) for k in shown], rotation=90)
-    axes.tick_params(length=0, labelsize=SMALL - 0.5 if len(shown) > 48 else SMALL)
+    axes.tick_params(length=0, labelsize=SMALL)
+    if len(shown) > 24:
+        axes.tick_params("x", labelsize=SMALL - 1.5)
     axes.set_xlabel(f"concept ({len(shown)} most important of {importance.shape[1]})")
     if len(class_names) > len(importance):
         axes.set_ylabel(f"class (the first {len(importance)} of {len(class_names)})")

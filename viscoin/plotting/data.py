@@ -27,6 +27,7 @@ from viscoin.plotting.style import (
     VERMILION,
     YELLOW,
     ImageTable,
+    middle_cut,
     new_figure,
     styled,
     wrap,
@@ -227,7 +228,7 @@ def _bar_panels(names: Sequence[str], legend: bool) -> tuple[Figure, list[tuple[
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     characters = LONG_NAME if count == 1 and long else SHORT_NAME
     for panel, rows in zip(axes, panels, strict=True):
-        labels = [_middle_cut(name, characters) for name in names[rows]]
+        labels = [middle_cut(name, characters) for name in names[rows]]
         panel.set_yticks(range(len(labels)), labels, fontsize=SMALL - 1)
         panel.set_ylim(most - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
@@ -246,11 +247,6 @@ def _are_long(names: Sequence[str]) -> bool:
 def _numbered(names: Sequence[str]) -> list[str]:
     """Long names get their number, since what makes them differ may be cut out."""
     return [f"{i}: {name}" for i, name in enumerate(names)] if _are_long(names) else list(names)
-
-
-def _middle_cut(name: str, most: int) -> str:
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[: most - 1 - half].rstrip()}…{name[-half:].lstrip()}"
 
 
 def _clipped(text: str, width: float, lines: int) -> str:

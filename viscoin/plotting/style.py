@@ -57,6 +57,12 @@ STYLE: Any = {
 P = ParamSpec("P")
 
 
+def middle_cut(name: str, most: int) -> str:
+    """At most so many characters: what a long name has in its middle is left out."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - half].rstrip()}…{name[-half:].lstrip()}"
+
+
 def wrap(text: str, characters: int) -> list[str]:
     """Lines of at most so many characters; hyphenated words stay whole where they fit."""
     return textwrap.wrap(text, characters, break_on_hyphens=False) or [""]

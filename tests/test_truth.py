@@ -25,6 +25,7 @@ from viscoin.plotting import truth as drawing
 from viscoin.plotting.style import COLUMN, PAGE, figure_bytes
 from viscoin.plotting.truth import purity_figure, truth_figures
 from viscoin.testing import baselines, measures
+from viscoin.testing.bootstrap import Estimate
 from viscoin.testing.inference import TooFewImages
 from viscoin.testing.truth import attributes, causal, localisation, result, scenes, test_truth
 
@@ -400,6 +401,20 @@ def test_figures_name_what_they_show(tiny):
     for name, figure in figures.items():
         assert figure.get_figwidth() <= (PAGE if name in ("truth-tests", "truth-scenes") else COLUMN)
         assert figure_bytes(figure)
+
+
+def test_of_many_attributes_the_best_and_the_worst_are_drawn(tiny):
+    areas = np.linspace(0.5, 1.0, 200)
+    scores = [attributes.AttributeScore(f"group {i}: x", 0, 1, area, area) for i, area in enumerate(areas)]
+    concepts = replace(
+        tiny.concepts,
+        attributes=attributes.AttributeResult(scores, []),
+        by_attribute=[{"auroc": Estimate(area, area, area, 60)} for area in areas],
+    )
+    figure = drawing.attributes_figure(result.TruthResult({"concepts": concepts}, [], 60, 0, 0))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [f"group {i}: x" for i in (*range(199, 169, -1), *range(29, -1, -1))]
+    assert "the best and the worst 30 of 200 attributes" in words(figure)
 
 
 def test_figures_of_concepts_that_never_move(tiny, truths):

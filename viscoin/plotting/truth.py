@@ -60,11 +60,21 @@ def truth_figures(result: TruthResult) -> dict[str, Figure]:
         figures["truth-scenes"] = scenes_figure(result.examples)
     return figures
 
+MOST = 60  # attributes in one figure
+
 
 @styled
 def attributes_figure(result: TruthResult, width: float = COLUMN) -> Figure:
-    """AUROC of the best concept of each attribute with its interval, beside the best that each baseline has."""
-    scores = result.concepts.attributes.scores
+    """AUROC of the best concept of each attribute with its interval, beside the best that each baseline has.
+
+    Of more than MOST attributes the best and the worst are shown.
+    """
+    scores, by_attribute = result.concepts.attributes.scores, result.concepts.by_attribute
+    total = len(scores)
+    if total > MOST:
+        order = sorted(range(total), key=lambda i: -scores[i].auroc)
+        kept = order[: MOST // 2] + order[-MOST // 2 :]
+        scores, by_attribute = [scores[i] for i in kept], [by_attribute[i] for i in kept if by_attribute]
     rows = np.arange(len(scores))
     figure = new_figure(width, 1.15 + len(scores) * LINE)
     axes = figure.subplots()
@@ -77,9 +87,13 @@ def attributes_figure(result: TruthResult, width: float = COLUMN) -> Figure:
             [areas.get(score.name, np.nan) for score in scores], rows, marker, color=colour, ms=4.5 if own else 2.5,
             mew=0.9, alpha=1 if own else 0.75, label=_title(name, truth),
         )  # fmt: skip
-    for row, estimates in zip(rows, result.concepts.by_attribute):
+    for row, estimates in zip(rows, by_attribute):
         axes.hlines(row, estimates["auroc"].low, estimates["auroc"].high, color=BLUE, lw=1.2)
-    _group_lines(axes, [score.name for score in scores])
+    if total > MOST:
+        axes.axhline(MOST // 2 - 0.5, color=DARK, lw=0.6)
+        axes.set_ylabel(f"the best and the worst {MOST // 2} of {total} attributes")
+    else:
+        _group_lines(axes, [score.name for score in scores])
     axes.set_yticks(rows, [score.name for score in scores])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(None, 1.012), ylim=(len(scores) - 0.4, -0.6), xlabel="AUROC of the best concept, test images")

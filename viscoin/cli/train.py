@@ -1,4 +1,4 @@
-"""`train classifier|gan|viscoin|concept2clip`: train the parts of an ensemble, each in a run folder of its own."""
+"""`train classifier|gan|viscoin|all|concept2clip`: train the parts of an ensemble, each in a run folder of its own."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -249,6 +249,44 @@ def viscoin(
     f, g = common.trained_parts(classifier, gan, resolved)
     with common.training_run("viscoin", resolved, out, resume) as run:
         typer.echo(train_viscoin(resolved, run, f.model, g.model, device, precision))
+
+
+@app.command("all")
+def everything(
+    dataset: common.DatasetName = None,
+    dataset_path: common.DatasetPath = None,
+    attribute: common.Attribute = None,
+    recipe: common.RecipeName = None,
+    settings: common.Settings = None,
+    seed: common.RecipeSeed = None,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the last `train all` stopped.")] = False,
+    skip_bad_files: common.SkipBadFiles = False,
+) -> None:
+    """Train the classifier, the generator and the ensemble by one recipe, one after the other."""
+    options = {"seed": seed, "dataset.attribute": attribute, "dataset.skip_bad_files": skip_bad_files or None}
+    resolved = common.resolve_recipe("viscoin", dataset, recipe, settings, options, dataset_path=dataset_path)
+    from viscoin.runs import newest_run
+    from viscoin.training.classifier import train_classifier
+    from viscoin.training.gan import check_gan, train_gan
+    from viscoin.training.viscoin import train_viscoin
+
+    check_gan(resolved, device, 1, 1)
+    started = ""
+    for kind in ("classifier", "gan", "viscoin"):
+        found = newest_run(kind, resolved.dataset.name) if resume else None
+        goes_on = found is not None and found.header["created"] >= started  # not one that belongs to an earlier f
+        with common.training_run(kind, resolved, found.path if found and goes_on else None, goes_on) as run:
+            started = run.header["created"]
+            if kind == "classifier":
+                path = train_classifier(resolved, run, device, precision)
+            elif kind == "gan":
+                path = train_gan(resolved, run, common.optional_classifier(None, resolved), device, precision)
+            else:
+                f, g = common.trained_parts(None, None, resolved)
+                path = train_viscoin(resolved, run, f.model, g.model, device, precision)
+        typer.echo(path)
 
 
 @app.command()

@@ -15,12 +15,12 @@ from viscoin.cli import app  # noqa: E402
 PAGE = ROOT / "docs" / "commands.md"
 HEAD = """# Commands
 
-What `python main.py COMMAND --help` says, on one page, which `scripts/write_command_docs.py` writes. Once the package is
-installed, `viscoin` is the same as `python main.py`.
+What `python main.py COMMAND --help` says, on one page, which `scripts/write_command_docs.py` writes. Once the package
+is installed, `viscoin` is the same as `python main.py`.
 
-Where an option names a model, a `.safetensors` file, a run folder and a pickle from `to-pickle` all work. Without it the
-newest run of the dataset is used, else the shipped model. A mistake on the command line or in the data ends with one line
-and exit code 2.
+Where an option names a model, a `.safetensors` file, a run folder and a pickle from `to-pickle` all work. Without it
+the newest run of the dataset is used, else the shipped model. A mistake on the command line or in the data ends with
+one line and exit code 2.
 """
 
 

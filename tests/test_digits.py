@@ -66,7 +66,7 @@ def test_pipeline_from_folder_to_figures(digits):
     f = results("f")
     assert f["n"] == 359
     assert f["accuracy"] > 0.9
-    assert pictures("f") == {"confusion"}
+    assert {"confusion", "per-class", "curves", "calibration"} <= pictures("f")
 
     run("train", "gan", *recipe, "--warm-start", 0.8, "--kimg", 0.16)
     run("test", "gan", "--dataset", "digits", "--out", "G")

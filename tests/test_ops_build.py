@@ -315,7 +315,7 @@ def test_missing_ninja_and_compiler_are_named(toolkit: Path, cuda13: None, monke
     Answer("ops", "build", "--cuda-home", str(toolkit)).refused("no-such-compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(toolkit))
-    Answer("ops", "build", "--cuda-home", str(toolkit)).refused("pip install ninja")
+    Answer("ops", "build", "--cuda-home", str(toolkit)).refused("pip install viscoin[gpu-ops]")
 
 
 @needs_compiler

@@ -202,7 +202,8 @@ def test_plotting_keeps_no_global_figures():
 
 def test_names_stand_where_names_exist():
     assert "wing colour: 33" in words(drawn("attributes"))
-    assert all(name in words(drawn("class_concept_importance")) for name in NAMES)
+    shown = words(drawn("class_concept_importance"))
+    assert all(style.middle_cut(name, concepts.LONG_NAME) in shown for name in NAMES)
     assert "plume-crested" in words(drawn("contact_sheet"))
     assert "true:\nplume-crested blue\nhookbill\npredicted:\nfinch" in words(drawn("heatmaps"))
 

@@ -60,6 +60,7 @@ def truth_figures(result: TruthResult) -> dict[str, Figure]:
         figures["truth-scenes"] = scenes_figure(result.examples)
     return figures
 
+
 MOST = 60  # attributes in one figure
 
 

@@ -57,7 +57,6 @@ SMALLER: dict[str, list[object]] = {
     "test gan": ["--samples", 24, "--kid-subset", 20],
     "project": ["--steps", 3],
 }
-KEPT = {"dataset.train", "dataset.validation", "dataset.test"}  # of digits: the page counts and chooses them
 CONCEPTS, IMAGES = 24, 60  # as many as the pages name
 
 
@@ -219,10 +218,13 @@ def smaller(command: Command) -> list[object]:
     start = " ".join(command.words[2:4]) if words[0] in ("train", "test") else command.words[2]
     extra = [*SMALLER.get(start, [])]
     if words[0] in ("train", "data") and "--dry-run" not in words:
-        digits = "digits" in command.text
+        # The page on the digits chooses test images by number, and says of how many files one is left out.
+        kept = {"dataset.train", "dataset.test"} if "--skip-bad-files" in words else {"dataset.test"}
+        kept = kept if "digits" in command.text else set()
+        batch = {"classifier.batch_size": 64} if "--skip-bad-files" in words else {}
         sections = ("dataset", "concept2clip", *PARTS.get(start, ()))
-        for key, value in SETTINGS.items():
-            if key.startswith(sections) and not (digits and key in KEPT):
+        for key, value in (SETTINGS | batch).items():
+            if key.startswith(sections) and key not in kept:
                 extra += ["--set", f"{key}={value}"]
         if "viscoin" in sections:
             extra += ["--set", f"viscoin.n_concepts={CONCEPTS}"]

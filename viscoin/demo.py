@@ -62,11 +62,11 @@ class Size:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-FULL = Size(test=2000, faithfulness=1000, steps=500)
+FULL = Size(test=2000, faithfulness=1000, steps=250)
 QUICK = Size(
     test=300,
     faithfulness=150,
-    steps=80,
+    steps=60,
     changes={"dataset.train": 4000, "classifier.epochs": 1, "gan.warm_start": 4, "gan.kimg": 1},
 )
 

@@ -219,7 +219,8 @@ def smaller(command: Command) -> list[object]:
     extra = [*SMALLER.get(start, [])]
     if words[0] in ("train", "data") and "--dry-run" not in words:
         # The page on the digits chooses test images by number, and says of how many files one is left out.
-        kept = {"dataset.train", "dataset.test"} if "--skip-bad-files" in words else {"dataset.test"}
+        splits = {f"dataset.{split}" for split in ("train", "validation", "test")}
+        kept = splits if "--skip-bad-files" in words else {"dataset.test"}
         kept = kept if "digits" in command.text else set()
         batch = {"classifier.batch_size": 64} if "--skip-bad-files" in words else {}
         sections = ("dataset", "concept2clip", *PARTS.get(start, ()))

@@ -261,7 +261,7 @@ def test_continuous_integration_runs_make_test_and_checks_installing() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     last = [line.split()[:2] for line in script.read_text().splitlines()[-2:]]
-    assert last == [["make", "test"], ["make", "check-install"]]
+    assert last == [["make", "check-install"], ["make", "test"]]
     assert "missing+=(nix-bin)" in script.read_text()
     assert run("bash", "-n", str(script)).returncode == 0
 

@@ -476,7 +476,7 @@ def loader_report(rows: list[dict[str, list[Epoch]]], images: int) -> dict[str, 
                 [statistics.mean(getattr(epoch, field) for epoch in row[name][part]) for row in rows]
                 for name in LOADERS
             )
-            ratios = [theirs / own for own, theirs in zip(ours, other, strict=True)]
+            ratios = [theirs / max(own, 0.01) for own, theirs in zip(ours, other, strict=True)]
             results[f"{which}_{label}_ratio"] = round(statistics.median(ratios), 2)
             for name, values in zip(LOADERS, (ours, other), strict=True):
                 taken = statistics.median(values)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .networks import Generator
+from .together import collect, own, turn
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +190,8 @@ def path_lengths(
     Returns:
         (N,) float64; `trimmed_mean` of them is the perceptual path length.
     """
-    found = []
-    for start in tqdm(range(0, len(z[0]), batch_size), desc="path length", unit="batch", leave=False, disable=None):
+
+    def measured(start: int) -> np.ndarray:
         part = slice(start, start + batch_size)
         condition = None if c is None else c[part].to(device)
         first, last = (generator.mapping(end[part].to(device), condition, truncation_psi) for end in z)
@@ -198,8 +199,11 @@ def path_lengths(
         place = place.to(first).view(-1, 1, 1)
         ws = torch.cat([first.lerp(last, place), first.lerp(last, place + epsilon)])
         a, b = _at_most(generator.synthesis(ws, noise_mode="const").float(), largest).chunk(2)
-        found.append(distance(a, b).cpu().double().numpy() / epsilon**2)
-    return np.concatenate(found)
+        return distance(a, b).cpu().double().numpy() / epsilon**2
+
+    hidden = None if turn()[0] == 0 else True
+    starts = tqdm(own(range(0, len(z[0]), batch_size)), "path length", unit="batch", leave=False, disable=hidden)
+    return np.concatenate(collect(measured(start) for start in starts))
 
 
 def trimmed_mean(values: np.ndarray, trim: float = PPL_TRIM) -> float:

@@ -456,6 +456,13 @@ class Generator(nn.Module):
         return self.synthesis(ws, noise_mode)
 
 
+def draw_noise(network: nn.Module, size: int) -> None:
+    """Draw the random noise of a batch of so many images and drop it: what is drawn next is as if it had been made."""
+    for layer in network.modules():
+        if isinstance(layer, SynthesisLayer) and layer.use_noise:
+            torch.randn(size, 1, layer.resolution, layer.resolution, device=layer.bias.device)
+
+
 class DiscriminatorBlock(nn.Module):
     """Two convolutions at one resolution, the second of which halves it; RGB input and residual path."""
 

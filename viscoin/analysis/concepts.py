@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.special import entr
-from torch import nn
+from torch import Tensor, nn
 
+from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
 from viscoin.models.ensemble import VisCoIN
 from viscoin.runs import atomic_path
-from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, image_batches
+from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, own_batches
 
 IMPORTANT = 0.2  # relevance; the middle of the three thresholds of the paper
 NO_MATTER = ("generator.", "concept_extractor.linear")  # weights of the drawing, on which no concept depends
@@ -163,28 +164,39 @@ def collect_concepts(
     indices = choose_images(len(dataset), limit, seed)
     if len(indices) < 2:
         raise TooFewImages(f"co-activation of concepts needs at least 2 images, got {len(indices)}; raise --limit")
-    path = cache_folder() / "concepts" / f"{_fingerprint(ensemble, dataset, indices)}.npz"
-    table = None if force else _read(path)
+
+    def kept() -> tuple[Path, ConceptTable | None]:
+        path = cache_folder() / "concepts" / f"{_fingerprint(ensemble, dataset, indices)}.npz"
+        return path, None if force else _read(path)
+
+    path, table = once(kept)
     if table is None:
         table = _compute(ensemble, dataset, indices, device, batch_size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial, partial.open("wb") as file:
-            np.savez(file, **asdict(table))
+        once(lambda: _keep(path, table))
     return table
+
+
+def _keep(path: Path, table: ConceptTable) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.savez(file, **asdict(table))
 
 
 def _compute(
     ensemble: VisCoIN, dataset: ImageDataset, indices: np.ndarray, device: torch.device | str, batch_size: int
 ) -> ConceptTable:
-    rows = []
+
+    def seen(images: Tensor) -> list[np.ndarray]:
+        f_logits, concept_maps = ensemble.concept_maps(images)
+        logits, phi = ensemble.explain(concept_maps), ensemble.activations(concept_maps)
+        parts = phi, f_logits.softmax(1), logits.softmax(1), ensemble.relevance(phi, logits.argmax(1))
+        return [part.float().cpu().numpy() for part in parts]
+
     with evaluation(ensemble, device):
-        for images, _ in image_batches(dataset, indices, batch_size, device, "concepts"):
-            f_logits, concept_maps = ensemble.concept_maps(images)
-            logits, phi = ensemble.explain(concept_maps), ensemble.activations(concept_maps)
-            rows.append((phi, f_logits.softmax(1), logits.softmax(1), ensemble.relevance(phi, logits.argmax(1))))
-        columns = [torch.cat(column).float().cpu().numpy() for column in zip(*rows)]
+        batches = own_batches(dataset, indices, batch_size, device, "concepts")
+        rows = collect(seen(images) for images, _ in batches)
         weight = ensemble.explainer.weight.float().cpu().numpy()
-    activations, f_probabilities, g_probabilities, relevance = columns
+    activations, f_probabilities, g_probabilities, relevance = (np.concatenate(column) for column in zip(*rows))
     return ConceptTable(
         activations, f_probabilities, g_probabilities, dataset.labels[indices], relevance, indices, weight
     )

@@ -11,9 +11,10 @@ from sklearn.decomposition import PCA, MiniBatchNMF
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.inference import evaluation, image_batches
+from viscoin.testing.inference import evaluation, own_batches
 
 # Images (B, 3, H, W) in [-1, 1] -> activations (B, K) of each concept function, by its name.
 ConceptFunctions = Callable[[Tensor], dict[str, np.ndarray]]
@@ -56,18 +57,21 @@ def concept_functions(
     """
     random = _initialised(deepcopy(ensemble.concept_extractor), seed)
     with evaluation(ensemble, device):
-        maps = np.concatenate(
-            [
-                ensemble.encode(images).maps[-1].float().cpu().numpy()
-                for images, _ in image_batches(dataset, indices, batch_size, device, "features for baselines")
-            ]
+        rows = collect(
+            ensemble.encode(images).maps[-1].float().cpu().numpy()
+            for images, _ in own_batches(dataset, indices, batch_size, device, "features for baselines")
         )
-    pooled, vectors = maps.mean((2, 3)), _vectors(maps)
-    k = min(ensemble.n_concepts, pooled.shape[1])
-    pca = PCA(min(k, len(pooled)), random_state=seed).fit(pooled)
-    sample = np.random.default_rng(seed).permutation(len(vectors))[:POSITIONS]
-    nmf = _without_warning(MiniBatchNMF(k, init="nndsvda", random_state=seed, max_iter=50).fit, vectors[sample])
-    widest = np.sort(np.argsort(-pooled.var(0), kind="stable")[:k])
+
+    def fitted() -> tuple[PCA, MiniBatchNMF, np.ndarray]:
+        maps = np.concatenate(rows)
+        pooled, vectors = maps.mean((2, 3)), _vectors(maps)
+        k = min(ensemble.n_concepts, pooled.shape[1])
+        pca = PCA(min(k, len(pooled)), random_state=seed).fit(pooled)
+        sample = np.random.default_rng(seed).permutation(len(vectors))[:POSITIONS]
+        nmf = _without_warning(MiniBatchNMF(k, init="nndsvda", random_state=seed, max_iter=50).fit, vectors[sample])
+        return pca, nmf, np.sort(np.argsort(-pooled.var(0), kind="stable")[:k])
+
+    pca, nmf, widest = once(fitted)
 
     def activations(images: Tensor) -> dict[str, np.ndarray]:
         with evaluation(ensemble, device), evaluation(random, device):
@@ -94,9 +98,8 @@ def all_activations(
     batch_size: int,
 ) -> dict[str, np.ndarray]:
     """Activations (N, K) of the chosen images, for each function."""
-    rows = [
-        functions(images) for images, _ in image_batches(dataset, indices, batch_size, "cpu", "concept activations")
-    ]
+    batches = own_batches(dataset, indices, batch_size, "cpu", "concept activations")
+    rows = collect(functions(images) for images, _ in batches)
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from stylegan2_ada.together import collect
 from viscoin.datasets import ImageDataset
 from viscoin.testing import measures
-from viscoin.testing.inference import check_classes, choose_images, evaluation, image_batches
+from viscoin.testing.inference import check_classes, choose_images, evaluation, own_batches
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ def test_classifier(
     """
     indices = choose_images(len(dataset), limit, seed)
     with evaluation(classifier, device):
-        logits = torch.cat([
+        rows = collect(
             classifier(images).float().cpu()
-            for images, _ in image_batches(dataset, indices, batch_size, device, "testing the classifier")
-        ])  # fmt: skip
+            for images, _ in own_batches(dataset, indices, batch_size, device, "testing the classifier")
+        )
+    logits = torch.cat(rows)
     check_classes(logits.shape[1], dataset)
     broken = ~logits.isfinite().all(1).numpy()
     if broken.any():

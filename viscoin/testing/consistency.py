@@ -10,12 +10,12 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from tqdm import tqdm
 
+from stylegan2_ada.together import collect, own
 from viscoin.datasets import ImageDataset
 from viscoin.models.ensemble import VisCoIN, amplify
 from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import TooFewImages, evaluation
+from viscoin.testing.inference import TooFewImages, evaluation, progress
 
 FACTORS = (2.0, 3.0)  # lambda, in units of the largest activation of the concept in the data
 IMAGES, FEWEST_IMAGES = 100, 20  # most activating images of a concept: as many as in the paper; so many at least
@@ -113,20 +113,21 @@ def test_consistency(
             f"at most {active.max()} do"
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(testable)[:concepts])
-    found = []
-    with evaluation(ensemble, device), tqdm(
-        total=len(chosen), desc="consistency", unit="concept", leave=False, disable=None
-    ) as bar:  # fmt: skip
-        for concept in chosen.tolist():
-            strongest = np.argsort(-activations[:, concept], kind="stable")[: min(images, active[concept])]
-            targets = [*(factor * float(activations[:, concept].max()) for factor in factors), 0.0]
-            *strong, without = _generated_features(
-                ensemble, dataset, indices[strongest], concept, targets, device, batch_size
-            )
-            train, test = _halves(len(strongest), seed, concept)
-            accuracy = tuple(separability(features, without, train, test) for features in strong)
-            found.append(ConceptConsistency(concept, accuracy, len(strongest), len(test)))
-            bar.update()
+
+    def tested(concept: int) -> ConceptConsistency:
+        strongest = np.argsort(-activations[:, concept], kind="stable")[: min(images, active[concept])]
+        targets = [*(factor * float(activations[:, concept].max()) for factor in factors), 0.0]
+        *strong, without = _generated_features(
+            ensemble, dataset, indices[strongest], concept, targets, device, batch_size
+        )
+        train, test = _halves(len(strongest), seed, concept)
+        accuracy = tuple(separability(features, without, train, test) for features in strong)
+        bar.update()
+        return ConceptConsistency(concept, accuracy, len(strongest), len(test))
+
+    mine = own(chosen.tolist())
+    with evaluation(ensemble, device), progress(len(mine), "consistency", "concept") as bar:
+        found = collect(tested(concept) for concept in mine)
     dead = int((active == 0).sum())
     rare = len(active) - dead - len(testable)
     return Consistency(tuple(factors), found, dead, rare, len(testable) - len(chosen), seed)

@@ -1,6 +1,6 @@
 """All measures of an ensemble that one pass over the images gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,15 +11,18 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from stylegan2_ada.metrics import FeatureMoments, frechet_distance
+from stylegan2_ada.together import collect
 from viscoin.datasets import ImageDataset
 from viscoin.models.ensemble import VisCoIN
 from viscoin.testing import measures
 from viscoin.testing.bootstrap import Estimate, bootstrap, jackknife
 from viscoin.testing.faithfulness import Faithfulness, Generated, concatenate, probability_falls
 from viscoin.testing.image_features import ClassifierFeatures, FeatureNetwork, to_uint8
-from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, image_batches
+from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, own_batches
 from viscoin.testing.sufficiency import Sufficiency, kept_counts, kept_hits
 from viscoin.training.losses import ClassifierPerceptual
+
+Falls = list[Faithfulness] | None  # of one batch; None where no image of it is tested for faithfulness
 
 RELEVANT = 0.5  # mean relevance of a concept that counts as one of a class
 
@@ -191,43 +194,42 @@ def test_ensemble(
     tested = indices[choose_images(len(indices), faithfulness_limit, seed)] if faithfulness_limit != 0 else indices[:0]
     distance, name = perceptual or (ClassifierPerceptual(ensemble.classifier), "classifier")
     network = features or ClassifierFeatures(ensemble.classifier)
-    rows: list[dict[str, np.ndarray]] = []
-    hits: list[dict[str, np.ndarray]] = []
-    falls: list[list[Faithfulness]] = []
+
+    def measured(images: Tensor, chosen: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Falls]:
+        code = ensemble.encode(images)
+        logits = ensemble.explain(code.concept_maps)
+        classes, phi = logits.argmax(1), ensemble.activations(code.concept_maps)
+        relevance = ensemble.relevance(phi, classes)
+        rebuilt = ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
+        again = ensemble.encode(rebuilt)
+        logits_again = ensemble.explain(again.concept_maps)
+        difference = (rebuilt - images).flatten(1)
+        labels = torch.from_numpy(dataset.labels[chosen]).to(images.device)
+        values = {
+            "f_predicted": _array(code.logits.argmax(1)),
+            "g_predicted": _array(classes),
+            "f_rebuilt": _array(again.logits.argmax(1)),
+            "g_rebuilt": _array(logits_again.argmax(1)),
+            "l1": _array(difference.abs().mean(1)),
+            "mse": _array(difference.square().mean(1)),
+            "perceptual": _per_image(distance(rebuilt, images, again.maps, code.maps), len(images)),
+            "features": _array(network(to_uint8(images))[0].float()),
+            "features_rebuilt": _array(network(to_uint8(rebuilt))[0].float()),
+            "activations": _array(phi),
+            "relevance": _array(relevance),
+        }
+        hits = kept_hits(ensemble, phi, relevance, labels, chosen, seed)
+        removable = np.isin(chosen, tested)
+        if not removable.any():
+            return values, hits, None
+        keep = torch.from_numpy(removable).to(images.device)
+        generated = Generated(logits_again.softmax(1)[keep], code.concept_maps[keep], code.support[keep])
+        falls = probability_falls(ensemble, generated, relevance[keep], classes[keep], chosen[removable], seed)
+        return values, hits, falls
+
     with evaluation(ensemble, device), evaluation(network, device):
-        for images, chosen in image_batches(dataset, indices, batch_size, device, "testing the ensemble"):
-            code = ensemble.encode(images)
-            logits = ensemble.explain(code.concept_maps)
-            classes, phi = logits.argmax(1), ensemble.activations(code.concept_maps)
-            relevance = ensemble.relevance(phi, classes)
-            rebuilt = ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
-            again = ensemble.encode(rebuilt)
-            logits_again = ensemble.explain(again.concept_maps)
-            difference = (rebuilt - images).flatten(1)
-            labels = torch.from_numpy(dataset.labels[chosen]).to(images.device)
-            rows.append(
-                {
-                    "f_predicted": _array(code.logits.argmax(1)),
-                    "g_predicted": _array(classes),
-                    "f_rebuilt": _array(again.logits.argmax(1)),
-                    "g_rebuilt": _array(logits_again.argmax(1)),
-                    "l1": _array(difference.abs().mean(1)),
-                    "mse": _array(difference.square().mean(1)),
-                    "perceptual": _per_image(distance(rebuilt, images, again.maps, code.maps), len(images)),
-                    "features": _array(network(to_uint8(images))[0].float()),
-                    "features_rebuilt": _array(network(to_uint8(rebuilt))[0].float()),
-                    "activations": _array(phi),
-                    "relevance": _array(relevance),
-                }
-            )
-            hits.append(kept_hits(ensemble, phi, relevance, labels, chosen, seed))
-            removable = np.isin(chosen, tested)
-            if removable.any():
-                keep = torch.from_numpy(removable).to(images.device)
-                generated = Generated(logits_again.softmax(1)[keep], code.concept_maps[keep], code.support[keep])
-                falls.append(
-                    probability_falls(ensemble, generated, relevance[keep], classes[keep], chosen[removable], seed)
-                )
+        batches = own_batches(dataset, indices, batch_size, device, "testing the ensemble")
+        rows, hits, falls = zip(*collect(measured(*batch) for batch in batches), strict=True)
     kept = kept_counts(ensemble.n_concepts)
     return EnsembleResult(
         class_names=list(dataset.class_names),
@@ -237,12 +239,12 @@ def test_ensemble(
         sufficiency=[Sufficiency(ranking, kept, found) for ranking, found in _joined(hits).items()],
         perceptual_name=name,
         features_name="pooled last stage of f" if network.name == "classifier" else network.name,
-        faithfulness=concatenate(falls),
+        faithfulness=concatenate([part for part in falls if part is not None]),
         seed=seed,
     )
 
 
-def _joined(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+def _joined(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,13 +11,14 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from stylegan2_ada import metrics
 from stylegan2_ada.metrics import FeatureMoments, frechet_distance
-from stylegan2_ada.networks import Generator
+from stylegan2_ada.networks import Generator, draw_noise
+from stylegan2_ada.together import collect, once, own, together
 from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier
+from viscoin.testing.execution import exact
 from viscoin.testing.image_features import (
     ClassifierFeatures,
     Distance,
@@ -26,7 +27,7 @@ from viscoin.testing.image_features import (
     real_features,
     to_uint8,
 )
-from viscoin.testing.inference import choose_images, evaluation, image_batches
+from viscoin.testing.inference import choose_images, evaluation, own_batches, progress
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +76,30 @@ def test_gan(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
 ) -> GanResult:
-    """The Frechet distance alone, of n samples and n real images, or all if there are fewer."""
+    """The Frechet distance alone, of n samples and n real images, or all if there are fewer.
+
+    Processes that train together call this all at once and share the images.
+    """
     network, indices = ClassifierFeatures(classifier), choose_images(len(dataset), n, seed)
     check_generator(generator, dataset)
-    real, generated = FeatureMoments(), FeatureMoments()
-    with evaluation(network, device), evaluation(generator, device):
-        for images, _ in image_batches(dataset, indices, batch_size, device, "features of real images"):
-            real.add(network(to_uint8(images))[0].cpu().numpy())
-        for images in samples(generator, dataset, n, seed, device, batch_size):
-            generated.add(network(to_uint8(images))[0].cpu().numpy())
-    return GanResult(frechet_distance(real, generated), n, len(indices))
+    with together(), evaluation(network, device), evaluation(generator, device):
+        real = collect(
+            network(to_uint8(images))[0].cpu().numpy()
+            for images, _ in own_batches(dataset, indices, batch_size, device, "features of real images")
+        )
+        generated = collect(
+            network(to_uint8(images))[0].cpu().numpy()
+            for images in own_samples(generator, dataset, n, seed, device, batch_size)
+        )
+        distance = once(lambda: frechet_distance(_moments(real), _moments(generated)))
+    return GanResult(distance, n, len(indices))
+
+
+def _moments(batches: list[np.ndarray]) -> FeatureMoments:
+    moments = FeatureMoments()
+    for batch in batches:
+        moments.add(batch)
+    return moments
 
 
 @dataclass(frozen=True)
@@ -164,20 +179,27 @@ def measure_gan(
     with evaluation(network, device), evaluation(generator, device):
         if set(wanted) & set(COMPARISONS):
             real = real_features(network, dataset, indices, batch_size, device)
-            images = samples(generator, dataset, n, seed, device, batch_size, truncation)
-            comparison = Comparison(real, *_features(network, images), seed, kid_subset)
+            images = own_samples(generator, dataset, n, seed, device, batch_size, truncation)
+            rows = collect(tuple(part.float().cpu().numpy() for part in network(to_uint8(batch))) for batch in images)
             suffix = re.sub(r"\W+", "_", network.name) + psi
-            for name in (name for name in wanted if name in COMPARISONS):
-                values |= {f"{key}{n}_{suffix}": value for key, value in COMPARISONS[name](comparison).items()}
-            plane = comparison.plane()
+
+            def compared() -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray] | None]:
+                features, logits = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+                comparison = Comparison(real, features, logits, seed, kid_subset)
+                names = [name for name in wanted if name in COMPARISONS]
+                found = {key: value for name in names for key, value in COMPARISONS[name](comparison).items()}
+                return {f"{key}{n}_{suffix}": value for key, value in found.items()}, comparison.plane()
+
+            values, plane = once(compared)
         for name in (name for name in wanted if name in PATHS):
             distance, distance_name = cast(tuple[Distance, str], perceptual)
             largest = metrics.PPL_RESOLUTION if distance_name == "lpips" else None
             paths = _paths(generator, dataset, n, seed, full=name == "ppl-full")
-            lengths = metrics.path_lengths(
-                generator, distance, **paths, truncation_psi=truncation, largest=largest, device=device,
-                batch_size=-(-batch_size // 2),
-            )  # fmt: skip
+            with exact():  # the images of a pair differ by less than bfloat16 can tell
+                lengths = metrics.path_lengths(
+                    generator, distance, **paths, truncation_psi=truncation, largest=largest, device=device,
+                    batch_size=-(-batch_size // 2),
+                )  # fmt: skip
             values[f"ppl{n}_{PATHS[name]}_{distance_name}{psi}"] = metrics.trimmed_mean(lengths)
     protocol = {
         "dataset": dataset.name, "split": dataset.split, "resolution": dataset.resolution, "real_images": len(indices),
@@ -217,13 +239,45 @@ def samples(
 
     A conditional generator gets labels drawn from those of the dataset.
     """
+    return _samples(generator, dataset, n, seed, device, batch_size, truncation, range(0, n, batch_size))
+
+
+def own_samples(
+    generator: Generator,
+    dataset: ImageDataset,
+    n: int,
+    seed: int,
+    device: torch.device | str,
+    batch_size: int,
+    truncation: float = 1,
+) -> Iterator[Tensor]:
+    """Those of the batches of `samples` that it is this process's turn to generate, bit for bit the same images."""
+    return _samples(generator, dataset, n, seed, device, batch_size, truncation, own(range(0, n, batch_size)))
+
+
+def _samples(
+    generator: Generator,
+    dataset: ImageDataset,
+    n: int,
+    seed: int,
+    device: torch.device | str,
+    batch_size: int,
+    truncation: float,
+    starts: Sequence[int],
+) -> Iterator[Tensor]:
     draw = torch.Generator().manual_seed(seed)
     z = torch.randn(n, generator.z_dim, generator=draw)
     c = _conditions(generator, dataset, n, draw)
-    with torch.random.fork_rng(), tqdm(total=n, desc="generating", unit="image", leave=False, disable=None) as bar:
+    place = 0
+    with (
+        torch.random.fork_rng(),
+        progress(sum(len(z[i : i + batch_size]) for i in starts), "generating", "image") as bar,
+    ):
         torch.manual_seed(seed)  # of the noise inputs of the synthesis network
-        for start in range(0, n, batch_size):
-            part = slice(start, start + batch_size)
+        for start in starts:
+            for other in range(place, start, batch_size):  # that of the batches in between, which others generate
+                draw_noise(generator, len(z[other : other + batch_size]))
+            part, place = slice(start, start + batch_size), start + batch_size
             images = generator(z[part].to(device), None if c is None else c[part].to(device), truncation)
             yield images.float().clamp(-1, 1)
             bar.update(len(images))
@@ -242,13 +296,6 @@ def _conditions(generator: Generator, dataset: ImageDataset, n: int, draw: torch
         return None
     classes = torch.from_numpy(dataset.labels)[torch.randint(len(dataset), (n,), generator=draw)]
     return F.one_hot(classes, generator.c_dim).float()
-
-
-def _features(network: FeatureNetwork, images: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, D) and logits (N, C) of all batches."""
-    outputs = [[part.float().cpu().numpy() for part in network(to_uint8(batch))] for batch in images]
-    features, logits = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    return features, logits
 
 
 def _possible(

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylegan2_ada.metrics import InceptionFeatures, inception_weights
+from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
 from viscoin.models.classifier import Classifier
 from viscoin.runs import atomic_path
-from viscoin.testing.inference import image_batches
+from viscoin.testing.inference import own_batches
 from viscoin.training.losses import VGG_FILE, ClassifierPerceptual, load_lpips
 
 logger = logging.getLogger(__name__)
@@ -139,21 +140,34 @@ def real_features(
 
     They are found by the contents of the images and by the weights of the network, never by a name.
     """
-    digest = hashlib.sha256(f"{len(indices)} {network_digest(network)}".encode())
-    for start in range(0, len(indices), 1024):
-        digest.update(dataset.pixels[indices[start : start + 1024]].tobytes())
-    path = cache_folder() / "features" / f"{digest.hexdigest()[:24]}.npy"
-    known = path.is_file()
-    if not known:
-        batches = image_batches(dataset, indices, batch_size, device, "features of real images")
-        features = np.concatenate([network(to_uint8(images))[0].float().cpu().numpy() for images, _ in batches])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial, partial.open("wb") as file:
-            np.save(file, features)
+
+    def kept_in() -> tuple[Path, bool]:
+        digest = hashlib.sha256(f"{len(indices)} {network_digest(network)}".encode())
+        for start in range(0, len(indices), 1024):
+            digest.update(dataset.pixels[indices[start : start + 1024]].tobytes())
+        path = cache_folder() / "features" / f"{digest.hexdigest()[:24]}.npy"
+        return path, path.is_file()
+
+    def keep() -> np.ndarray:
+        if not known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as partial, partial.open("wb") as file:
+                np.save(file, np.concatenate(rows))
+        return np.load(path, mmap_mode="r")
+
+    path, known = once(kept_in)
+    rows = (
+        []
+        if known
+        else collect(
+            network(to_uint8(images))[0].float().cpu().numpy()
+            for images, _ in own_batches(dataset, indices, batch_size, device, "features of real images")
+        )
+    )
     logger.info(
         "%s features of %d real images: %s %s", network.name, len(indices), "from" if known else "kept in", path
     )
-    return np.load(path, mmap_mode="r")
+    return once(keep)
 
 
 def network_digest(network: FeatureNetwork) -> str:

@@ -1,6 +1,6 @@
 """Running models over datasets: chosen images, batches, eval mode, float32."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stylegan2_ada.together import own, turn
 from viscoin.datasets import ImageDataset
 
 
@@ -32,9 +33,34 @@ def image_batches(
     dataset: ImageDataset, indices: np.ndarray, batch_size: int, device: torch.device | str, title: str
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Images (B, 3, H, W) in [-1, 1] on the device and the dataset indices (B,) they have, with a progress bar."""
-    with tqdm(total=len(indices), desc=title, unit="image", leave=False, disable=None) as bar:
-        for start in range(0, len(indices), batch_size):
-            chosen = indices[start : start + batch_size]
+    return _images(dataset, batches(indices, batch_size), device, title)
+
+
+def own_batches(
+    dataset: ImageDataset, indices: np.ndarray, batch_size: int, device: torch.device | str, title: str
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Those of the batches that it is this process's turn to work on, for `stylegan2_ada.together.collect`.
+
+    The batches are the same for any number of processes, so that results are, bit for bit.
+    """
+    return _images(dataset, own(batches(indices, batch_size)), device, title)
+
+
+def batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """The indices in their order, `size` of them in each part and the rest in the last one."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def progress(total: int, title: str, unit: str) -> tqdm:
+    """A progress bar, which only the first process shows."""
+    return tqdm(total=total, desc=title, unit=unit, leave=False, disable=None if turn()[0] == 0 else True)
+
+
+def _images(
+    dataset: ImageDataset, parts: Sequence[np.ndarray], device: torch.device | str, title: str
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    with progress(sum(map(len, parts)), title, "image") as bar:
+        for chosen in parts:
             images, _ = dataset.batch(chosen)
             yield images.to(device, memory_format=torch.channels_last), chosen
             bar.update(len(chosen))

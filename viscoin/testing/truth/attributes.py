@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from stylegan2_ada.together import collect
 from viscoin.datasets import ImageDataset
 from viscoin.models.ensemble import VisCoIN
 from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import TooFewImages, choose_images, evaluation, image_batches
+from viscoin.testing.inference import TooFewImages, choose_images, evaluation, own_batches
 from viscoin.testing.measures import auroc
 
 RAREST = 0.05
@@ -107,10 +108,10 @@ def concept_activations(
 ) -> np.ndarray:
     """phi (N, K) of the chosen images."""
     with evaluation(ensemble, device):
-        rows = [
+        rows = collect(
             ensemble.activations(ensemble.encode(images).concept_maps).cpu().numpy()
-            for images, _ in image_batches(dataset, indices, batch_size, device, "concept activations")
-        ]
+            for images, _ in own_batches(dataset, indices, batch_size, device, "concept activations")
+        )
     return np.concatenate(rows)
 
 

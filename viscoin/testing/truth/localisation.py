@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from stylegan2_ada.together import collect, own
 from viscoin.analysis.heatmaps import concept_heatmaps
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.birds import GROUP_PART, PARTS, attribute_names
 from viscoin.models.ensemble import VisCoIN, amplify
 from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import evaluation
+from viscoin.testing.inference import evaluation, progress
 from viscoin.testing.truth.attributes import RESAMPLES, AttributeScore, group_of
 from viscoin.testing.truth.scenes import Interventions
 
@@ -103,15 +103,18 @@ def localise(
         activations: phi (N, K) of the N images of the interventions.
         images: a random sample of so many for each attribute.
     """
-    tables = {name: np.full((len(interventions.indices), len(scores)), np.nan) for name in Localisation.__annotations__}
     names = attribute_names()
-    for column, score in enumerate(tqdm(scores, desc="localisation", unit="attribute", leave=False, disable=None)):
+
+    def located(column: int) -> dict[str, np.ndarray]:
+        found = {name: np.full(len(interventions.indices), np.nan) for name in Localisation.__annotations__}
+        score = scores[column]
+        bar.update()
         part = PARTS.index(GROUP_PART[group_of(score.name)])
         strong = interventions.shown[:, names.index(score.name)] == (score.direction > 0)
         rows = np.flatnonzero(strong & interventions.visible[:, part] & (activations[:, score.concept] > 0))
         rows = np.random.default_rng([seed, column]).permutation(rows)[:images]
         if not len(rows):
-            continue
+            return found
         indices = interventions.indices[rows]
         masks = np.stack([grown(dataset.part_masks(int(index))[part]) for index in indices])
         batch, _ = dataset.batch(indices)
@@ -123,9 +126,14 @@ def localise(
             pointing_game(heat, masks), inside(heat, masks), area, edit_iou(change, masks), area / (2 - area),
             inside(change, masks),
         )  # fmt: skip
-        for name, table in tables.items():
-            table[rows, column] = getattr(values, name)
-    return Localisation(**tables)
+        for name, values_of_all in found.items():
+            values_of_all[rows] = getattr(values, name)
+        return found
+
+    mine = own(range(len(scores)))
+    with progress(len(mine), "localisation", "attribute") as bar:
+        columns = collect(located(column) for column in mine)
+    return Localisation(**{name: np.stack([column[name] for column in columns], 1) for name in columns[0]})
 
 
 def edit_change(ensemble: VisCoIN, images: Tensor, concept: int, device: torch.device | str) -> np.ndarray:

@@ -1,11 +1,10 @@
 """The same scene with one thing changed: a part deleted, a variant swapped, everything behind the bird removed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
+from stylegan2_ada.together import collect, own
 from viscoin.datasets.base import to_images
 from viscoin.datasets.birds import (
     ATTRIBUTE_GROUPS,
@@ -20,7 +19,7 @@ from viscoin.datasets.birds import (
 )
 from viscoin.datasets.birds.dataset import BirdsDataset
 from viscoin.testing.baselines import ConceptFunctions
-from viscoin.testing.inference import random_ranks
+from viscoin.testing.inference import batches, progress, random_ranks
 
 GROUPS = tuple(ATTRIBUTE_GROUPS)
 
@@ -64,24 +63,23 @@ def intervene(
 
     Swaps depend on the seed and the image alone. Drawing takes about 20 ms an image of 64 px.
     """
-    rows: list[dict[str, np.ndarray]] = []
-    found: list[dict[str, np.ndarray]] = []
     per_scene = 2 + len(PARTS) + len(GROUPS)
-    for scenes in _batches(indices, max(1, batch_size // per_scene)):
+
+    def seen(scenes: np.ndarray) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
         drawn = [_versions(dataset, int(index), seed) for index in scenes]
-        rows += [facts for _, facts in drawn]
         activations = functions(to_images(np.concatenate([pixels for pixels, _ in drawn])))
-        found.append({name: part.reshape(len(scenes), per_scene, -1) for name, part in activations.items()})
+        bar.update(len(scenes))
+        return [facts for _, facts in drawn], {
+            name: part.reshape(len(scenes), per_scene, -1) for name, part in activations.items()
+        }
+
+    mine = own(batches(indices, max(1, batch_size // per_scene)))
+    with progress(sum(map(len, mine)), "interventions", "scene") as bar:
+        parts = collect(seen(scenes) for scenes in mine)
+    rows, found = [row for facts, _ in parts for row in facts], [activations for _, activations in parts]
     facts = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     return Interventions(indices, **facts), {name: _split(part) for name, part in joined.items()}
-
-
-def _batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    with tqdm(total=len(indices), desc="interventions", unit="scene", leave=False, disable=None) as bar:
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
-            bar.update(len(indices[start : start + size]))
 
 
 def _versions(dataset: BirdsDataset, index: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

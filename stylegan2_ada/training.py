@@ -5,7 +5,7 @@ processes may train together: see `stylegan2_ada.distributed`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from stylegan2_ada.loss import (
     update_ema,
 )
 from stylegan2_ada.networks import Discriminator, Generator
+from stylegan2_ada.optimizer import load_optimizer
 
 if TYPE_CHECKING:
     from stylegan2_ada.augment import AugmentController, AugmentPipe
@@ -40,7 +41,8 @@ Check = Callable[[Mapping[str, Tensor]], None]
 class GanSettings:
     """Hyperparameters of the training; counts of images in thousands (kimg).
 
-    `batch_size` counts the images of all processes. `ema_rampup` bounds the half-life of the weight average by that
+    `batch_size` counts the images of all processes; each takes its share in `accumulate` parts, one after the other,
+    and D compares deviations within a part. `ema_rampup` bounds the half-life of the weight average by that
     share of the images seen so far (ADA paper, Appendix C); None does not. With `half_precision`, gradients that are
     not finite are replaced, as networks with float16 layers need. `reconstruction` weighs ||x - G(E(x))|| in the
     adversarial phase; 0 gives plain StyleGAN2.
@@ -48,6 +50,7 @@ class GanSettings:
     """
 
     batch_size: int = 32
+    accumulate: int = 1
     learning_rate: float = 2e-3
     r1_gamma: float = 1.0
     r1_interval: int = 16
@@ -84,6 +87,8 @@ class GanTrainer:
         augment: pipe that all images pass on their way to the discriminator; its buffer `p` is the strength.
         controller: moves `augment.p` by the signs of the logits of real images.
         labels: classes (N,) of all real images, from which those of samples are drawn; needed if c_dim > 0.
+        compiled: translate synthesis and D by `torch.compile` where no second derivatives are needed: everywhere but in
+            the two regularisers.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class GanTrainer:
         augment: "AugmentPipe | None" = None,
         controller: "AugmentController | None" = None,
         labels: Tensor | None = None,
+        compiled: bool = False,
     ) -> None:
         if encoder is None and (settings.warm_start_steps or settings.reconstruction):
             raise ValueError("a warm start or a reconstruction term needs an encoder")
@@ -112,6 +118,8 @@ class GanTrainer:
         self.augment, self.controller = augment, controller
         self.ema = deepcopy(generator).eval().requires_grad_(False)
         self.settings, self.perceptual, self.backward, self.check = settings, perceptual, backward, check
+        compile_ = torch.compile if compiled else lambda network: network
+        self.synthesis, self.judgement = compile_(generator.synthesis), compile_(discriminator)
         self.path_length = PathLengthRegularizer().to(device)
         self.generator_optimizer = self._lazy_adam(generator.parameters(), settings.path_length_interval)
         self.judge = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
@@ -151,69 +159,95 @@ class GanTrainer:
         factor = 0.55 + 0.45 * math.cos(math.pi * step / self.settings.warm_start_steps)
         for group, scale in zip(optimizer.param_groups, (1, MAPPING_BOOST), strict=True):
             group["lr"] = self.settings.warm_start_learning_rate * scale * factor
+        return self._update([optimizer], (self._warm_terms(part) for part in self._split(images)))
+
+    def _warm_terms(self, images: Tensor) -> dict[str, Tensor]:
         w, terms = self._reconstruct(images)
         z = torch.randn(256, self.generator.z_dim, device=images.device)
-        terms["latent_match"] = energy_distance(self._map(z), self._remember(gather(w.detach())))
-        self.check(terms)
-        self._update([optimizer], torch.stack(list(terms.values())).sum())
-        return {key: value.detach() for key, value in terms.items()}
+        return terms | {"latent_match": energy_distance(self._map(z), self._remember(gather(w.detach())))}
 
     def _adversarial_step(self, images: Tensor, step: int, labels: Tensor | None) -> dict[str, Tensor]:
-        condition = self._drawn_condition(len(images))
-        fake = self.generator.synthesis(self._ws(len(images), condition), noise_mode="random")
-        terms = self._generator_step(images, fake, condition)
-        if self.settings.path_length_weight and step % self.settings.path_length_interval == 0:
-            terms |= self._path_length_step(max(1, len(images) // 2))
-        real_condition = self._condition(labels)
-        terms |= self._discriminator_step(images, real_condition, fake.detach(), condition)
-        if self.settings.r1_gamma and step % self.settings.r1_interval == 0:
-            terms |= self._r1_step(images, real_condition)
+        settings = self.settings
+        parts = self._split(images)
+        conditions = [None] * len(parts) if labels is None else [self._condition(part) for part in self._split(labels)]
+        if labels is None and self.generator.c_dim:
+            raise ValueError("a conditional discriminator needs the labels of the real images")
+        real = list(zip(parts, conditions, strict=True))
+        fake: list[tuple[Tensor, Tensor | None]] = []
+        terms = self._generator_step(parts, fake)
+        if settings.path_length_weight and step % settings.path_length_interval == 0:
+            terms |= self._path_length_step(parts)
+        terms |= self._discriminator_step(real, fake)
+        if settings.r1_gamma and step % settings.r1_interval == 0:
+            terms |= self._r1_step(real)
         if self.augment is not None:
             terms |= self._adapt(self.augment, terms["real_sign"], len(images))
-        return {key: value.detach() for key, value in terms.items()}
+        return terms
 
-    def _generator_step(self, images: Tensor, fake: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+    def _generator_step(self, parts: Sequence[Tensor], fake: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        """Also appends the samples of each part, and their conditions, to `fake`."""
+
+        def terms() -> Iterator[dict[str, Tensor]]:
+            for images in parts:
+                condition = self._drawn_condition(len(images))
+                samples = self.synthesis(self._ws(len(images), condition), noise_mode="random")
+                fake.append((samples.detach(), condition))
+                found = {"generator": generator_logistic(self._logits(samples, condition)).mean()}
+                if self.settings.reconstruction:
+                    _, others = self._reconstruct(images)
+                    found |= {key: value * self.settings.reconstruction for key, value in others.items()}
+                yield found
+
         _require_grad(self.judge, False)
-        terms = {"generator": generator_logistic(self._logits(fake, condition)).mean()}
-        if self.settings.reconstruction:
-            _, parts = self._reconstruct(images)
-            terms |= {key: value * self.settings.reconstruction for key, value in parts.items()}
-        self.check(terms)
         optimizers = [self.generator_optimizer, *([self.encoder_optimizer] if self.settings.reconstruction else [])]
-        self._update(optimizers, torch.stack(list(terms.values())).sum())
+        means = self._update(optimizers, terms())
         _require_grad(self.judge, True)
-        return terms
+        return means
 
-    def _path_length_step(self, n: int) -> dict[str, Tensor]:
+    def _path_length_step(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
         """Lazy path-length regularisation (StyleGAN2 paper, Sec. 3.2 and Appendix B) on half a batch."""
-        ws = self._ws(n, self._drawn_condition(n))
-        fake = self.generator.synthesis(ws, noise_mode="random")
-        noise = torch.randn(fake.shape, device=fake.device)  # randn_like is slow for channels-last tensors on CPUs
-        penalty = self.path_length(path_lengths(fake, ws, noise)).mean()
-        terms = {"path_length": penalty * self.settings.path_length_weight}
-        self.check(terms)
-        self._update([self.generator_optimizer], terms["path_length"] * self.settings.path_length_interval)
-        return terms
+
+        def terms() -> Iterator[dict[str, Tensor]]:
+            for images in parts:
+                n = max(1, len(images) // 2)
+                ws = self._ws(n, self._drawn_condition(n))
+                fake = self.generator.synthesis(ws, noise_mode="random")
+                noise = torch.randn(fake.shape, device=fake.device)  # randn_like is slow for channels-last on CPUs
+                penalty = self.path_length(path_lengths(fake, ws, noise)).mean()
+                yield {"path_length": penalty * self.settings.path_length_weight}
+
+        return self._update([self.generator_optimizer], terms(), self.settings.path_length_interval)
 
     def _discriminator_step(
-        self, images: Tensor, condition: Tensor | None, fake: Tensor, fake_condition: Tensor | None
+        self, real: Sequence[tuple[Tensor, Tensor | None]], fake: Sequence[tuple[Tensor, Tensor | None]]
     ) -> dict[str, Tensor]:
-        real_logits, fake_logits = self._logits(images, condition), self._logits(fake, fake_condition)
-        terms = {"discriminator": discriminator_logistic(real_logits, fake_logits).mean()}
-        self.check(terms)
-        self._update([self.discriminator_optimizer], terms["discriminator"])
-        return terms | {"real_sign": real_logits.sign().mean(), "fake_sign": fake_logits.sign().mean()}
+        signs: list[Tensor] = []
 
-    def _r1_step(self, images: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+        def terms() -> Iterator[dict[str, Tensor]]:
+            for judged in zip(real, fake, strict=True):
+                real_logits, fake_logits = (self._logits(images, condition) for images, condition in judged)
+                signs.append(torch.stack([real_logits.detach().sign().mean(), fake_logits.detach().sign().mean()]))
+                yield {"discriminator": discriminator_logistic(real_logits, fake_logits).mean()}
+
+        means = self._update([self.discriminator_optimizer], terms())
+        real_sign, fake_sign = torch.stack(signs).mean(0)
+        return means | {"real_sign": real_sign, "fake_sign": fake_sign}
+
+    def _r1_step(self, real: Sequence[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         """Lazy R1 on real images; the gradient goes through the augmentation to the images themselves."""
-        real = images.detach().requires_grad_()
-        terms = {"r1": r1_penalty(real, self._logits(real, condition)).mean() * self.settings.r1_gamma / 2}
-        self.check(terms)
-        self._update([self.discriminator_optimizer], terms["r1"] * self.settings.r1_interval)
-        return terms
 
-    def _logits(self, images: Tensor, condition: Tensor | None) -> Tensor:
-        return self.discriminator(images if self.augment is None else self.augment(images), condition)
+        def terms() -> Iterator[dict[str, Tensor]]:
+            for images, condition in real:
+                images = images.detach().requires_grad_()
+                logits = self._logits(images, condition, twice=True)
+                yield {"r1": r1_penalty(images, logits).mean() * self.settings.r1_gamma / 2}
+
+        return self._update([self.discriminator_optimizer], terms(), self.settings.r1_interval)
+
+    def _logits(self, images: Tensor, condition: Tensor | None, twice: bool = False) -> Tensor:
+        """`twice`: they will be differentiated twice."""
+        judge = self.discriminator if twice else self.judgement
+        return judge(images if self.augment is None else self.augment(images), condition)
 
     def _adapt(self, augment: "AugmentPipe", real_sign: Tensor, n: int) -> dict[str, Tensor]:
         """Let the controller move the strength of the augmentation, by the signs of all processes."""
@@ -225,22 +259,33 @@ class GanTrainer:
             terms["r_t"] = torch.full_like(augment.p, self.controller.r_t)
         return terms
 
-    def _update(self, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> None:
-        """One optimisation step on the mean gradient of all processes."""
+    def _update(
+        self, optimizers: Sequence[torch.optim.Optimizer], terms: Iterable[dict[str, Tensor]], weight: float = 1.0
+    ) -> dict[str, Tensor]:
+        """One optimisation step on the mean gradient of all parts and processes; returns the means of the terms."""
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.backward(loss)
+        share, means = 1 / self.settings.accumulate, dict[str, Tensor]()
+        for found in terms:
+            self.check(found)
+            self.backward(torch.stack(list(found.values())).sum() * (weight * share))
+            means = {key: means.get(key, 0) + value.detach() * share for key, value in found.items()}
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         average_gradients(parameters, self.settings.half_precision)
         for optimizer in optimizers:
             optimizer.step()
+        return means
+
+    def _split(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """A batch in equal parts, which go through the networks one after the other."""
+        return batch.tensor_split(self.settings.accumulate)
 
     def _reconstruct(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.encoder is None:
             raise ValueError("a reconstruction needs an encoder")
         w = self.encoder(images).float()
         noisy = w + self.settings.latent_noise * torch.randn_like(w)
-        rebuilt = self.generator.synthesis(self._broadcast(noisy), noise_mode="random").float()
+        rebuilt = self.synthesis(self._broadcast(noisy), noise_mode="random").float()
         terms = {
             "l1": F.l1_loss(rebuilt, images),
             "l2": F.mse_loss(rebuilt, images),
@@ -294,7 +339,10 @@ class GanTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(part, state[name])
+            else:
+                part.load_state_dict(state[name])
         self.memory = state["memory"]
         augmentation = state.get("augmentation")  # absent from files of the first version
         if self.augment is not None and augmentation:

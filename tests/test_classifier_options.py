@@ -24,7 +24,7 @@ from viscoin.training import classifier as module
 from viscoin.training.classifier import ClassifierTask, balanced_weights, class_average, train_classifier
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import Interrupted, fit, load_best
-from viscoin.training.runtime import make_fabric
+from viscoin.training.runtime import Runtime, make_fabric
 
 SIZE, NAMES = 16, ["a", "b", "c"]
 
@@ -44,7 +44,7 @@ def task(class_weights: Tensor | None = None, **settings: Any) -> ClassifierTask
     torch.manual_seed(0)
     model = Classifier("viscoin_resnet10", 3, SIZE)
     validation = dataset([0, 1, 2, 0, 0, 1], "validation")
-    return ClassifierTask(model, config, make_fabric("cpu", "32-true"), validation, 100, 10, class_weights)
+    return ClassifierTask(model, config, make_fabric(Runtime("cpu", "32-true")), validation, 100, 10, class_weights)
 
 
 def changed(of: ClassifierTask) -> set[str]:
@@ -201,7 +201,7 @@ def run_training(folder: Path, chosen: Recipe) -> Path:
     """Train, or go on where the folder holds a run."""
     run = Run.create("classifier", chosen, folder, resume=folder.exists())
     torch.seed()  # whatever was drawn before must not matter
-    return train_classifier(chosen, run, "cpu", "32-true")
+    return train_classifier(chosen, run, Runtime("cpu", "32-true"))
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "loss", "f1", "balanced_accuracy"])

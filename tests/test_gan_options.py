@@ -23,10 +23,11 @@ from stylegan2_ada.training import GanSettings, GanTrainer
 from viscoin.config import AugmentPreset, GanConfig, load_recipe
 from viscoin.models.files import load_model, read_file
 from viscoin.presets import gan_preset, gan_presets
+from viscoin.processes import is_first_process
 from viscoin.runs import Run, read_metrics
 from viscoin.training import loop
 from viscoin.training.gan import GanTask, _keep_last, check_gan, choose_precision, load_images, train_gan
-from viscoin.training.runtime import check_devices, is_first_process, make_fabric
+from viscoin.training.runtime import Runtime, check_devices, make_fabric
 
 ROOT = Path(__file__).parents[1]
 RECIPE = tiny_recipe(
@@ -179,11 +180,11 @@ def test_refused_in_one_line(options, texts):
 def test_batches_must_divide_over_devices(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     with pytest.raises(ValueError, match=r"--batch-size 8 does not divide by 3 devices .*choose a multiple of 3"):
-        check_gan(RECIPE, "cpu", 3)
+        check_gan(RECIPE, Runtime("cpu", devices=3))
     with pytest.raises(ValueError, match=r"--batch-size 12 gives each device 6 images.*multiple of 8"):
-        check_gan(gan(batch_size=12), "cpu", 2)
-    check_gan(gan(batch_size=16), "cpu", 2, 2)
-    check_gan(gan(batch_size=2), "cpu", 2)  # one image each: a group of one
+        check_gan(gan(batch_size=12), Runtime("cpu", devices=2))
+    check_gan(gan(batch_size=16), Runtime("cpu", devices=2, num_nodes=2))
+    check_gan(gan(batch_size=2), Runtime("cpu", devices=2))  # one image each: a group of one
 
 
 def test_devices_that_are_not_there(monkeypatch):
@@ -229,14 +230,14 @@ def test_conditional_training_needs_labels():
 def test_float16_is_the_published_scheme(monkeypatch, device, precision, layers, expected):
     """Never loss scaling: Fabric's 16-mixed would scale gradients that nothing scales back."""
     monkeypatch.setattr("viscoin.training.gan.resolve_device", torch.device)
-    config, arithmetic, half = choose_precision(gan(num_fp16_res=layers).gan, device, precision)
-    assert (config.num_fp16_res, config.conv_clamp, arithmetic, half) == expected
+    config, arithmetic, half = choose_precision(gan(num_fp16_res=layers).gan, Runtime(device, precision))
+    assert (config.num_fp16_res, config.conv_clamp, arithmetic.precision, half) == expected
 
 
 def task(**changes) -> GanTask:
     recipe = gan(**changes)
     images, validation = load_images(recipe, "train"), load_images(recipe, "validation")
-    return GanTask(recipe.gan, images, make_fabric("cpu", "32-true"), None, validation, half_precision=True)
+    return GanTask(recipe.gan, images, make_fabric(Runtime("cpu", "32-true")), None, validation, half_precision=True)
 
 
 def test_many_bad_steps_in_a_row_end_a_training_in_float16(monkeypatch):
@@ -262,7 +263,7 @@ def test_training_in_float16():
         lambda module, args, output: dtypes.append(output.dtype) if isinstance(output, torch.Tensor) else None
     )
     try:
-        weights = read_file(train_gan(recipe, run, None, "cuda", "16-mixed"))[0]
+        weights = read_file(train_gan(recipe, run, None, Runtime("cuda", "16-mixed")))[0]
     finally:
         hook.remove()
     assert torch.float16 in dtypes and torch.bfloat16 not in dtypes
@@ -317,10 +318,10 @@ def test_resumed_run_takes_no_other_classifier():
 def test_run_that_began_without_a_classifier_goes_on_without():
     recipe = gan()
     run = Run.create("gan", recipe, Path("run"))
-    train_gan(recipe, run, None, "cpu", "32-true")
+    train_gan(recipe, run, None, Runtime("cpu", "32-true"))
     from viscoin.models.classifier import Classifier
 
-    train_gan(recipe, run, Classifier("viscoin_resnet10", 4, 16), "cpu", "32-true")
+    train_gan(recipe, run, Classifier("viscoin_resnet10", 4, 16), Runtime("cpu", "32-true"))
     assert read_file(run.model_path)[1]["scores"] == {}
 
 
@@ -337,7 +338,7 @@ def test_pace_without_a_terminal(caplog, monkeypatch):
     recipe = gan()
     monkeypatch.setattr(loop.fit, "__kwdefaults__", loop.fit.__kwdefaults__ | {"report_seconds": 0})
     with caplog.at_level(logging.INFO):
-        train_gan(recipe, Run.create("gan", recipe, Path("run")), None, "cpu", "32-true")
+        train_gan(recipe, Run.create("gan", recipe, Path("run")), None, Runtime("cpu", "32-true"))
     assert [line.split(",")[0] for line in caplog.messages if "s/kimg" in line] == [
         f"gan: step {step} of 5" for step in range(1, 6)
     ]

@@ -19,7 +19,7 @@ from viscoin.runs import Run, read_metrics
 from viscoin.training import loop
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import Interrupted, check_finite, fit, load_best
-from viscoin.training.runtime import make_fabric, resolve_device, seed_step
+from viscoin.training.runtime import Runtime, make_fabric, resolve_device, seed_step
 
 STEPS, EVALUATE_EVERY, LOG_EVERY = 20, 6, 4
 
@@ -123,7 +123,7 @@ def test_what_a_run_writes(run):
     assert [line["step"] for line in lines if "train.fit" in line] == [4, 8, 12, 16, 20]
     assert [line["step"] for line in lines if "validation.sum" in line] == [6, 12, 18, 20]
     assert all(math.isfinite(value) for line in lines for value in line.values())
-    assert sorted(os.listdir(run.checkpoints)) == ["best.pt", "last.pt"]
+    assert sorted(os.listdir(run.checkpoints)) == ["best.pt", "last.pt", "previous.pt"]
     assert run.load_checkpoint("last")["step"] == 20
 
 
@@ -165,20 +165,21 @@ def test_evaluation_without_results_leaves_no_line(run):
 def test_checkpoints_by_time(run):
     saved = []
     original = run.save_checkpoint
-    run.save_checkpoint = lambda name, state: saved.append((name, state["step"])) or original(name, state)
+    run.save_checkpoint = lambda name, state, keep: saved.append((name, state["step"])) or original(name, state, keep)
     train(run, Toy(), steps=4, save_seconds=0)
     assert saved == [("last", step) for step in (1, 2, 3, 4)]
     saved.clear()
-    (run.checkpoints / "last.pt").unlink()
+    for path in run.checkpoints.iterdir():
+        path.unlink()
     train(run, Toy(), steps=4, save_seconds=1e9)
     assert saved == [("last", 4)]
 
 
 def test_time_between_checkpoints_counts_from_the_last_one(run, monkeypatch):
     saved, ticks = [], iter(range(1000))
-    monkeypatch.setattr(run, "save_checkpoint", lambda name, state: saved.append(state["step"]))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))  # each look at the clock takes a second
-    train(run, Toy(), steps=10, evaluate_every=100, save_seconds=2.5)
+    monkeypatch.setattr(run, "save_checkpoint", lambda name, state, keep: saved.append(state["step"]))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks) / 2)  # there are two looks at the clock in a step
+    train(run, Toy(), steps=10, evaluate_every=100, save_seconds=2.4)
     assert saved == [3, 6, 9, 10]
 
 
@@ -236,9 +237,9 @@ def test_signal_during_saving_is_answered_after_the_next_step(run):
     class Clock:
         @staticmethod
         def monotonic() -> float:
-            if len(sent) < 3:
+            if len(sent) < 5:
                 sent.append(1)
-                if len(sent) == 3:  # asked once at the start and once in each step
+                if len(sent) == 5:  # asked twice at the start and twice in each step
                     signal.raise_signal(signal.SIGTERM)
             return 0.0
 
@@ -300,7 +301,7 @@ def test_best_score_outlives_an_interruption(run):
 def test_without_scores_the_last_is_the_best(run):
     task = Toy()
     train(run, task)
-    assert os.listdir(run.checkpoints) == ["last.pt"]
+    assert sorted(os.listdir(run.checkpoints)) == ["last.pt", "previous.pt"]
     last = task.weight.detach().clone()
     with torch.no_grad():
         task.weight.zero_()
@@ -360,16 +361,16 @@ def test_draws_depend_on_seed_step_and_rank():
 def test_unknown_devices(device):
     if device == "cuda:" and torch.cuda.is_available():
         pytest.skip("a number may be left out")
-    for function in (make_fabric, resolve_device):
+    for function, argument in ((make_fabric, Runtime(device)), (resolve_device, device)):
         with pytest.raises(ValueError, match=f"--device '{device}'"):
-            function(device)
+            function(argument)
 
 
 def test_devices_and_precision():
-    assert make_fabric("cpu", "32-true").device == resolve_device("cpu") == torch.device("cpu")
-    assert make_fabric("auto").device.type == resolve_device("auto").type
+    assert make_fabric(Runtime("cpu", "32-true")).device == resolve_device("cpu") == torch.device("cpu")
+    assert make_fabric().device.type == resolve_device("auto").type
     with pytest.raises(ValueError, match=r"--precision '8' is unknown; choose auto, 32-true"):
-        make_fabric("cpu", "8")
+        make_fabric(Runtime("cpu", "8"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

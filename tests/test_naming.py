@@ -32,6 +32,7 @@ from viscoin.models.files import load_model
 from viscoin.models.scorers import AttributeScorer, fit_probe, load_clip
 from viscoin.runs import Run, read_metrics
 from viscoin.training.concept2clip import Pairs, build_adapter, ensemble_digest, image_embeddings, train_concept2clip
+from viscoin.training.runtime import Runtime
 
 SPACE = {"model": "attributes", "names": [], "features": 1}
 
@@ -370,7 +371,7 @@ def test_a_dataset_without_attributes_needs_a_clip_model(models, here):
     ensemble.class_names = sorted(names)
     recipe = tiny_recipe(dataset__name=str(folder))
     with pytest.raises(ValueError, match=r"has no attributes for the text-free scorer; .*--clip-model ViT-B-32"):
-        train_concept2clip(recipe, Run.create("concept2clip", recipe, here / "run"), ensemble, "cpu")
+        train_concept2clip(recipe, Run.create("concept2clip", recipe, here / "run"), ensemble, Runtime("cpu"))
 
 
 # --- open_clip: a tiny model with random weights, from files, without any download

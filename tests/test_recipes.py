@@ -22,6 +22,7 @@ from viscoin.testing.table import TITLES, markdown_table, table_rows, text_table
 from viscoin.training import gan as gan_module
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import build_discriminator, build_generator, check_gan, train_gan
+from viscoin.training.runtime import Runtime
 from viscoin.training.viscoin import train_viscoin
 
 NAMES = recipe_names()
@@ -160,7 +161,9 @@ def test_backbone_takes_images_of_the_recipe(backbone, size):
 def test_generator_can_be_built_and_has_the_styles_that_concepts_control(name):
     recipe = load_recipe(name)
     config, wanted = recipe.gan, recipe.viscoin
-    check_gan(recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"name": "birds"})}), "cpu")
+    check_gan(
+        recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"name": "birds"})}), Runtime("cpu")
+    )
     with torch.device("meta"):
         generator = build_generator(config, recipe.dataset.resolution)
         build_discriminator(config, recipe.dataset.resolution)
@@ -176,9 +179,9 @@ def test_generator_can_be_built_and_has_the_styles_that_concepts_control(name):
 def test_two_steps_of_each_training(name, tmp_path):
     recipe = toy(name)
     runs = {kind: Run.create(kind, recipe, tmp_path / kind) for kind in ("classifier", "gan", "viscoin")}
-    f = load_model(train_classifier(recipe, runs["classifier"], "cpu", "32-true"))
-    g = load_model(train_gan(recipe, runs["gan"], f.model, "cpu", "32-true"))
-    ensemble = load_model(train_viscoin(recipe, runs["viscoin"], f.model, g.model, "cpu", "32-true"))
+    f = load_model(train_classifier(recipe, runs["classifier"], Runtime("cpu", "32-true")))
+    g = load_model(train_gan(recipe, runs["gan"], f.model, Runtime("cpu", "32-true")))
+    ensemble = load_model(train_viscoin(recipe, runs["viscoin"], f.model, g.model, Runtime("cpu", "32-true")))
     assert steps(runs["classifier"]) == steps(runs["viscoin"]) == 2
     assert steps(runs["gan"]) == (4 if recipe.gan.warm_start else 2)
     for loaded, run in zip((f, g, ensemble), runs.values()):

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +33,7 @@ def test_new_run_is_a_folder_with_its_recipe():
     run = Run.create("gan", RECIPE)
     assert run.path.parent == Path("runs") and run.path.name.startswith("birds-gan-")
     assert (run.kind, run.recipe) == ("gan", RECIPE)
-    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "figures", "recipe.yaml"]
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "checkpoints", "figures", "recipe.yaml"]
 
 
 def test_run_of_a_folder_dataset_is_named_after_the_folder():
@@ -38,12 +41,100 @@ def test_run_of_a_folder_dataset_is_named_after_the_folder():
     assert run.path.parent == Path("runs") and run.path.name.startswith("scans-classifier-")
 
 
-def test_folder_with_a_run_is_refused_and_kept():
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own():
+    assert len({Run.create("gan", RECIPE).path for _ in range(5)}) == 5
+
+
+def test_folder_with_another_run_is_refused_and_kept():
     run = Run.create("gan", RECIPE, Path("out"))
     before = run.recipe_path.read_bytes()
-    with pytest.raises(ValueError, match=r"--out out: .*--resume"):
+    with pytest.raises(ValueError, match=r"out was started with another recipe \(dataset.train: 8 -> None\); .*--out"):
         Run.create("gan", load_recipe("birds"), Path("out"))
     assert run.recipe_path.read_bytes() == before
+
+
+def test_same_command_goes_on_with_its_run():
+    run = Run.create("gan", RECIPE, Path("out"))
+    header = run.header
+    assert Run.create("gan", RECIPE, Path("out")).header == header
+
+
+def test_changes_that_are_allowed_are_noted(caplog):
+    run = Run.create("gan", RECIPE, Path("out"))
+    other = load_recipe("birds", {"dataset.train": 8, "gan.r1_gamma": 5})
+    with caplog.at_level("WARNING"):
+        Run.create("gan", other, Path("out"), allow_changes=True)
+    assert f"gan.r1_gamma: {RECIPE.gan.r1_gamma} -> 5.0" in caplog.text
+    assert run.recipe == other
+    assert run.header["changes"][0]["changed"] == [f"gan.r1_gamma: {RECIPE.gan.r1_gamma} -> 5.0"]
+
+
+def test_folder_in_use_is_refused_with_process_and_host():
+    run = Run.create("gan", RECIPE, Path("out"))
+    program = "import sys; from pathlib import Path; from viscoin.runs import Run\n"
+    program += "with Run(Path('out')).lock():\n    print(flush=True)\n    sys.stdin.read()"
+    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=place
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=rf"out is in use by process {other.pid} on {socket.gethostname()} since"):
+            Run.create("gan", RECIPE, Path("out"))
+        other.kill()
+        other.wait()
+        with run.lock(), run.lock():  # a dead process has no lock, and one process may lock several times
+            assert json.loads((run.path / ".owner.json").read_text())["process"] == os.getpid()
+    assert not (run.path / ".owner.json").exists()
+
+
+def test_what_a_killed_process_was_writing_goes_away():
+    run = Run.create("gan", RECIPE, Path("out"))
+    for folder in (run.path, run.checkpoints):
+        (folder / ".last.pt.0123.partial").touch()
+    Run.create("gan", RECIPE, Path("out"))
+    assert not list(run.path.rglob("*.partial"))
+
+
+def test_listeners_hear_what_is_logged():
+    run, heard = Run.create("gan", RECIPE), []
+    run.listeners.append(lambda step, values: heard.append((step, values)))
+    run.log(3, {"a": 1.0})
+    assert heard == [(3, {"a": 1.0})]
+
+
+def test_checkpoint_before_the_last_one_is_kept_and_stands_in_for_a_damaged_one(caplog):
+    run = Run.create("gan", RECIPE)
+    assert run.last_checkpoint() is None
+    for step in (1, 2, 3):
+        run.save_checkpoint("last", {"step": step}, keep="previous")
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["last.pt", "previous.pt"]
+    assert run.last_checkpoint() == {"step": 3}
+    (run.checkpoints / "last.pt").write_bytes(b"PK torn")
+    assert run.last_checkpoint() == {"step": 2}
+    assert "last.pt is damaged" in caplog.text
+    run.save_checkpoint("last", {"step": 4}, keep="previous")  # what is damaged takes no good one's place
+    assert run.load_checkpoint("previous") == {"step": 2}
+    run.save_checkpoint("last", {"step": 5}, keep="previous")
+    assert run.load_checkpoint("previous") == {"step": 4}
+
+
+def test_checkpoints_that_are_all_damaged():
+    run = Run.create("gan", RECIPE)
+    for name in ("last", "previous"):
+        (run.checkpoints / f"{name}.pt").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .*last\.pt is damaged.*--out"):
+        run.last_checkpoint()
+
+
+def test_checkpoints_without_hard_links(monkeypatch):
+    def refuse(*names):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run = Run.create("gan", RECIPE)
+    for step in (1, 2):
+        run.save_checkpoint("last", {"step": step}, keep="previous")
+    assert run.load_checkpoint("previous") == {"step": 1}
 
 
 def test_folder_that_cannot_be_made(here):
@@ -69,13 +160,13 @@ def test_resume_without_folder_takes_the_newest():
 def test_resume_of_nothing():
     with pytest.raises(ValueError, match=r"--resume: no gan run of 'birds'"):
         Run.create("gan", RECIPE, resume=True)
-    with pytest.raises(ValueError, match=r"--resume: .*nowhere"):
+    with pytest.raises(ValueError, match=r"--resume: .*nowhere.*without --resume"):
         Run.create("gan", RECIPE, Path("nowhere"), resume=True)
 
 
 def test_resume_of_another_kind():
     Run.create("gan", RECIPE, Path("out"))
-    with pytest.raises(ValueError, match=r"--resume: out is a gan run, not a classifier run"):
+    with pytest.raises(ValueError, match=r"out is a gan run, not a classifier run"):
         Run.create("classifier", RECIPE, Path("out"), resume=True)
 
 

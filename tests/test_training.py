@@ -27,7 +27,7 @@ from viscoin.training import viscoin as viscoin_module
 from viscoin.training.classifier import ClassifierTask, train_classifier
 from viscoin.training.gan import GanTask, build_generator, train_gan
 from viscoin.training.loop import Interrupted
-from viscoin.training.runtime import make_fabric
+from viscoin.training.runtime import Runtime, make_fabric
 from viscoin.training.viscoin import ViscoinTask, build_ensemble, train_viscoin
 
 SIZE, NAMES = 16, ["a", "b", "c"]
@@ -80,10 +80,10 @@ def train(kind: str, folder: Path, recipe: Recipe = RECIPE, seed: int = 0) -> Pa
     f, g = make_parts(seed=seed)
     torch.seed()  # whatever was drawn before must not matter
     if kind == "classifier":
-        return train_classifier(recipe, run, "cpu", "32-true")
+        return train_classifier(recipe, run, Runtime("cpu", "32-true"))
     if kind == "gan":
-        return train_gan(recipe, run, f, "cpu", "32-true")
-    return train_viscoin(recipe, run, f, g, "cpu", "32-true")
+        return train_gan(recipe, run, f, Runtime("cpu", "32-true"))
+    return train_viscoin(recipe, run, f, g, Runtime("cpu", "32-true"))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -209,7 +209,7 @@ def classifier_task(dataset: ImageDataset, **settings: Any) -> ClassifierTask:
     config = ClassifierConfig(**{"pretrained": False, "batch_size": 8} | settings)
     torch.manual_seed(0)
     model = Classifier("viscoin_resnet10", len(dataset.class_names), SIZE)
-    return ClassifierTask(model, config, make_fabric("cpu", "32-true"), dataset, steps=100, per_epoch=10)
+    return ClassifierTask(model, config, make_fabric(Runtime("cpu", "32-true")), dataset, steps=100, per_epoch=10)
 
 
 def test_classifier_learns_a_folder_of_colours(tmp_path, monkeypatch):
@@ -358,7 +358,7 @@ def test_generator_without_classifier_on_a_handful_of_images(tmp_path, warm_star
     changes = {"dataset.train": 6, "dataset.validation": 3, "gan.kimg": 0.016, "gan.warm_start": warm_start}
     recipe = override_recipe(RECIPE, changes | {"gan.reconstruction": 0 if warm_start == 0 else 1})
     run = Run.create("gan", recipe, tmp_path / "run")
-    load_model(train_gan(recipe, run, None, "cpu", "32-true"), "gan")
+    load_model(train_gan(recipe, run, None, Runtime("cpu", "32-true")), "gan")
     assert not any("perceptual" in key for line in metrics(run.path) for key in line)
 
 
@@ -378,7 +378,7 @@ def viscoin_task(dataset: ImageDataset | None = None, **settings: Any) -> Viscoi
     f, g = make_parts(3)
     ensemble = build_ensemble(config, f, g, NAMES)
     dataset = dataset or fake_dataset([0, 1, 2] * 4)
-    return ViscoinTask(ensemble, g, config, make_fabric("cpu", "32-true"), dataset)
+    return ViscoinTask(ensemble, g, config, make_fabric(Runtime("cpu", "32-true")), dataset)
 
 
 def test_only_psi_theta_and_omega_are_trained():
@@ -571,10 +571,10 @@ def test_parts_that_do_not_fit_the_data(tmp_path):
     run = Run.create("viscoin", RECIPE, tmp_path / "run")
     f, g = make_parts(3)
     with pytest.raises(ValueError, match=r"classifier knows 3 classes, dataset 'birds' has 4"):
-        train_viscoin(RECIPE, run, f, g, "cpu")
+        train_viscoin(RECIPE, run, f, g, Runtime("cpu"))
     large = build_generator(RECIPE.gan, 32)
     with pytest.raises(ValueError, match=r"generator draws 32 px, the dataset has 16 px"):
-        train_viscoin(RECIPE, run, make_parts(4)[0], large, "cpu")
+        train_viscoin(RECIPE, run, make_parts(4)[0], large, Runtime("cpu"))
 
 
 def test_perceptual_distance_of_the_recipe_is_used(monkeypatch):

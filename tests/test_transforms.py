@@ -18,7 +18,7 @@ from viscoin.training import classifier as classifier_module
 from viscoin.training import transforms as module
 from viscoin.training.classifier import ClassifierTask, train_classifier
 from viscoin.training.data import StepBatches
-from viscoin.training.runtime import make_fabric
+from viscoin.training.runtime import Runtime, make_fabric
 from viscoin.training.transforms import OPERATIONS, Transforms, mix, rand_augment, rotate, warp
 
 SIZE = 16
@@ -297,7 +297,7 @@ def test_loss_of_mixed_labels_is_the_mixture_of_the_losses():
     config = ClassifierConfig(pretrained=False)
     torch.manual_seed(0)
     model = Classifier("viscoin_resnet10", 3, SIZE)
-    task = ClassifierTask(model, config, make_fabric("cpu", "32-true"), dataset, steps=9, per_epoch=9)
+    task = ClassifierTask(model, config, make_fabric(Runtime("cpu", "32-true")), dataset, steps=9, per_epoch=9)
     images, labels = dataset.batch(range(6))
     weights = torch.tensor([1.0, 0.9, 0.7, 0.5, 0.3, 0.0])
     mixed, targets = mix(images, labels, weights, 3)
@@ -325,7 +325,7 @@ def test_the_classifier_trains_with_the_transforms_of_its_recipe(tmp_path, monke
     changes = {f"classifier__{name}": value for name, value in vars(EVERYTHING).items()}
     recipe = tiny_recipe(dataset__resolution=SIZE, classifier__epochs=2, classifier__batch_size=5, **changes)
     run = Run.create("classifier", recipe, tmp_path / "run")
-    assert train_classifier(recipe, run, "cpu", "32-true").is_file()
+    assert train_classifier(recipe, run, Runtime("cpu", "32-true")).is_file()
     assert seen["batches"].transforms == EVERYTHING and seen["batches"].workers == 0
     assert any("train.accuracy" in line for line in read_metrics(run.metrics_path))
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 RECIPES = Path(__file__).parent / "recipes"
 
 
+ACCUMULATE = "parts in which a batch goes through the networks one after the other, to save memory"
 AugmentPreset = Literal["blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"]
 
 
@@ -48,6 +49,7 @@ class ClassifierConfig(Section):
     )
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(64, ge=1)
+    accumulate: int = Field(1, ge=1, description=ACCUMULATE)
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: float = Field(2e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
@@ -107,6 +109,7 @@ class GanConfig(Section):
     num_fp16_res: int = Field(0, ge=0, description="so many of the highest resolutions in float16 on GPUs")
     conv_clamp: float | None = Field(None, gt=0, description="limit of activations; 256 keeps float16 safe")
     batch_size: int = Field(16, ge=1, description="images of a step on all devices together")
+    accumulate: int = Field(1, ge=1, description=ACCUMULATE)
     kimg: float = Field(100, gt=0, description="length of the adversarial training, thousands of images")
     warm_start: float = Field(0, ge=0, description="length of the warm start by reconstruction, thousands of images")
     warm_start_learning_rate: float = Field(2e-3, gt=0)
@@ -154,9 +157,10 @@ class ViscoinConfig(Section):
     dropout: float = Field(0.01, ge=0, lt=1)
     steps: int = Field(100_000, ge=1)
     initialisation: Literal["random", "channels"] = Field("random", description="Psi starts from single channels of f")
-    batch_size: int = Field(8, ge=1, description="real images in a batch")
+    batch_size: int = Field(8, ge=1, description="real images of a step on all devices together")
+    accumulate: int = Field(1, ge=1, description=ACCUMULATE)
     reconstructed: int | None = Field(None, ge=1, description="so many of them go through G; default: all")
-    generated: int = Field(8, ge=0, description="samples of G in a batch")
+    generated: int = Field(8, ge=0, description="samples of G in a step")
     learning_rate: float = Field(1e-4, gt=0)
     translator_rate: float = Field(1.0, gt=0, description="learning rate of Omega relative to that of Psi and Theta")
     decay_every: int = Field(1000, ge=1, description="steps between rate drops in the second half")
@@ -274,16 +278,21 @@ class _Loader(yaml.BaseLoader):
 
 def _read(path: Path) -> dict[str, Any]:
     """Sections of a recipe file, or of the recipe within the recipe.yaml of a run."""
-    try:
-        values = _parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    values = read_yaml(path, f"recipe {path}")
     values = {} if values is None else values
     if isinstance(values, dict) and {"kind", "recipe"} <= values.keys():
         values = values["recipe"]
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must hold sections (dataset, classifier, gan, viscoin), not {values!r:.60}")
     return values
+
+
+def read_yaml(path: Path, name: str) -> Any:
+    """What a YAML file holds, its values as text or None; ValueError, which calls it by `name`, if it is no YAML."""
+    try:
+        return _parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is not valid YAML: {error}") from error
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,9 +304,9 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """A copy of a recipe with some values changed; keys, values and errors as for `load_recipe`."""
-    return _override(recipe.model_dump(), overrides, "of the saved run")
+def override_recipe(recipe: Recipe, overrides: Mapping[str, Any], source: str = "of the saved run") -> Recipe:
+    """A copy of a recipe with some values changed; keys, values and errors, which name `source`, as `load_recipe`."""
+    return _override(recipe.model_dump(), overrides, source)
 
 
 def _override(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> Recipe:
@@ -318,6 +327,8 @@ def _parse(value: Any) -> Any:
     """Texts, also those inside of sections, for the validation to read; but it takes no 1e5 for an integer."""
     if isinstance(value, dict):
         return {key: _parse(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_parse(inner) for inner in value]
     if not isinstance(value, str):
         return value
     if value.lower() in ("", "~", "null", "none"):

@@ -42,7 +42,7 @@ from viscoin.testing.inference import choose_images, evaluation, image_batches, 
 from viscoin.testing.truth import test_attributes, untrained
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import train_gan
-from viscoin.training.runtime import resolve_device
+from viscoin.training.runtime import Runtime, resolve_device
 from viscoin.training.viscoin import train_viscoin
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def run_demo(out: Path, size: Size = FULL, *, from_scratch: bool = False, seed: 
     with notes.stage("test_shipped", "Testing the shipped models"):
         _test_shipped(shipped, trial, notes)
     with notes.stage("training", "Training Psi, Theta and Omega from scratch"):
-        run, paths = _train(paths, recipe, out, from_scratch, device)
+        run, paths = _train(paths, recipe, out, from_scratch, Runtime(device))
         notes.figures["losses"] = training_figure([read_log(run.path)])
     with notes.stage("test_fresh", "Testing the fresh ensemble"):
         fresh = Models.load(paths)
@@ -245,18 +245,18 @@ def _mean_image_distance(trial: Trial) -> dict[str, float]:
 
 
 def _train(
-    shipped: Mapping[str, Path], recipe: Recipe, out: Path, from_scratch: bool, device: str
+    shipped: Mapping[str, Path], recipe: Recipe, out: Path, from_scratch: bool, runtime: Runtime
 ) -> tuple[Run, dict[str, Path]]:
     """A new ensemble on the shipped f and G, or on new ones; its run, and the model files it consists of."""
     paths = dict(shipped)
     if from_scratch:
-        paths["classifier"] = train_classifier(recipe, Run.create("classifier", recipe, out / "classifier"), device)
+        paths["classifier"] = train_classifier(recipe, Run.create("classifier", recipe, out / "classifier"), runtime)
         f = load_model(paths["classifier"]).model
-        paths["gan"] = train_gan(recipe, Run.create("gan", recipe, out / "gan"), f, device)
+        paths["gan"] = train_gan(recipe, Run.create("gan", recipe, out / "gan"), f, runtime)
     run = Run.create("viscoin", recipe, out / "viscoin")
     logger.info("see it learn: %s/reconstructions-*.png", run.figures)
     f, generator = (load_model(paths[kind]).model for kind in ("classifier", "gan"))
-    return run, paths | {"viscoin": train_viscoin(recipe, run, f, generator, device)}
+    return run, paths | {"viscoin": train_viscoin(recipe, run, f, generator, runtime)}
 
 
 def _test_fresh(models: Models, trial: Trial, from_scratch: bool) -> dict[str, Any]:

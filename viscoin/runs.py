@@ -1,19 +1,25 @@
 """A run is one folder: recipe.yaml, metrics.jsonl, checkpoints/, model.safetensors, figures/."""
 
 import json
+import logging
 import os
+import shutil
+import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from viscoin.config import Recipe, parse_recipe
+
+logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 # Lengths on which nothing else depends (no schedule): a run may be continued to another one.
@@ -22,9 +28,15 @@ MOVABLE = ("dataset.path",)  # the same files, wherever they lie
 
 
 class Run:
-    """Paths of one run and the two files it grows: metrics and checkpoints."""
+    """Paths of one run and the two files it grows: metrics and checkpoints.
+
+    Attributes:
+        listeners: called with step and values whenever metrics are logged; what one raises ends the training.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.listeners: list[Callable[[int, Mapping[str, float]], None]] = []
+        self._damaged: set[str] = set()  # checkpoints that could not be read
         self.path = path
         self.recipe_path = path / "recipe.yaml"
         self.metrics_path = path / "metrics.jsonl"
@@ -33,32 +45,41 @@ class Run:
         self.model_path = path / "model.safetensors"
 
     @classmethod
-    def create(cls, kind: str, recipe: Recipe, out: Path | None = None, resume: bool = False) -> "Run":
+    def create(
+        cls, kind: str, recipe: Recipe, out: Path | None = None, resume: bool = False, allow_changes: bool = False
+    ) -> "Run":
         """Make the folder of a new run, or open the one to go on with.
 
         Args:
             kind: "classifier", "gan" or "viscoin".
-            out: the folder; by default `runs/<dataset>-<kind>-<time>`, or with `resume` the newest such run.
+            out: the folder; one that holds a run of the same kind and recipe is continued. By default a new folder
+                `runs/<dataset>-<kind>-<time>`, or with `resume` that of the newest such run.
+            resume: there must be a run to go on with.
+            allow_changes: go on although the recipe differs from that of the run; the change is noted beside it.
 
         Raises:
-            ValueError: the folder holds a run already (without `resume`), or none (with it), or one of another recipe.
+            ValueError: the folder holds a run of another kind or recipe or that a live process trains, none to resume,
+                or it cannot be written.
         """
-        name = f"{Path(recipe.dataset.name).name}-{kind}"
-        if resume:
-            run = cls(out) if out else newest_run(kind, recipe.dataset.name)
-            if run is None or not run.recipe_path.is_file():
-                raise ValueError(
-                    f"--resume: no {kind} run of {recipe.dataset.name!r} in {out or RUNS}; start one without"
-                )
-            run._check_same(kind, recipe)
-            run._write_header({**run.header, "recipe": recipe.model_dump()})
-            return run
-        run = cls(out or RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-        if run.recipe_path.is_file():
-            raise ValueError(f"--out {run.path}: this folder holds a run already; pass --resume or another folder")
+        if out is None and not resume:
+            run = cls(_new_folder(f"{Path(recipe.dataset.name).name}-{kind}"))
+        elif out is None:
+            found = newest_run(kind, recipe.dataset.name)
+            if found is None:
+                raise ValueError(f"--resume: no {kind} run of {recipe.dataset.name!r} in {RUNS}; start one without")
+            run = found
+        else:
+            run = cls(out)
+            if resume and not run.recipe_path.is_file():
+                raise ValueError(f"--resume: no {kind} run in {out}; start one without --resume")
+        goes_on = run.recipe_path.is_file()
         run._make()
-        created = datetime.now().isoformat(timespec="seconds")
-        run._write_header({"kind": kind, "created": created, "recipe": recipe.model_dump()})
+        with run.lock():
+            if goes_on:
+                run._go_on(kind, recipe, allow_changes)
+            else:
+                created = datetime.now().isoformat(timespec="seconds")
+                run._write_header({"kind": kind, "created": created, "recipe": recipe.model_dump()})
         return run
 
     def _make(self) -> None:
@@ -70,6 +91,32 @@ class Run:
                 f"--out {self.path}: cannot write there ({error.strerror}); choose another folder"
             ) from error
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Nobody else may train in this folder meanwhile; a process may lock it several times.
+
+        Raises:
+            ValueError: a live process has it; names process and host.
+        """
+        lock, owner = FileLock(self.path / ".lock", timeout=0, is_singleton=True), self.path / ".owner.json"
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"{self.path} is in use by {_owner(owner)}; wait for its end, or stop it first") from error
+        except NotImplementedError:  # a file system without locks
+            logger.warning("%s: the file system has no locks; take care that no two processes train there", self.path)
+            yield
+            return
+        try:
+            if lock.lock_counter == 1:
+                facts = {"process": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat()}
+                owner.write_text(json.dumps(facts))
+            yield
+        finally:
+            if lock.lock_counter == 1:
+                owner.unlink(missing_ok=True)
+            lock.release()
+
     def _write_header(self, header: Mapping[str, Any]) -> None:
         with atomic_path(self.recipe_path) as partial:
             partial.write_text(yaml.safe_dump(dict(header), sort_keys=False))
@@ -78,21 +125,31 @@ class Run:
         """Write facts about this run into recipe.yaml, beside the recipe."""
         self._write_header({**self.header, **facts})
 
-    def _check_same(self, kind: str, recipe: Recipe) -> None:
+    def _go_on(self, kind: str, recipe: Recipe, allow_changes: bool) -> None:
+        """Write the recipe to go on with, unless that would be another training than the one begun."""
         if self.kind != kind:
-            raise ValueError(f"--resume: {self.path} is a {self.kind} run, not a {kind} run")
+            raise ValueError(f"{self.path} is a {self.kind} run, not a {kind} run; choose another folder (--out)")
         saved, given = flatten(self.recipe.model_dump()), flatten(recipe.model_dump())
-        relevant = [key for key in given if key.split(".")[0] in ("dataset", "seed", kind)]
         changed = [
             f"{key}: {saved.get(key)} -> {given[key]}"
-            for key in relevant
-            if saved.get(key) != given[key] and key not in EXTENDABLE + MOVABLE
+            for key in given
+            if key.split(".")[0] in ("dataset", "seed", kind) and saved.get(key) != given[key]
         ]
-        if changed:
+        grave = [change for change in changed if change.partition(":")[0] not in EXTENDABLE + MOVABLE]
+        if grave and not allow_changes:
             raise ValueError(
-                f"--resume: {self.path} was started with another recipe ({'; '.join(changed)}); "
-                "give the same options, or start a new run"
+                f"{self.path} was started with another recipe ({'; '.join(grave)}); give the same options, pass "
+                "--allow-changes to go on with the new ones, or start a new run (--out)"
             )
+        header = {**self.header, "recipe": recipe.model_dump()}
+        if grave:
+            logger.warning("%s goes on with a changed recipe: %s", self.path, "; ".join(grave))
+            when = datetime.now().isoformat(timespec="seconds")
+            header["changes"] = [*header.get("changes", []), {"time": when, "changed": grave}]
+        self._write_header(header)
+        for folder in (self.path, self.checkpoints):  # what a killed process was writing
+            for partial in folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -111,6 +168,8 @@ class Run:
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         with self.metrics_path.open("a") as file:
             file.write(line + "\n")
+        for listener in self.listeners:
+            listener(step, values)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop lines after `step`: a resumed run writes them again."""
@@ -119,10 +178,19 @@ class Run:
             with atomic_path(self.metrics_path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write `checkpoints/<name>.pt` so that it is whole or absent."""
-        with atomic_path(self.checkpoints / f"{name}.pt") as partial:
+    def save_checkpoint(self, name: str, state: Mapping[str, Any], keep: str | None = None) -> None:
+        """Write `checkpoints/<name>.pt` so that it is whole or absent.
+
+        Args:
+            keep: what the checkpoint of that name before this one is called from now on.
+        """
+        path = self.checkpoints / f"{name}.pt"
+        with atomic_path(path) as partial:
             torch.save(dict(state), partial)
+            if keep is not None and path.is_file() and name not in self._damaged:
+                with atomic_path(path.with_stem(keep)) as second:
+                    _link(path, second)
+        self._damaged.discard(name)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """The checkpoint, or None when there is none; ValueError when it is damaged."""
@@ -132,9 +200,60 @@ class Run:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(
-                f"checkpoint {path} is damaged ({error}); remove it to start from the beginning"
-            ) from error
+            raise ValueError(f"checkpoint {path} is damaged ({error}); remove it and go on without it") from error
+
+    def last_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None where no step is saved yet.
+
+        Raises:
+            ValueError: there are checkpoints, but none of them can be read.
+        """
+        damaged = None
+        for name in ("last", "previous"):
+            try:
+                state = self.load_checkpoint(name)
+            except ValueError as error:
+                damaged = damaged or error
+                self._damaged.add(name)
+                logger.warning("%s", error)
+            else:
+                if state is not None:
+                    return state
+        if damaged is not None:
+            raise ValueError(f"no checkpoint in {self.checkpoints} can be read ({damaged}); start a new run (--out)")
+        return None
+
+
+def _new_folder(name: str) -> Path:
+    """A folder in runs/ that nobody else has: two runs may start in the same second."""
+    stem = RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = stem, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            path = stem.with_name(f"{stem.name}-{number}")
+        except OSError as error:
+            raise ValueError(f"cannot make {path} ({error.strerror}); choose another folder (--out)") from error
+        else:
+            return path
+
+
+def _link(path: Path, second: Path) -> None:
+    """A second name for a file; a copy where the file system has no hard links."""
+    try:
+        os.link(path, second)
+    except OSError:
+        shutil.copyfile(path, second)
+
+
+def _owner(path: Path) -> str:
+    try:
+        facts = json.loads(path.read_text())
+        return f"process {facts['process']} on {facts['host']} since {facts['since'].partition('.')[0]}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
 
 
 def newest_run(kind: str, dataset: str, finished: bool = False) -> Run | None:
@@ -145,10 +264,11 @@ def newest_run(kind: str, dataset: str, finished: bool = False) -> Run | None:
         try:
             header = run.header
             matches = header["kind"] == kind and header["recipe"]["dataset"]["name"] == dataset
-        except (KeyError, TypeError, yaml.YAMLError):
+            created = header["created"]
+        except (KeyError, TypeError, OSError, yaml.YAMLError):
             continue
         if matches and (run.model_path.is_file() or not finished):
-            found.append((header["created"], path.stat().st_mtime, run))
+            found.append((created, path.stat().st_mtime, run))
     return max(found, key=lambda item: item[:2])[2] if found else None
 
 
@@ -182,5 +302,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the new name of a file survive a power failure, where the system can do that."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

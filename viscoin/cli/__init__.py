@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 import typer
 from typer.core import TyperGroup
@@ -23,10 +24,17 @@ from viscoin.cli import (
     to_pickle,
     train,
 )
+from viscoin.processes import is_first_process
+
+EX_TEMPFAIL = 75  # of sysexits.h: something outside failed, and the same command goes on
 
 
 class Commands(TyperGroup):
-    """Reports mistakes of the user in one line (exit code 2); other exceptions are bugs and keep their traceback."""
+    """Reports mistakes of the user in one line (exit code 2); other exceptions are bugs and keep their traceback.
+
+    A training that a signal stopped has saved its state and exits with 128 + the number of the signal; one that
+    something outside stopped, such as a full disk, with 75.
+    """
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
@@ -39,8 +47,14 @@ class Commands(TyperGroup):
             typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            typer.echo(str(interrupt) or "Interrupted.", err=True)
-            raise typer.Exit(130) from interrupt
+            if is_first_process():
+                typer.echo(str(interrupt) or "Interrupted.", err=True)
+            raise typer.Exit(128 + getattr(interrupt, "signal", signal.SIGINT)) from interrupt
+        except RuntimeError as error:
+            if type(error).__name__ != "Failed":  # not imported: it would bring all of torch
+                raise
+            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(EX_TEMPFAIL) from error
 
 
 class Console(logging.Handler):

@@ -1,16 +1,20 @@
 """Options that several commands share, and the steps between options and library calls."""
 
+import inspect
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from viscoin.processes import is_first_process
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +72,48 @@ RecipeSeed = Annotated[
     int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(
+        "--accumulate", min=1, metavar="N", help="Let a batch go through the networks in N parts, to save memory."
+    ),
+]
+AllowChanges = Annotated[
+    bool, typer.Option("--allow-changes", help="Go on with a run although the recipe is not the one it began with.")
+]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="auto|32-true|bf16-mixed|16-mixed", help="Arithmetic.")]
+# The options of `with_runtime`, by the names of the fields of `Runtime`: their defaults and declarations.
+RUNTIME: Mapping[str, tuple[Any, Any]] = {
+    "device": ("auto", Device),
+    "devices": (
+        1,
+        Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices of a node; on the CPU: processes.")],
+    ),
+    "num_nodes": (
+        1,
+        Annotated[
+            int, typer.Option("--num-nodes", min=1, metavar="N", help="Nodes, on which torchrun or SLURM starts this.")
+        ],
+    ),
+    "strategy": (
+        "auto",
+        Annotated[
+            str,
+            typer.Option("--strategy", metavar="auto|ddp|ddp-gloo|ddp-nccl", help="How processes exchange gradients."),
+        ],
+    ),
+    "precision": ("auto", Precision),
+    "compile": (False, Annotated[bool, typer.Option("--compile", help="Translate the networks by torch.compile.")]),
+}
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where results go; default: a new folder in runs/.")
+]
+OutOfRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FOLDER", help="The run's folder; one begun by the same command goes on. Default: a new one."
+    ),
 ]
 Show = Annotated[bool, typer.Option("--show", help="Open the figures in a window as well.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of --out, or with the newest one.")]
@@ -104,6 +146,42 @@ def model_option(name: str, what: str) -> Any:
     return typer.Option(
         name, metavar="MODEL", help=f"{what}: model file, run folder or pickle; default: newest run, else shipped."
     )
+
+
+def with_runtime(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter `runtime` by the options of `RUNTIME`; the command is given one `Runtime`.
+
+    A default of the parameter, a dictionary, says which options have other defaults than those of `Runtime`.
+    """
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        from viscoin.training.runtime import Runtime
+
+        runtime = Runtime(**{name: values.pop(name) for name in RUNTIME})
+        command(**values, runtime=runtime)
+
+    signature = inspect.signature(command)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name != "runtime":
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        own = {} if parameter.default is inspect.Parameter.empty else parameter.default
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=own.get(name, default), annotation=option)
+            for name, (default, option) in RUNTIME.items()
+        ]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del run.__wrapped__  # type: ignore[attr-defined]  # whose signature would be taken instead
+    return run
+
+
+def announce(path: Path) -> None:
+    """Print where the results are; once, however many processes made them."""
+    if is_first_process():
+        typer.echo(path)
 
 
 def resolve_recipe(
@@ -162,25 +240,28 @@ def _parse_setting(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def training_run(kind: str, recipe: "Recipe", out: Path | None, resume: bool) -> Iterator["Run"]:
-    """The run to train in; a new folder vanishes again when the training fails before its first step.
+def training_run(
+    kind: str, recipe: "Recipe", out: Path | None, resume: bool, allow_changes: bool = False
+) -> Iterator["Run"]:
+    """The run to train in, locked; a new folder vanishes again when the training fails before its first step.
 
     Processes that a launcher started beside the first one learn later which run it is.
     """
     from viscoin.runs import RUNS, Run
-    from viscoin.training.runtime import is_first_process
 
     if not is_first_process():
         yield Run(out or RUNS)
         return
     existed = out is not None and out.exists()
-    run = Run.create(kind, recipe, out, resume)
+    begun = resume or (out is not None and Run(out).recipe_path.is_file())
+    run = Run.create(kind, recipe, out, resume, allow_changes)
     typer.echo(f"run folder: {run.path}", err=True)
     try:
-        yield run
+        with run.lock():
+            yield run
     except BaseException:
         started = run.metrics_path.exists() or any(run.checkpoints.iterdir())
-        if not resume and not started:
+        if not begun and not started:
             run.recipe_path.unlink(missing_ok=True)
             if not existed:
                 shutil.rmtree(run.path)

@@ -1,11 +1,14 @@
 """`train classifier|gan|viscoin|all|concept2clip`: train the parts of an ensemble, each in a run folder of its own."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from viscoin.cli import common
+
+if TYPE_CHECKING:
+    from viscoin.training.runtime import Runtime
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Train the classifier, the generator or the ensemble."
@@ -13,7 +16,9 @@ app = typer.Typer(
 
 
 @app.command()
+@common.with_runtime
 def classifier(
+    *,
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
     attribute: common.Attribute = None,
@@ -57,14 +62,15 @@ def classifier(
     ] = None,
     epochs: common.Epochs = None,
     batch_size: common.BatchSize = None,
+    accumulate: common.Accumulate = None,
     learning_rate: common.LearningRate = None,
     recipe: common.RecipeName = None,
     settings: common.Settings = None,
     seed: common.RecipeSeed = None,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
-    out: common.Out = None,
+    runtime: "Runtime",
+    out: common.OutOfRun = None,
     resume: common.Resume = False,
+    allow_changes: common.AllowChanges = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the classifier f."""
@@ -79,6 +85,7 @@ def classifier(
         "classifier.best_metric": best_metric,
         "classifier.epochs": epochs,
         "classifier.batch_size": batch_size,
+        "classifier.accumulate": accumulate,
         "classifier.learning_rate": learning_rate,
         "seed": seed,
         "dataset.attribute": attribute,
@@ -89,12 +96,14 @@ def classifier(
     )
     from viscoin.training.classifier import train_classifier
 
-    with common.training_run("classifier", resolved, out, resume) as run:
-        typer.echo(train_classifier(resolved, run, device, precision))
+    with common.training_run("classifier", resolved, out, resume, allow_changes) as run:
+        common.announce(train_classifier(resolved, run, runtime))
 
 
 @app.command()
+@common.with_runtime
 def gan(
+    *,
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
     attribute: common.Attribute = None,
@@ -148,18 +157,15 @@ def gan(
         typer.Option("--freeze-d", min=0, metavar="N", help="Layers of D nearest to the image that do not train."),
     ] = None,
     batch_size: common.BatchSize = None,
+    accumulate: common.Accumulate = None,
     learning_rate: common.LearningRate = None,
     recipe: common.RecipeName = None,
     settings: common.Settings = None,
     seed: common.RecipeSeed = None,
-    device: common.Device = "auto",
-    devices: Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices of a node.")] = 1,
-    num_nodes: Annotated[
-        int, typer.Option("--num-nodes", min=1, metavar="N", help="Nodes, on which torchrun or SLURM starts this.")
-    ] = 1,
-    precision: common.Precision = "auto",
-    out: common.Out = None,
+    runtime: "Runtime",
+    out: common.OutOfRun = None,
     resume: common.Resume = False,
+    allow_changes: common.AllowChanges = False,
     skip_bad_files: common.SkipBadFiles = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print recipe, parameters and layer shapes, and train nothing.")
@@ -177,6 +183,7 @@ def gan(
         "gan.ada_target": target,
         "gan.freeze_d": freeze_d,
         "gan.batch_size": batch_size,
+        "gan.accumulate": accumulate,
         "gan.learning_rate": learning_rate,
         "seed": seed,
         "dataset.attribute": attribute,
@@ -189,21 +196,19 @@ def gan(
         # What a preset holds may depend on the resolution, which the other options decide.
         given = common.resolve_recipe("gan", dataset, recipe, settings, {}, out, resume, None, dataset_path)
         resolution = given.dataset.resolution
-        values = gan_preset(preset, resolution, devices * num_nodes)
+        values = gan_preset(preset, resolution, runtime.processes)
         defaults = {f"gan.{key}": value for key, value in values.items()} | defaults
     resolved = common.resolve_recipe("gan", dataset, recipe, settings, options, out, resume, defaults, dataset_path)
     from viscoin.training.gan import check_gan, describe_gan, train_gan
-    from viscoin.training.runtime import is_first_process
 
-    check_gan(resolved, device, devices, num_nodes)
+    check_gan(resolved, runtime)
     if dry_run:
         typer.echo(f"{resolved.to_yaml()}\n{describe_gan(resolved)}")
         return
     f = common.optional_classifier(classifier, resolved)
-    with common.training_run("gan", resolved, out, resume) as run:
-        path = train_gan(resolved, run, f, device, precision, devices, num_nodes)
-    if is_first_process():
-        typer.echo(path)
+    with common.training_run("gan", resolved, out, resume, allow_changes) as run:
+        path = train_gan(resolved, run, f, runtime)
+    common.announce(path)
 
 
 def _transferred(source: Path | None) -> dict[str, Any]:
@@ -212,7 +217,9 @@ def _transferred(source: Path | None) -> dict[str, Any]:
 
 
 @app.command()
+@common.with_runtime
 def viscoin(
+    *,
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
     attribute: common.Attribute = None,
@@ -222,20 +229,22 @@ def viscoin(
     classifier: Annotated[Path | None, common.model_option("--classifier", "Classifier f")] = None,
     gan: Annotated[Path | None, common.model_option("--gan", "Generator G")] = None,
     batch_size: common.BatchSize = None,
+    accumulate: common.Accumulate = None,
     learning_rate: common.LearningRate = None,
     recipe: common.RecipeName = None,
     settings: common.Settings = None,
     seed: common.RecipeSeed = None,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
-    out: common.Out = None,
+    runtime: "Runtime",
+    out: common.OutOfRun = None,
     resume: common.Resume = False,
+    allow_changes: common.AllowChanges = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the ensemble: Psi, Theta and Omega on top of a frozen classifier and a frozen generator."""
     options = {
         "viscoin.steps": steps,
         "viscoin.batch_size": batch_size,
+        "viscoin.accumulate": accumulate,
         "viscoin.learning_rate": learning_rate,
         "seed": seed,
         "dataset.attribute": attribute,
@@ -247,50 +256,64 @@ def viscoin(
     from viscoin.training.viscoin import train_viscoin
 
     f, g = common.trained_parts(classifier, gan, resolved)
-    with common.training_run("viscoin", resolved, out, resume) as run:
-        typer.echo(train_viscoin(resolved, run, f.model, g.model, device, precision))
+    with common.training_run("viscoin", resolved, out, resume, allow_changes) as run:
+        common.announce(train_viscoin(resolved, run, f.model, g.model, runtime))
 
 
 @app.command("all")
+@common.with_runtime
 def everything(
+    *,
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
     attribute: common.Attribute = None,
     recipe: common.RecipeName = None,
     settings: common.Settings = None,
     seed: common.RecipeSeed = None,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
+    runtime: "Runtime",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", help="A folder for the three runs; begun by the same command, they go on."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the last `train all` stopped.")] = False,
+    allow_changes: common.AllowChanges = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the classifier, the generator and the ensemble by one recipe, one after the other."""
     options = {"seed": seed, "dataset.attribute": attribute, "dataset.skip_bad_files": skip_bad_files or None}
     resolved = common.resolve_recipe("viscoin", dataset, recipe, settings, options, dataset_path=dataset_path)
-    from viscoin.runs import newest_run
+    from viscoin.runs import Run, newest_run
     from viscoin.training.classifier import train_classifier
     from viscoin.training.gan import check_gan, train_gan
     from viscoin.training.viscoin import train_viscoin
 
-    check_gan(resolved, device, 1, 1)
+    check_gan(resolved, runtime)
+    paths: dict[str, Path] = {}
     started = ""
     for kind in ("classifier", "gan", "viscoin"):
-        found = newest_run(kind, resolved.dataset.name) if resume else None
+        found = newest_run(kind, resolved.dataset.name) if resume and out is None else None
         goes_on = found is not None and found.header["created"] >= started  # not one that belongs to an earlier f
-        with common.training_run(kind, resolved, found.path if found and goes_on else None, goes_on) as run:
-            started = run.header["created"]
+        place = found.path if found and goes_on else out and out / kind
+        with common.training_run(kind, resolved, place, goes_on, allow_changes) as run:
             if kind == "classifier":
-                path = train_classifier(resolved, run, device, precision)
-            elif kind == "gan":
-                path = train_gan(resolved, run, common.optional_classifier(None, resolved), device, precision)
+                paths[kind] = train_classifier(resolved, run, runtime)
             else:
-                f, g = common.trained_parts(None, None, resolved)
-                path = train_viscoin(resolved, run, f.model, g.model, device, precision)
-        typer.echo(path)
+                f = common.load_classifier(paths["classifier"], resolved.dataset).model
+                if kind == "gan":
+                    paths[kind] = train_gan(resolved, run, f, runtime)
+                else:
+                    g = common.trained_parts(paths["classifier"], paths["gan"], resolved)[1].model
+                    paths[kind] = train_viscoin(resolved, run, f, g, runtime)
+        started = Run(paths[kind].parent).header["created"]
+        common.announce(paths[kind])
 
 
 @app.command()
+@common.with_runtime
 def concept2clip(
+    *,
     dataset: common.DatasetName = None,
     dataset_path: common.DatasetPath = None,
     viscoin: common.ViscoinModel = None,
@@ -312,10 +335,10 @@ def concept2clip(
     recipe: common.RecipeName = None,
     settings: common.Settings = None,
     seed: common.RecipeSeed = None,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
-    out: common.Out = None,
+    runtime: "Runtime",
+    out: common.OutOfRun = None,
     resume: common.Resume = False,
+    allow_changes: common.AllowChanges = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the adapter from concept activations to CLIP embeddings, by which `concepts --names` names concepts."""
@@ -334,5 +357,5 @@ def concept2clip(
     from viscoin.training.concept2clip import train_concept2clip
 
     ensemble = common.load_ensemble(viscoin, resolved.dataset)
-    with common.training_run("concept2clip", resolved, out, resume) as run:
-        typer.echo(train_concept2clip(resolved, run, ensemble.model, device, precision))
+    with common.training_run("concept2clip", resolved, out, resume, allow_changes) as run:
+        common.announce(train_concept2clip(resolved, run, ensemble.model, runtime))

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylegan2_ada.distributed import (
+    average_gradients,
+    gather_objects,
+    mean_over_processes,
+    rank,
+    share_batch_norm,
+    world_size,
+)
+from stylegan2_ada.optimizer import load_optimizer, set_rate
 from viscoin.config import ClassifierConfig, Recipe
-from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
 from viscoin.runs import Run
@@ -21,7 +31,17 @@ from viscoin.testing.measures import confusion
 from viscoin.training.data import StepBatches
 from viscoin.training.freezing import freeze
 from viscoin.training.loop import check_finite, fit, load_best
-from viscoin.training.runtime import fast_layout, make_fabric, seed_step
+from viscoin.training.runtime import (
+    Runtime,
+    check_shares,
+    fast_layout,
+    launch,
+    load_splits,
+    parts,
+    seed_step,
+    setup_optimizer,
+    whole_batch,
+)
 from viscoin.training.transforms import Transforms
 
 logger = logging.getLogger(__name__)
@@ -29,7 +49,7 @@ logger = logging.getLogger(__name__)
 WORKERS = 2  # threads that prepare batches while a GPU trains; a CPU has no core to spare for them
 
 
-def train_classifier(recipe: Recipe, run: Run, device: str = "auto", precision: str = "auto") -> Path:
+def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> Path:  # noqa: B008  it is frozen
     """Train f by the recipe and keep the weights that are best on the validation images.
 
     Returns:
@@ -37,23 +57,25 @@ def train_classifier(recipe: Recipe, run: Run, device: str = "auto", precision: 
 
     Raises:
         ValueError: unknown backbone or stage, more layers to train than there are, images too small for the backbone,
-            or balanced class weights where a class has no training images.
+            balanced class weights where a class has no training images, or a batch that cannot be shared out.
     """
-    fabric = make_fabric(device, precision)
     config = recipe.classifier
+    check_shares("classifier", runtime, batch_size=config.batch_size, accumulate=config.accumulate)
     resolve_backbone(config.backbone)  # a misspelt name must not cost the preparation of the images
-    train = load_dataset(recipe.dataset.name, "train", recipe.dataset)
-    validation = load_dataset(recipe.dataset.name, "validation", recipe.dataset)
+    fabric, run = launch(runtime, run)
+    train, validation = load_splits(fabric, recipe)
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
     model = build_classifier(config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained)
     if config.train_layers != "all" and not config.pretrained:
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
-    batch_size = min(config.batch_size, len(train))
+    batch_size = whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate)
     per_epoch = max(1, len(train) // batch_size)
-    task = ClassifierTask(model, config, fabric, validation, config.epochs * per_epoch, per_epoch, weights)
+    task = ClassifierTask(
+        model, config, fabric, validation, config.epochs * per_epoch, per_epoch, weights, runtime.compile
+    )
     batches = StepBatches(
-        train, batch_size, recipe.seed, config.horizontal_flip, config.padding,
+        train, batch_size, recipe.seed, config.horizontal_flip, config.padding, fabric.global_rank, fabric.world_size,
         transforms=Transforms.of(config), workers=0 if fabric.device.type == "cpu" else WORKERS,
     )  # fmt: skip
     fit(
@@ -63,10 +85,13 @@ def train_classifier(recipe: Recipe, run: Run, device: str = "auto", precision: 
     step = load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     measure = f"validation.{config.best_metric}"
-    return save_model(
-        run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores,
-        selection={"metric": measure, "value": scores[measure], "step": step},
-    )  # fmt: skip
+    if fabric.global_rank == 0:
+        save_model(
+            run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores,
+            selection={"metric": measure, "value": scores[measure], "step": step},
+        )  # fmt: skip
+    fabric.barrier()
+    return run.model_path
 
 
 def balanced_weights(dataset: ImageDataset) -> Tensor:
@@ -91,41 +116,61 @@ class ClassifierTask:
 
     def __init__(
         self, model: Classifier, config: ClassifierConfig, fabric: Fabric, validation: ImageDataset, steps: int,
-        per_epoch: int, class_weights: Tensor | None = None,
+        per_epoch: int, class_weights: Tensor | None = None, compiled: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.fabric, self.validation = config, fabric, validation
         self.class_weights = None if class_weights is None else class_weights.to(fabric.device)
-        self.raw = fast_layout(model)
+        self.rate = partial(_rate, config, steps=steps, per_epoch=per_epoch)
+        self.model = fast_layout(model).to(fabric.device)
         self.frozen = freeze(model, config.train_layers, config.freeze_norm)
-        optimizer = _optimizer(config, self.raw)
-        self.model, self.optimizer = fabric.setup(self.raw, optimizer)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: _rate(config, t, steps, per_epoch))
+        share_batch_norm(model)
+        self.forward = torch.compile(model) if compiled else model
+        self.optimizer = setup_optimizer(fabric, _optimizer(config, model))
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.model.train()
         for module in self.frozen:
             module.eval()
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.config.label_smoothing)
-        check_finite({"cross-entropy": loss}, step)
+        set_rate(self.optimizer, self.config.learning_rate * self.rate(step))
         self.optimizer.zero_grad()
-        self.fabric.backward(loss)
+        total = right = torch.zeros((), device=images.device)
+        size = mean_over_processes(self._size(labels))
+        for part, truth in zip(parts(images, self.config.accumulate), parts(labels, self.config.accumulate)):
+            with self.fabric.autocast():
+                logits = self.forward(part).float()
+            loss = self._cross_entropy(logits, truth) / size
+            check_finite({"cross-entropy": loss}, step)
+            self.fabric.backward(loss)
+            likeliest = truth if truth.ndim == 1 else truth.argmax(1)  # mixup gives probabilities
+            total, right = total + loss.detach(), right + (logits.argmax(1) == likeliest).sum()
+        average_gradients(self.model.parameters())
         self.optimizer.step()
-        self.schedule.step()
-        likeliest = labels if labels.ndim == 1 else labels.argmax(1)  # mixup gives probabilities
-        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == likeliest).float().mean()}
+        return {"loss": total, "accuracy": right / len(images)}
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over the images."""
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=smoothing, reduction="sum")
+
+    def _size(self, labels: Tensor) -> Tensor:
+        """What divides that sum: the number of images, or the sum of the weights of their classes."""
+        if self.class_weights is not None and labels.ndim == 1:
+            return self.class_weights[labels].sum()
+        return torch.tensor(float(len(labels)), device=labels.device)
 
     @torch.no_grad()
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
         self.model.eval()
-        predicted, loss = [], 0.0
-        for images, labels in self.validation.batches(256):
+        dataset, measure, classes = self.validation, self.config.best_metric, len(self.validation.class_names)
+        counts, loss = np.zeros((classes, classes), dtype=int), 0.0
+        for images, labels in dataset.batches(256, np.arange(len(dataset))[rank() :: world_size()]):
             images, labels = images.to(self.fabric.device), labels.to(self.fabric.device)
-            logits = self.model(images).float()
+            with self.fabric.autocast():
+                logits = self.model(images).float()
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            predicted.append(logits.argmax(1).cpu().numpy())
-        dataset, measure = self.validation, self.config.best_metric
-        counts = confusion(np.concatenate(predicted), dataset.labels, len(dataset.class_names))
+            counts += confusion(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), classes)
+        shares = gather_objects((counts, loss))
+        counts, loss = np.sum([share[0] for share in shares], 0), sum(share[1] for share in shares)
         results = {"accuracy": int(counts.trace()) / len(dataset), "loss": loss / len(dataset)}
         if measure not in results:
             results[measure] = class_average(counts, measure)
@@ -134,16 +179,11 @@ class ClassifierTask:
         return results, score
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.raw.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.raw.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.model.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 def class_average(counts: np.ndarray, measure: str) -> float:

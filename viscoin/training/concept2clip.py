@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylegan2_ada.distributed import average_gradients, gather
+from stylegan2_ada.optimizer import load_optimizer, set_rate
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import Concept2ClipConfig, Recipe
-from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
 from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.ensemble import VisCoIN
@@ -25,7 +28,16 @@ from viscoin.testing.inference import evaluation, image_batches
 from viscoin.testing.measures import auroc
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit, load_best
-from viscoin.training.runtime import digest, make_fabric, seed_step
+from viscoin.training.runtime import (
+    Runtime,
+    check_shares,
+    digest,
+    launch,
+    load_splits,
+    seed_step,
+    setup_optimizer,
+    whole_batch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +59,10 @@ class Pairs:
 
 
 def train_concept2clip(
-    recipe: Recipe, run: Run, ensemble: VisCoIN, device: str = "auto", precision: str = "auto"
+    recipe: Recipe,
+    run: Run,
+    ensemble: VisCoIN,
+    runtime: Runtime = Runtime(),  # noqa: B008  it is frozen
 ) -> Path:
     """Train the adapter by the recipe; concepts and embeddings of the images are computed once and kept.
 
@@ -58,29 +73,34 @@ def train_concept2clip(
         ValueError: a dataset without attributes where the text-free scorer is asked for, or a CLIP model that cannot
             be had.
     """
-    fabric = make_fabric(device, precision)
     config = recipe.concept2clip
-    train, validation = (load_dataset(recipe.dataset.name, split, recipe.dataset) for split in ("train", "validation"))
+    check_shares("concept2clip", runtime, 1, batch_size=config.batch_size)
+    fabric, run = launch(runtime, run)
+    train, validation = load_splits(fabric, recipe)
     scorer, space, scores = _scorer(config, ensemble, train, validation, fabric.device)
     pairs, held_out = (_pairs(ensemble, scorer, dataset, fabric.device) for dataset in (train, validation))
     seed_step(recipe.seed, 0)
     model = build_adapter(config, pairs, space, ensemble_digest(ensemble))
     if isinstance(scorer, AttributeScorer) and model.probe is not None:
         model.probe.load_state_dict(scorer.probe.state_dict())
-    batch_size = min(config.batch_size, len(pairs))
+    batch_size = whole_batch(config.batch_size, len(pairs), runtime.processes)
     per_epoch = max(1, len(pairs) // batch_size)
-    task = AdapterTask(model, config, fabric, held_out, config.epochs * per_epoch)
-    batches = StepBatches(pairs, batch_size, recipe.seed)  # type: ignore[arg-type]
+    task = AdapterTask(model, config, fabric, held_out, config.epochs * per_epoch, runtime.compile)
+    share: dict[str, Any] = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+    batches = StepBatches(pairs, batch_size, recipe.seed, **share)  # type: ignore[arg-type]
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=5 * per_epoch,
-        device=fabric.device, title="concept2clip",
+        device=fabric.device, title="concept2clip", shared_draws=True,
     )  # fmt: skip
     load_best(run, task)
     scores |= {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     names, origin = ensemble.class_names, f"embedding space: {scorer.name}"
-    return save_model(
-        run.model_path, model, "concept2clip", recipe=recipe, class_names=names, scores=scores, origin=origin
-    )
+    if fabric.global_rank == 0:
+        save_model(
+            run.model_path, model, "concept2clip", recipe=recipe, class_names=names, scores=scores, origin=origin
+        )
+    fabric.barrier()
+    return run.model_path
 
 
 def build_adapter(config: Concept2ClipConfig, pairs: Pairs, space: Mapping[str, Any], ensemble: str) -> Concept2Clip:
@@ -102,26 +122,32 @@ class AdapterTask:
     """1 - cosine plus squared error between predicted and true embeddings; the score is the cosine on validation."""
 
     def __init__(
-        self, model: Concept2Clip, config: Concept2ClipConfig, fabric: Fabric, validation: Pairs, steps: int
-    ) -> None:
-        self.config, self.fabric, self.validation, self.raw = config, fabric, validation, model
+        self, model: Concept2Clip, config: Concept2ClipConfig, fabric: Fabric, validation: Pairs, steps: int,
+        compiled: bool = False,
+    ) -> None:  # fmt: skip
+        self.config, self.fabric, self.validation, self.steps = config, fabric, validation, steps
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay)
-        self.model, self.optimizer = fabric.setup(model, optimizer)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        self.trained, self.optimizer = weights, setup_optimizer(fabric, optimizer)
+        self.model = model.to(fabric.device)
+        if compiled:
+            model.compile()
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """`images` are activations (B, K), `labels` embeddings (B, D)."""
         self.model.train()
-        predicted = self.model(images)
+        set_rate(self.optimizer, self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+        with self.fabric.autocast():
+            predicted = self.model(gather(images)).float()  # as a whole, so that the same concepts are hidden
+        labels = gather(labels)
         cosine = F.cosine_similarity(predicted, labels).mean()
         error = (predicted - labels).square().sum(1).mean()
         loss = 1 - cosine + self.config.squared_error * error
         check_finite({"cosine": cosine, "squared error": error}, step)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
+        average_gradients(self.trained)
         self.optimizer.step()
-        self.schedule.step()
         return {"loss": loss.detach(), "cosine": cosine.detach()}
 
     @torch.no_grad()
@@ -134,16 +160,11 @@ class AdapterTask:
         return {"cosine": cosine, "cosine_of_mean": mean}, cosine
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.raw.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.raw.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.model.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 def ensemble_digest(ensemble: VisCoIN) -> str:

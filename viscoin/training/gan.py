@@ -4,7 +4,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
+from stylegan2_ada.distributed import share_batch_norm
 from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer
 from stylegan2_ada.transfer import freeze_highest, load_fitting
@@ -28,7 +29,16 @@ from viscoin.testing.inference import choose_images
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit
 from viscoin.training.losses import ClassifierPerceptual
-from viscoin.training.runtime import check_devices, digest, fast_layout, make_fabric, resolve_device, seed_step
+from viscoin.training.runtime import (
+    Runtime,
+    check_runtime,
+    check_shares,
+    digest,
+    fast_layout,
+    launch,
+    resolve_device,
+    seed_step,
+)
 
 if TYPE_CHECKING:
     from stylegan2_ada.augment import AugmentController, AugmentPipe
@@ -77,7 +87,7 @@ def _widths(config: GanConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key in ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")}
 
 
-def check_gan(recipe: Recipe, device: str = "auto", devices: int = 1, num_nodes: int = 1) -> None:
+def check_gan(recipe: Recipe, runtime: Runtime = Runtime()) -> None:  # noqa: B008  it is frozen
     """Refuse what cannot be trained, before anything is loaded or started.
 
     Raises:
@@ -96,19 +106,15 @@ def check_gan(recipe: Recipe, device: str = "auto", devices: int = 1, num_nodes:
             "prepare other images: "
             f"python main.py dataset {recipe.dataset.name} --output NEW.zip --resolution {resolution}"
         )
-    check_devices(device, devices, num_nodes)
-    processes = devices * num_nodes
-    if config.batch_size % processes:
-        raise ValueError(
-            f"--batch-size {config.batch_size} does not divide by {processes} devices (--devices, --num-nodes); "
-            f"choose a multiple of {processes}"
-        )
-    share = config.batch_size // processes
+    check_runtime(runtime)
+    check_shares("gan", runtime, config.accumulate, batch_size=config.batch_size)
+    shares = runtime.processes * config.accumulate
+    share = config.batch_size // shares
     group = min(config.mbstd_group, share)
     if share % group:
         raise ValueError(
-            f"--batch-size {config.batch_size} gives each device {share} images, which do not divide into groups of "
-            f"{group} (gan.mbstd_group); choose a multiple of {processes * group}"
+            f"--batch-size {config.batch_size} gives each device {share} images at a time, which do not divide into "
+            f"groups of {group} (gan.mbstd_group); choose a multiple of {shares * group}"
         )
     if config.kimg * 1000 < config.batch_size:
         raise ValueError(
@@ -117,8 +123,8 @@ def check_gan(recipe: Recipe, device: str = "auto", devices: int = 1, num_nodes:
         )
 
 
-def choose_precision(config: GanConfig, device: str, precision: str) -> tuple[GanConfig, str, bool]:
-    """How to compute: the config to build networks with, Fabric's precision, and whether layers run in float16.
+def choose_precision(config: GanConfig, runtime: Runtime) -> tuple[GanConfig, Runtime, bool]:
+    """How to compute: the config to build networks with, what Fabric is told, and whether layers run in float16.
 
     Of float16 there is only the published scheme (ADA paper, Appendix C.1): the highest resolutions in float16 with
     bounded activations, everything else in float32, no loss scaling. "16-mixed" asks for it; "auto" takes it on GPUs
@@ -127,13 +133,13 @@ def choose_precision(config: GanConfig, device: str, precision: str) -> tuple[Ga
     Raises:
         ValueError: 16-mixed without a GPU.
     """
-    cuda = resolve_device(device).type == "cuda"
+    cuda, precision = resolve_device(runtime.device).type == "cuda", runtime.precision
     if precision == "16-mixed" and not cuda:
         raise ValueError("--precision 16-mixed needs a CUDA device; use 32-true or bf16-mixed here")
     if precision == "16-mixed" or (precision == "auto" and cuda and config.num_fp16_res):
         chosen = {"num_fp16_res": config.num_fp16_res or 4, "conv_clamp": config.conv_clamp or 256.0}
-        return config.model_copy(update=chosen), "32-true", True
-    return (config.model_copy(update={"num_fp16_res": 0}) if cuda else config), precision, False
+        return config.model_copy(update=chosen), replace(runtime, precision="32-true"), True
+    return (config.model_copy(update={"num_fp16_res": 0}) if cuda else config), runtime, False
 
 
 def load_images(recipe: Recipe, split: str) -> ImageDataset:
@@ -158,16 +164,13 @@ def train_gan(
     recipe: Recipe,
     run: Run,
     classifier: Classifier | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    devices: int = 1,
-    num_nodes: int = 1,
+    runtime: Runtime = Runtime(),  # noqa: B008  it is frozen
 ) -> Path:
     """Train G by the recipe; sample grids go to the run's `figures/`, the last few models to its `checkpoints/`.
 
     Args:
         classifier: f, whose features measure reconstructions in the warm start; only L1 + L2 without it.
-        device, precision, devices, num_nodes: see `make_fabric` and `choose_precision`.
+        runtime: see also `choose_precision`.
 
     Returns:
         The model file (averaged weights of G) in the run's folder.
@@ -175,16 +178,15 @@ def train_gan(
     Raises:
         ValueError: what `check_gan` refuses; a resumed run was started with another classifier; a loss is not finite.
     """
-    check_gan(recipe, device, devices, num_nodes)
-    config, arithmetic, half = choose_precision(recipe.gan, device, precision)
-    fabric = make_fabric(device, arithmetic, devices, num_nodes)
-    run = Run(Path(fabric.broadcast(str(run.path))))
-    with fabric.rank_zero_first():
+    check_gan(recipe, runtime)
+    config, runtime, half = choose_precision(recipe.gan, runtime)
+    fabric, run = launch(runtime, run)
+    with fabric.rank_zero_first(local=True):  # one process of each node prepares the images for the others
         dataset, validation = load_images(recipe, "train"), load_images(recipe, "validation")
     classifier = _same_classifier(run, classifier, fabric)
     seed_step(recipe.seed, 0)
-    task = GanTask(config, dataset, fabric, classifier, validation, half)
-    if config.transfer is not None and not (run.checkpoints / "last.pt").is_file():
+    task = GanTask(config, dataset, fabric, classifier, validation, half, runtime.compile)
+    if config.transfer is not None and not any(run.checkpoints.glob("*.pt")):
         take_over(task.trainer, Path(config.transfer))
     steps = task.settings.warm_start_steps + round(config.kimg * 1000 / config.batch_size)
     if fabric.global_rank == 0 and steps * config.batch_size != round((config.warm_start + config.kimg) * 1000):
@@ -215,8 +217,8 @@ def train_gan(
         run, task, batches, steps, seed=recipe.seed, evaluate_every=every, device=fabric.device, title="gan",
         on_evaluate=snapshot,
     )  # fmt: skip
+    results = results or task.evaluate(steps)[0]
     if fabric.global_rank == 0:
-        results = results or task.evaluate(steps)[0]
         save(run.model_path, {f"validation.{key}": value for key, value in results.items()})
     fabric.barrier()
     return run.model_path
@@ -266,7 +268,7 @@ def read_transfer(source: Path) -> Mapping[str, Mapping[str, Tensor]]:
         ValueError: missing, damaged, or no generator.
     """
     if source.is_dir():
-        state = Run(source).load_checkpoint("last") or {}
+        state = Run(source).last_checkpoint() or {}
         parts = state.get("task", {})
         if {"generator", "discriminator", "ema"} <= set(parts):
             return {name: parts[name] for name in ("generator", "discriminator", "ema")}
@@ -341,6 +343,7 @@ class GanTask:
         config: of the networks and their training; decides with `dataset` whether they know classes.
         classifier: f or None; moved to the device.
         half_precision: layers run in float16, so that single steps may have losses that are not finite.
+        compiled: translate the networks by `torch.compile`, where the steps need no second derivatives.
     """
 
     def __init__(
@@ -351,6 +354,7 @@ class GanTask:
         classifier: Classifier | None,
         validation: ImageDataset,
         half_precision: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.config, self.fabric, self.number = config, fabric, 0
         self.classifier, self.validation = classifier, validation
@@ -365,7 +369,7 @@ class GanTask:
             import viscoin.models.classifier  # noqa: F401  registers the backbone with timm
 
             encoder = timm.create_model("viscoin_resnet10", num_classes=config.w_dim)
-            encoder = fast_layout(encoder).to(fabric.device)
+            encoder = share_batch_norm(fast_layout(encoder).to(fabric.device))
             if classifier is not None:
                 perceptual = ClassifierPerceptual(classifier.to(fabric.device).eval().requires_grad_(False))
         augment, controller = _augmentation(config)
@@ -373,7 +377,7 @@ class GanTask:
             generator, discriminator, self.settings, encoder, perceptual,
             check=self._count_bad_steps if half_precision else lambda terms: check_finite(terms, self.number),
             augment=None if augment is None else augment.to(fabric.device), controller=controller,
-            labels=torch.from_numpy(dataset.labels) if config.conditional else None,
+            labels=torch.from_numpy(dataset.labels) if config.conditional else None, compiled=compiled,
         )  # fmt: skip
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:

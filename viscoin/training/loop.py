@@ -1,11 +1,12 @@
 """The one training loop: classifier, generator and ensemble differ by their task, not by the loop."""
 
+import errno
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from types import FrameType
 from typing import Any, Protocol
@@ -15,17 +16,28 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from stylegan2_ada.distributed import mean_over_processes, sum_over_processes
 from viscoin.runs import Run
 from viscoin.training.data import StepBatches
 from viscoin.training.runtime import seed_step
 
 logger = logging.getLogger(__name__)
 
-AGREE_EVERY = 10  # steps between two looks at the stop signals of all processes
+AGREE_EVERY = 10  # steps between two looks at what all processes want
+EARLY_WARNING = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM sends it before the time is up, if asked to
+SIGNALS = (signal.SIGINT, signal.SIGTERM, EARLY_WARNING)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop; its state is saved. `signal` is the number of the signal that asked."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class Failed(RuntimeError):
+    """Something outside failed (a full disk, another process); what is saved is whole, and the run can go on."""
 
 
 class Task(Protocol):
@@ -35,7 +47,9 @@ class Task(Protocol):
         """One optimisation step; returns scalars to log. Non-finite losses must go through `check_finite`."""
 
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
-        """Metrics on held-out data, and the score by which the best model is kept (larger is better)."""
+        """Metrics on held-out data, and the score by which the best model is kept (larger is better).
+
+        All processes call it and get the same."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -57,66 +71,150 @@ def fit(
     report_seconds: float = 60,
     on_evaluate: Callable[[int], None] | None = None,
     patience: int | None = None,
+    shared_draws: bool = False,
 ) -> dict[str, float]:
     """Train `task` for `steps` steps, going on from the run's last checkpoint if it has one.
 
-    Writes metrics.jsonl, `checkpoints/last.pt` (every `save_seconds`, at each evaluation and when interrupted) and
-    `checkpoints/best.pt`. SIGINT and SIGTERM save and raise `Interrupted`. Of several processes the first one
-    evaluates, writes and speaks. Where there is no terminal for the bar, a line every `report_seconds` says how far it
-    is. After `patience` evaluations in a row without a better score the training ends early (one process alone).
+    Writes metrics.jsonl, `checkpoints/last.pt` (every `save_seconds`, at each evaluation and when interrupted), the one
+    before as `checkpoints/previous.pt`, which takes its place if that is damaged, and `checkpoints/best.pt`. SIGINT,
+    SIGTERM and SIGUSR1 save and raise `Interrupted`. All processes evaluate, the first one writes and speaks. Where
+    there is no terminal for the bar, a line every `report_seconds` says how far it is. After `patience` evaluations in
+    a row without a better score the training ends early.
+
+    Args:
+        shared_draws: all processes draw the same random numbers in a step (the task shares them out).
 
     Returns:
         The metrics of the last evaluation.
+
+    Raises:
+        Interrupted: a signal came; all is saved.
+        Failed: the disk is full, or another process of this training is gone.
+        ValueError: another process trains in this folder, its checkpoint fits another recipe, or a loss is not finite.
     """
-    first = batches.rank == 0
-    start, best, stale, meter = _restore(run, task, device, first)
-    done = start
-    results: dict[str, float] = {}
-    saved_at = reported_at = began = time.monotonic()
-    with _stop_signals(batches.world_size, device) as stop, _progress(steps, start, title, first) as bar:
-        for step in range(start, steps):
-            if patience is not None and stale >= patience:
-                break
-            images, labels = batches(step)
-            seed_step(seed, step, batches.rank)
-            meter.append(task.step(images.to(device), labels.to(device), step))
-            done = step + 1
-            if done % log_every == 0 or done == steps:
-                means = _mean(meter, batches.world_size)
-                meter = []
-                if first:
-                    run.log(done, {f"train.{key}": value for key, value in means.items()})
-                bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]}, refresh=False)
-            if first and (done % evaluate_every == 0 or done == steps):
-                results, score = task.evaluate(done)
-                if results:
-                    run.log(done, {f"validation.{key}": value for key, value in results.items()})
-                    if bar.disable:
-                        logger.info("%s %s", title, _summary(done, results))
-                    else:
-                        bar.write(_summary(done, results))
-                if on_evaluate is not None:
-                    on_evaluate(done)
-                stale += score is not None
-                if score is not None and (best is None or score > best):
-                    best, stale = score, 0
-                    run.save_checkpoint("best", {"step": done, "best": best, "task": task.state_dict()})
-            bar.update()
-            stopping, now = stop(done), time.monotonic()
-            if first and bar.disable and now - reported_at > report_seconds:
-                logger.info("%s", _pace(title, done, steps, batches.batch_size, (now - began) / (done - start)))
-                reported_at = now
-            if first and (stopping or done == steps or done % evaluate_every == 0 or now - saved_at > save_seconds):
-                state = {"step": done, "best": best, "stale": stale, "meter": meter, "task": task.state_dict()}
-                run.save_checkpoint("last", state)
-                saved_at = time.monotonic()
-            if stopping and done < steps:
-                if batches.world_size > 1:
-                    dist.barrier()  # none leaves before the first one has saved
-                raise Interrupted(f"stopped at step {done} of {steps}; go on with --resume --out {run.path}")
-    if done < steps:
-        logger.info("%s: no better score in %d evaluations, ended early at step %d of %d", title, stale, done, steps)
-    return results
+    with run.lock() if batches.rank == 0 else nullcontext(), _failures(run, batches.world_size):
+        loop = _Loop(run, task, batches, steps, device, title, log_every, report_seconds)
+        with _stop_signals() as received, _progress(steps, loop.done, title, loop.first) as bar:
+            saved_at = time.monotonic()
+            for step in range(loop.done, steps):
+                if patience is not None and loop.stale >= patience:
+                    break
+                images, labels = batches(step)
+                seed_step(seed, step, 0 if shared_draws else batches.rank)
+                loop.count(task.step(images.to(device), labels.to(device), step), bar)
+                due = loop.done % evaluate_every == 0 or loop.done == steps
+                if due:
+                    loop.evaluate(bar, on_evaluate)
+                bar.update()
+                stopping, late = loop.agree(max(received, default=0), time.monotonic() - saved_at > save_seconds)
+                loop.report(bar)
+                if stopping or due or late:
+                    loop.save()
+                    saved_at = time.monotonic()
+                if stopping and loop.done < steps:
+                    raise Interrupted(
+                        f"stopped at step {loop.done} of {steps}; go on with --resume --out {run.path}", stopping
+                    )
+        if loop.done < steps:
+            logger.info(
+                "%s: no better score in %d evaluations, ended early at step %d of %d",
+                title, loop.stale, loop.done, steps,
+            )  # fmt: skip
+        return loop.results
+
+
+class _Loop:
+    """Where a training is, and what it says and writes of that."""
+
+    def __init__(
+        self, run: Run, task: Task, batches: StepBatches, steps: int, device: torch.device, title: str,
+        log_every: int, report_seconds: float,
+    ) -> None:  # fmt: skip
+        self.run, self.task, self.batches, self.steps, self.title = run, task, batches, steps, title
+        self.log_every, self.report_seconds = log_every, report_seconds
+        self.device, self.first, self.alone = device, batches.rank == 0, batches.world_size == 1
+        self.best: float | None = None
+        self.done = self.stale = 0
+        self.meter: list[dict[str, Tensor]] = []  # terms not logged yet
+        self.results: dict[str, float] = {}
+        self._restore()
+        self.start, self.began = self.done, time.monotonic()
+        self.reported_at = self.began
+
+    def _restore(self) -> None:
+        state = self.run.last_checkpoint()
+        if self.first:
+            self.run.truncate_metrics(state["step"] if state else 0)
+        if state is None:
+            return
+        try:
+            self.task.load_state_dict(state["task"])
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"the checkpoint of {self.run.path} does not fit this recipe or version ({reason}); give the options "
+                "that it was started with, or start a new run in another folder (--out)"
+            ) from error
+        self.done, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
+        self.meter = [{key: value.to(self.device) for key, value in terms.items()} for terms in state.get("meter", [])]
+        if self.first and self.done >= self.steps:
+            logger.info("%s: all %d steps of %s are done", self.title, self.done, self.run.path)
+        elif self.first:
+            logger.info("going on from step %d of %s", self.done, self.run.path)
+
+    def count(self, terms: dict[str, Tensor], bar: tqdm) -> None:
+        """One more step; its terms are logged now and then as means over steps and processes."""
+        self.meter.append(terms)
+        self.done += 1
+        if self.done % self.log_every and self.done < self.steps:
+            return
+        means, self.meter = _mean(self.meter), []
+        if self.first:
+            self.run.log(self.done, {f"train.{key}": value for key, value in means.items()})
+        bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]}, refresh=False)
+
+    def evaluate(self, bar: tqdm, on_evaluate: Callable[[int], None] | None) -> None:
+        self.results, score = self.task.evaluate(self.done)
+        if self.first:
+            if self.results:
+                self.run.log(self.done, {f"validation.{key}": value for key, value in self.results.items()})
+                if bar.disable:
+                    logger.info("%s %s", self.title, _summary(self.done, self.results))
+                else:
+                    bar.write(_summary(self.done, self.results))
+            if on_evaluate is not None:
+                on_evaluate(self.done)
+        self.stale += score is not None
+        if score is not None and (self.best is None or score > self.best):
+            self.best, self.stale = score, 0
+            if self.first:
+                self.run.save_checkpoint("best", {"step": self.done, "best": score, "task": self.task.state_dict()})
+
+    def agree(self, stopping: int, late: bool) -> tuple[int, bool]:
+        """Signal to stop by (0: none) and whether to save: what one process wants all do, after the same step."""
+        if self.alone:
+            return stopping, late
+        if self.done % AGREE_EVERY and self.done < self.steps:
+            return 0, False
+        wishes = torch.tensor([stopping, int(late and self.first)], device=self.device)
+        dist.all_reduce(wishes, dist.ReduceOp.MAX)
+        return int(wishes[0]), bool(wishes[1])
+
+    def save(self) -> None:
+        """Write the state of all processes, which differ in nothing but the terms not logged yet."""
+        meter = [{key: mean_over_processes(value) for key, value in terms.items()} for terms in self.meter]
+        state = {"step": self.done, "best": self.best, "stale": self.stale, "meter": meter}
+        if self.first:
+            self.run.save_checkpoint("last", state | {"task": self.task.state_dict()}, keep="previous")
+        if not self.alone:
+            dist.barrier()  # none leaves before the first one has saved
+
+    def report(self, bar: tqdm) -> None:
+        now = time.monotonic()
+        if self.first and bar.disable and now - self.reported_at > self.report_seconds:
+            pace = (now - self.began) / (self.done - self.start)
+            logger.info("%s", _pace(self.title, self.done, self.steps, self.batches.batch_size, pace))
+            self.reported_at = now
 
 
 def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
@@ -135,38 +233,20 @@ def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
 
 def load_best(run: Run, task: Task) -> int:
     """Put the best checkpoint (the last one where no score was kept) back into the task; returns its step."""
-    state = run.load_checkpoint("best") or run.load_checkpoint("last")
+    state = run.load_checkpoint("best") or run.last_checkpoint()
     if state is None:
         raise ValueError(f"{run.path} holds no checkpoint")
     task.load_state_dict(state["task"])
     return state["step"]
 
 
-def _restore(
-    run: Run, task: Task, device: torch.device, first: bool
-) -> tuple[int, float | None, int, list[dict[str, Tensor]]]:
-    """Step, best score, evaluations since it and terms not logged yet, of the last checkpoint or of a new start."""
-    state = run.load_checkpoint("last")
-    if first:
-        run.truncate_metrics(state["step"] if state else 0)
-    if state is None:
-        return 0, None, 0, []
-    task.load_state_dict(state["task"])
-    if first:
-        logger.info("going on from step %d of %s", state["step"], run.path)
-    meter = [{key: value.to(device) for key, value in terms.items()} for terms in state.get("meter", [])]
-    return state["step"], state["best"], state.get("stale", 0), meter
-
-
-def _mean(meter: list[dict[str, Tensor]], world_size: int = 1) -> dict[str, float]:
+def _mean(meter: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means of the terms over steps and processes, without values that are not finite and terms that have no other."""
     means = {}
     for key in dict.fromkeys(key for values in meter for key in values):
         values = torch.stack([values[key].detach().float() for values in meter if key in values])
         finite = torch.isfinite(values)
-        total = torch.stack([torch.where(finite, values, 0).sum(), finite.sum()])
-        if world_size > 1:
-            dist.all_reduce(total)
+        total = sum_over_processes(torch.stack([torch.where(finite, values, 0).sum(), finite.sum()]))
         if total[1] > 0:
             means[key] = float(total[0] / total[1])
     return means
@@ -189,33 +269,47 @@ def _progress(steps: int, start: int, title: str, first: bool) -> tqdm:
 
 
 @contextmanager
-def _stop_signals(world_size: int, device: torch.device):  # type: ignore[no-untyped-def]
-    """Yields a function that tells after a step whether SIGINT or SIGTERM came; the second one interrupts at once.
-
-    Several processes stop together, so they agree now and then on whether one of them was asked to.
-    """
+def _stop_signals() -> Iterator[list[int]]:
+    """Yields the list of the signals to stop that came so far; a second one interrupts at once."""
     received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and number != EARLY_WARNING:
             raise KeyboardInterrupt
         received.append(number)
 
-    def stop(step: int) -> bool:
-        if world_size == 1:
-            return bool(received)
-        if step % AGREE_EVERY:
-            return False
-        asked = torch.tensor(len(received), device=device)
-        dist.all_reduce(asked)
-        return bool(asked)
-
     try:
-        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handler) for number in SIGNALS}
     except ValueError:  # not in the main thread: signals are somebody else's
         before = {}
     try:
-        yield stop
+        yield received
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextmanager
+def _failures(run: Run, world_size: int) -> Iterator[None]:
+    """Say of failures that are nobody's mistake what is lost and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
+            raise
+        reason = f"{error.strerror} ({error.filename or run.path}); make room"
+    except RuntimeError as error:
+        if world_size == 1 or not _is_of_network(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        reason = f"another process of this training is gone ({said}); see its messages above"
+    else:
+        return
+    raise Failed(f"{reason}, then go on with --resume --out {run.path}: only the steps since its last save are lost")
+
+
+def _is_of_network(error: RuntimeError) -> bool:
+    """Whether it comes from the exchange with other processes; gloo has no exception of its own."""
+    return isinstance(error, dist.DistError) or any(
+        word in str(error).lower() for word in ("gloo", "nccl", "connection closed", "connection reset", "timed out")
+    )

@@ -3,56 +3,120 @@
 import hashlib
 import logging
 import os
+import shutil
 import warnings
-from typing import TypeVar
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
 
 from stylegan2_ada.memory import keep_freed_memory
+from viscoin.config import Recipe
+from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.runs import Run
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp", "ddp-gloo", "ddp-nccl")
+PATIENCE = timedelta(hours=2)  # of processes that wait for another one, which may test or read images alone
 
-def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:
-    """Fabric on one device, or on several that each have a process.
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how to compute: what the commands' options of the same names say.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        precision: "auto" takes bfloat16 autocast where the hardware has bfloat16 arithmetic and float32 elsewhere.
+        devices, num_nodes: devices (on the CPU: processes) of each node, and nodes.
+        strategy: how processes talk: "auto", or "ddp" with the backend of choice, "ddp-gloo" or "ddp-nccl".
+        compile: let `torch.compile` translate the networks.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    compile: bool = False
+
+    @property
+    def processes(self) -> int:
+        return self.devices * self.num_nodes
+
+
+@cache
+def make_fabric(runtime: Runtime = Runtime()) -> Fabric:
+    """Fabric on one device, or on several that each have a process; the same one for the same runtime.
 
     With several devices of one node the other processes are started here and run the same command again; on several
     nodes torchrun or SLURM starts all of them.
 
-    Args:
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        precision: "auto" takes bfloat16 autocast where the hardware has bfloat16 arithmetic and float32 elsewhere.
-        devices, num_nodes: devices (on the CPU: processes) of each node, and nodes.
-
     Raises:
-        ValueError: unknown or absent device, unknown precision, more devices than there are.
+        ValueError: unknown or absent device, unknown precision or strategy, more devices than there are, or processes
+            that a launcher started in another number than `devices` and `num_nodes` say.
     """
     keep_freed_memory()
-    accelerator, index = check_devices(device, devices, num_nodes)
+    accelerator, index = check_runtime(runtime)
+    precision = runtime.precision
     if precision == "auto":
         precision = "bf16-mixed" if _fast_bfloat16(accelerator) else "32-true"
-    if precision not in ("32-true", "bf16-mixed", "16-mixed"):
-        raise ValueError(f"--precision {precision!r} is unknown; choose auto, 32-true, bf16-mixed or 16-mixed")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    several = devices * num_nodes > 1
+    backend = runtime.strategy.partition("-")[2] or ("nccl" if accelerator == "cuda" else "gloo")
+    distributed = runtime.processes > 1 or runtime.strategy != "auto"
     with warnings.catch_warnings():
         # Outside a SLURM job, on a machine that has srun, Fabric recommends srun; that is the user's business.
         warnings.filterwarnings("ignore", message="The `srun` command is available")
         fabric = Fabric(
             accelerator=accelerator,
-            devices=[index] if index is not None else devices,
-            num_nodes=num_nodes,
+            devices=[index] if index is not None else runtime.devices,
+            num_nodes=runtime.num_nodes,
             precision=precision,  # type: ignore[arg-type]
-            strategy="ddp" if several else "auto",
+            strategy=DDPStrategy(process_group_backend=backend, timeout=PATIENCE) if distributed else "auto",
         )
     fabric.launch()
     if fabric.global_rank > 0:
         for name in ("viscoin", "stylegan2_ada"):
             logging.getLogger(name).setLevel(logging.WARNING)
     return fabric
+
+
+def check_runtime(runtime: Runtime) -> tuple[str, int | None]:
+    """Accelerator and index of the device of a runtime that can be had here.
+
+    Raises:
+        ValueError: as `make_fabric`.
+    """
+    if runtime.precision not in PRECISIONS:
+        raise ValueError(f"--precision {runtime.precision!r} is unknown; choose {_either(PRECISIONS)}")
+    if runtime.strategy not in STRATEGIES:
+        raise ValueError(f"--strategy {runtime.strategy!r} is unknown; choose {_either(STRATEGIES)}")
+    accelerator, index = check_devices(runtime.device, runtime.devices, runtime.num_nodes)
+    if runtime.strategy == "ddp-nccl" and accelerator != "cuda":
+        raise ValueError(f"--strategy ddp-nccl needs CUDA devices, --device is {accelerator}; use ddp-gloo here")
+    if runtime.precision == "16-mixed" and accelerator == "cpu":
+        raise ValueError("--precision 16-mixed needs a GPU; use 32-true or bf16-mixed here")
+    if runtime.compile and accelerator == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        raise ValueError("--compile needs a C++ compiler (g++ or clang++) on the CPU; install one or leave it out")
+    launched = os.environ.get("WORLD_SIZE") if "LOCAL_RANK" in os.environ else None
+    if launched is not None and int(launched) != runtime.processes:
+        raise ValueError(
+            f"a launcher started {launched} processes, but --devices {runtime.devices} times --num-nodes "
+            f"{runtime.num_nodes} is {runtime.processes}; make them agree"
+        )
+    return accelerator, index
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def check_devices(device: str, devices: int, num_nodes: int) -> tuple[str, int | None]:
@@ -69,9 +133,62 @@ def check_devices(device: str, devices: int, num_nodes: int) -> tuple[str, int |
     return accelerator, index
 
 
-def is_first_process() -> bool:
-    """Whether this process writes files and speaks: false in those that a launcher started beside it."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
+def launch(runtime: Runtime, run: Run) -> tuple[Fabric, Run]:
+    """Fabric, and the run that the first process made, in all processes."""
+    fabric = make_fabric(runtime)
+    path = Path(fabric.broadcast(str(run.path)))
+    return fabric, run if fabric.global_rank == 0 else Run(path)
+
+
+def load_splits(fabric: Fabric, recipe: Recipe) -> tuple[ImageDataset, ImageDataset]:
+    """Images to train and to validate on; one process of each node prepares them for the others."""
+    with fabric.rank_zero_first(local=True):
+        train, validation = (
+            load_dataset(recipe.dataset.name, split, recipe.dataset) for split in ("train", "validation")
+        )
+    return train, validation
+
+
+def setup_optimizer(fabric: Fabric, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser as Fabric's precision needs it."""
+    return cast(torch.optim.Optimizer, fabric.setup_optimizers(optimizer))
+
+
+def check_shares(kind: str, runtime: Runtime, accumulate: int, **counts: int) -> None:
+    """Refuse counts of images in a step that cannot be shared out.
+
+    Raises:
+        ValueError: a count that does not divide by the processes times the parts that each makes of its share.
+    """
+    divisor = runtime.processes * accumulate
+    for name, count in counts.items():
+        if count % divisor:
+            option = "--batch-size" if name == "batch_size" else f"{kind}.{name} ="
+            parts = f" times {accumulate} parts (--accumulate)" if accumulate > 1 else ""
+            raise ValueError(
+                f"{option} {count} does not divide by {runtime.processes} devices (--devices, --num-nodes){parts}; "
+                f"choose a multiple of {divisor}"
+            )
+
+
+def whole_batch(batch_size: int, images: int, divisor: int) -> int:
+    """The batch size, or what few images allow, such that it divides.
+
+    Raises:
+        ValueError: fewer images than that.
+    """
+    size = min(batch_size, images)
+    size -= size % divisor
+    if not size:
+        raise ValueError(
+            f"{images} training images do not give each of {divisor} shares one; use fewer devices or parts"
+        )
+    return size
+
+
+def parts(batch: Tensor, count: int) -> tuple[Tensor, ...]:
+    """A batch in equal parts, which go through a network one after the other."""
+    return batch.tensor_split(count)
 
 
 def resolve_device(device: str = "auto") -> torch.device:

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
+from stylegan2_ada.distributed import average_gradients, gather, gather_objects, rank, world_size
 from stylegan2_ada.networks import Generator
+from stylegan2_ada.optimizer import load_optimizer
 from viscoin.config import Recipe, ViscoinConfig
-from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
 from viscoin.models.ensemble import Encoding, VisCoIN
@@ -24,7 +26,18 @@ from viscoin.testing.inference import choose_images
 from viscoin.training import losses
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit, load_best
-from viscoin.training.runtime import digest, fast_layout, make_fabric, seed_step
+from viscoin.training.runtime import (
+    Runtime,
+    check_shares,
+    digest,
+    fast_layout,
+    launch,
+    load_splits,
+    parts,
+    seed_step,
+    setup_optimizer,
+    whole_batch,
+)
 
 VALIDATION_IMAGES = 1000
 OPTIONS = {"classifier": "--classifier", "generator": "--gan"}
@@ -51,8 +64,7 @@ def train_viscoin(
     run: Run,
     classifier: Classifier,
     generator: Generator,
-    device: str = "auto",
-    precision: str = "auto",
+    runtime: Runtime = Runtime(),  # noqa: B008  it is frozen
 ) -> Path:
     """Train the ensemble by the recipe; strips of reconstructions go to the run's `figures/`.
 
@@ -60,17 +72,21 @@ def train_viscoin(
         The model file (the best weights on validation images) in the run's folder.
 
     Raises:
-        ValueError: f, G and the data do not fit together, or a loss is not finite.
+        ValueError: f, G and the data do not fit together, a batch cannot be shared out, or a loss is not finite.
     """
-    fabric = make_fabric(device, precision)
     config = recipe.viscoin
-    train = load_dataset(recipe.dataset.name, "train", recipe.dataset)
-    validation = load_dataset(recipe.dataset.name, "validation", recipe.dataset)
+    counts = {name: getattr(config, name) for name in ("batch_size", "generated", "reconstructed")}
+    check_shares("viscoin", runtime, config.accumulate, **{name: n for name, n in counts.items() if n is not None})
+    fabric, run = launch(runtime, run)
+    train, validation = load_splits(fabric, recipe)
     _check_fit(classifier, generator, train)
     seed_step(recipe.seed, 0)
     ensemble = build_ensemble(config, classifier, generator, train.class_names)
-    task = ViscoinTask(ensemble, generator, config, fabric, validation)
-    batches = StepBatches(train, min(config.batch_size, len(train)), recipe.seed, config.horizontal_flip)
+    task = ViscoinTask(ensemble, generator, config, fabric, validation, runtime.compile)
+    batches = StepBatches(
+        train, whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate), recipe.seed,
+        config.horizontal_flip, rank=fabric.global_rank, world_size=fabric.world_size,
+    )  # fmt: skip
 
     shown = choose_images(len(validation), 16, recipe.seed)
 
@@ -81,11 +97,14 @@ def train_viscoin(
 
     fit(
         run, task, batches, config.steps, seed=recipe.seed, evaluate_every=config.evaluate_every,
-        device=fabric.device, title="viscoin", on_evaluate=draw,
+        device=fabric.device, title="viscoin", on_evaluate=draw, shared_draws=True,
     )  # fmt: skip
     load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
-    return save_model(run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores)
+    if fabric.global_rank == 0:
+        save_model(run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores)
+    fabric.barrier()
+    return run.model_path
 
 
 def _check_fit(classifier: Classifier, generator: Generator, dataset: ImageDataset) -> None:
@@ -101,12 +120,21 @@ def _check_fit(classifier: Classifier, generator: Generator, dataset: ImageDatas
         )
 
 
+def compile_networks(ensemble: VisCoIN) -> None:
+    """Let `torch.compile` translate f's features, Psi and G; weights and their names remain as they are."""
+    classifier, extractor, generator = ensemble.classifier, ensemble.concept_extractor, ensemble.generator
+    classifier.features = torch.compile(classifier.features)  # type: ignore[method-assign]
+    extractor.compile()
+    generator.synthesis.compile()
+
+
 class ViscoinTask:
     """All losses of the method; the score rewards agreement with f on images and on their reconstructions."""
 
     def __init__(
-        self, ensemble: VisCoIN, generator: Generator, config: ViscoinConfig, fabric: Fabric, validation: ImageDataset
-    ) -> None:
+        self, ensemble: VisCoIN, generator: Generator, config: ViscoinConfig, fabric: Fabric, validation: ImageDataset,
+        compiled: bool = False,
+    ) -> None:  # fmt: skip
         self.config, self.fabric, self.validation = config, fabric, validation
         self.ensemble = fast_layout(ensemble).to(fabric.device)
         self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
@@ -118,49 +146,60 @@ class ViscoinTask:
                 "lr": config.learning_rate * config.translator_rate,
             },
         ]
-        self.optimizer = torch.optim.Adam(groups, config.learning_rate)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.trained = [weight for group in groups for weight in group["params"]]
+        self.rates = [config.learning_rate, config.learning_rate * config.translator_rate]
+        self.optimizer = setup_optimizer(fabric, torch.optim.Adam(groups, config.learning_rate))
         self.frozen = digest(classifier=ensemble.classifier, generator=generator)
+        if compiled:
+            compile_networks(self.ensemble)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()
-        with self.fabric.autocast():
-            if self.config.generated:
-                images = torch.cat([self._samples(), images])
-            terms = self._terms(images, step)
-        check_finite(terms, step)
-        total = torch.stack(list(terms.values())).sum()
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self._rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(total)
+        count, means = self.config.accumulate, dict[str, Tensor]()
+        # The draws of all processes together, so that the step is the same on any number of them.
+        z = torch.randn(self.config.generated, self.sampler.z_dim, device=self.fabric.device)[rank() :: world_size()]
+        for some_z, real in zip(parts(z, count), parts(images, count), strict=True):
+            with self.fabric.autocast():
+                terms = self._terms(torch.cat([self._samples(some_z), real]) if len(z) else real, len(some_z), step)
+            check_finite(terms, step)
+            terms = {"total": torch.stack(list(terms.values())).sum(), **terms}
+            self.fabric.backward(terms["total"] / count)
+            means = {key: means.get(key, 0) + value.detach() / count for key, value in terms.items()}
+        average_gradients(self.trained)
         self.optimizer.step()
-        self.schedule.step()
-        return {"total": total.detach()} | {key: value.detach() for key, value in terms.items()}
+        return means
 
-    def _samples(self) -> Tensor:
-        with torch.no_grad():
-            z = torch.randn(self.config.generated, self.sampler.z_dim, device=self.fabric.device)
-            return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1)
+    @torch.no_grad()
+    def _samples(self, z: Tensor) -> Tensor:
+        return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1)
 
-    def _terms(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        """The weighted terms of method.md's table, and bimodality, for a batch of generated and then real images."""
+    def _terms(self, images: Tensor, generated: int, step: int) -> dict[str, Tensor]:
+        """The weighted terms of method.md's table, and bimodality, for so many generated and then real images."""
         config, ensemble = self.config, self.ensemble
         code = ensemble.encode(images)
-        logits = ensemble.explain(code.concept_maps)
-        terms = self._reconstruction_terms(images, code)
+        terms = self._reconstruction_terms(images, generated, code)
         terms["orthogonality"] = config.orthogonality * losses.concept_orthogonality(
             ensemble.concept_extractor.conv5.weight
         )
         if step >= config.warmup_steps:
-            terms["output_fidelity"] = config.output_fidelity * losses.output_fidelity(logits, code.logits)
-            terms["sparsity"] = config.sparsity * losses.sparsity(code.concept_maps)
+            # Of the images of all processes: dropout and the moments of bimodality are those of the whole batch.
+            maps, targets = gather(code.concept_maps), gather(code.logits)
+            logits = ensemble.explain(maps)
+            terms["output_fidelity"] = config.output_fidelity * losses.output_fidelity(logits, targets)
+            terms["sparsity"] = config.sparsity * losses.sparsity(maps)
             if config.bimodality:
-                terms["bimodality"] = config.bimodality * losses.bimodality(code.concept_maps)
+                terms["bimodality"] = config.bimodality * losses.bimodality(maps)
         return terms
 
-    def _reconstruction_terms(self, images: Tensor, code: Encoding) -> dict[str, Tensor]:
+    def _reconstruction_terms(self, images: Tensor, generated: int, code: Encoding) -> dict[str, Tensor]:
         """The terms of the images that G draws again: all, or the first of them."""
         config, ensemble = self.config, self.ensemble
-        count = len(images) if config.reconstructed is None else config.generated + config.reconstructed
+        count = len(images)
+        if config.reconstructed is not None:
+            count = generated + config.reconstructed // (world_size() * config.accumulate)
         images, logits, maps = images[:count], code.logits[:count], [part[:count] for part in code.maps]
         ws = ensemble.generator.mapping(code.concept_maps[:count], code.support[:count])
         rebuilt = ensemble.generator.synthesis(ws, noise_mode="const").float()
@@ -178,7 +217,7 @@ class ViscoinTask:
         self.ensemble.eval()
         totals = dict.fromkeys(("accuracy", "agreement", "accuracy_on_reconstructions", "l1", "mse"), 0.0)
         n = 0
-        chosen = choose_images(len(self.validation), VALIDATION_IMAGES, seed=0)
+        chosen = choose_images(len(self.validation), VALIDATION_IMAGES, seed=0)[rank() :: world_size()]
         for images, labels in self.validation.batches(125, chosen):
             images, labels = images.to(self.fabric.device), labels.to(self.fabric.device)
             with self.fabric.autocast():
@@ -192,7 +231,8 @@ class ViscoinTask:
             totals["l1"] += float(F.l1_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum())
             totals["mse"] += float(F.mse_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum())
             n += len(labels)
-        results = {key: value / n for key, value in totals.items()}
+        *sums, n = map(sum, zip(*gather_objects([*totals.values(), n])))
+        results = {key: value / n for key, value in zip(totals, sums)}
         return results, results["agreement"] + results["accuracy_on_reconstructions"] - results["mse"]
 
     @torch.no_grad()
@@ -211,7 +251,6 @@ class ViscoinTask:
         return {
             "ensemble": self._trained_state(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "frozen": self.frozen,
         }
 
@@ -227,5 +266,4 @@ class ViscoinTask:
                 f"({', '.join(OPTIONS[name] for name in other)}), or start a new run"
             )
         self.ensemble.load_state_dict(self.ensemble.state_dict() | state["ensemble"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        load_optimizer(self.optimizer, state["optimizer"])

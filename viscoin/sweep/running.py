@@ -1,0 +1,138 @@
+"""Train the trials of a study, one after the other; several processes may do so at once."""
+
+import gc
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from viscoin.config import Recipe
+from viscoin.models.files import read_file
+from viscoin.runs import Run, read_metrics
+from viscoin.sweep.results import ENDED, SweepResult, best_of
+from viscoin.sweep.space import recipe_of, show
+from viscoin.sweep.study import Study, first_line
+from viscoin.training.loop import Failed, Interrupted
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger(__name__)
+
+FAILURES = 3  # failed trials in a row that end the sweep
+
+Train = Callable[[Recipe, Run], Path]
+
+
+def run_sweep(study: Study, train: Train) -> SweepResult:
+    """Train one trial after the other until the study has as many as it shall have, or the time is up.
+
+    Args:
+        train: trains the run by the recipe and returns the file of the model.
+
+    Raises:
+        Interrupted, Failed: a signal came, or something outside failed; the trial is queued once more.
+        ValueError: the first training of the study did not begin, or several failed one after the other.
+    """
+    timeout = study.settings.timeout
+    end = time.monotonic() + timeout if timeout is not None else None
+    while end is None or time.monotonic() < end:
+        trial = study.next_trial()
+        if trial is None:
+            return study.result()
+        began = time.monotonic()
+        _run_trial(study, trial, train)
+        logger.info("%s", _progress(study, trial.number, time.monotonic() - began))
+    logger.info("the %g s of --timeout are over; the same command goes on", timeout)
+    return study.result()
+
+
+def _run_trial(study: Study, trial: "optuna.Trial", train: Train) -> None:
+    number, settings = trial.number, study.settings
+    try:
+        recipe = recipe_of(settings.recipe, trial.params)
+        run = Run.create(settings.kind, recipe, study.folder(number))
+        run.listeners.append(_reporter(study, trial, run))
+        logger.info("trial %d: %s", number, ", ".join(f"{key} {show(value)}" for key, value in trial.params.items()))
+        value = _score(run.model_path if run.model_path.is_file() else train(recipe, run), settings.metric)
+    except study.optuna.TrialPruned:
+        study.end(number, None, pruned=True)
+    except (KeyboardInterrupt, Failed, OSError) as error:
+        study.queue_again(number, first_line(error))
+        text = f"trial {number} waits in {settings.folder}, the same command goes on with it"
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"stopped; {text}", getattr(error, "signal", signal.SIGINT)) from error
+        raise Failed(f"{first_line(error)}; {text}") from error
+    except (ValueError, torch.OutOfMemoryError) as error:
+        _fail(study, number, error)
+    except BaseException as error:
+        study.end(number, None, f"{type(error).__name__}: {first_line(error)}")
+        raise
+    else:
+        study.end(number, value)
+    finally:
+        gc.collect()
+
+
+def _score(model: Path, metric: str) -> float:
+    """The metric of a finished model, which is not always the last one that was logged."""
+    value = float(read_file(model)[1]["scores"].get(metric, np.nan))
+    if not np.isfinite(value):
+        raise ValueError(f"{metric} of {model} is {value}")
+    return value
+
+
+def _fail(study: Study, number: int, error: Exception) -> None:
+    """A training failed: by the trial's parameters, so that others may do well, unless none of them does."""
+    if number == 0 and isinstance(error, ValueError) and not (study.folder(0) / "metrics.jsonl").is_file():
+        study.forget()  # a mistake in the options: leave nothing that other options would contradict
+        shutil.rmtree(study.folder(0), ignore_errors=True)
+        raise error
+    study.end(number, None, first_line(error))
+    ended = [trial for trial in study.results() if trial.state in ENDED][-FAILURES:]
+    if len(ended) == FAILURES and all(trial.state == "failed" for trial in ended):
+        raise ValueError(
+            f"{FAILURES} trials in a row failed, the last one so: {first_line(error)}; change --space or the recipe, "
+            "and take another --out"
+        ) from error
+    logger.warning("trial %d failed: %s", number, first_line(error))
+
+
+def _reporter(study: Study, trial: "optuna.Trial", run: Run) -> Callable[[int, Mapping[str, float]], None]:
+    """Tells the study each value of the metric, counted in evaluations: batches of other sizes make other steps."""
+    metric, reported = study.settings.metric, 0
+
+    def report(step: int, values: Mapping[str, float]) -> None:
+        nonlocal reported
+        if metric not in values:
+            return
+        course = [line[metric] for line in read_metrics(run.metrics_path) if metric in line]
+        for number, value in enumerate(course[reported:], reported + 1):
+            trial.report(value, number)
+        reported = len(course)
+        if trial.should_prune():
+            raise study.optuna.TrialPruned
+
+    return report
+
+
+def _progress(study: Study, number: int, seconds: float) -> str:
+    """How a trial went, and how far the study is."""
+    trials, settings = study.results(), study.settings
+    (trial,) = [trial for trial in trials if trial.number == number]
+    text = f"trial {number}: {trial.state}"
+    if trial.state == "pruned":
+        text += f" after {len(trial.course)} evaluation{'s' * (len(trial.course) != 1)}"
+    if trial.value is not None:
+        text += f", {settings.metric} {trial.value:.4g}"
+    if (best := best_of(trials, settings.direction)) is not None:
+        text += f" (best {best.value:.4g}, trial {best.number})"
+    done = sum(trial.state in ENDED for trial in trials)
+    return f"{text}, {timedelta(seconds=round(seconds))}; {done} of {settings.trials} trials done"

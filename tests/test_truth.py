@@ -242,6 +242,26 @@ def test_best_attribute_of_another_group():
     ] == [[2], [-1]]
 
 
+def test_no_attribute_of_another_group_varies():
+    truth = np.array([[0, 1, 1], [1, 0, 1], [1, 0, 1], [0, 1, 1]] * 5, bool)
+    names = ["beak: thin", "beak: cone", "eye: red"]
+    activations = truth[:, :1] + np.arange(20.0)[:, None] / 100
+    score = attributes.AttributeScore("beak: thin", 0, 1, 1.0, 1.0)
+    assert attributes.best_other([score], activations, truth, names)[0].tolist() == [-1]
+    seen = result.Observed({"concepts": activations}, truth)
+    found = result.function_truth("concepts", seen, seen, names, each=True)
+    assert set(found.summary) == {"auroc", "found"}
+    assert [list(row) for row in found.by_attribute] == [["auroc"]] * 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_means_of_nothing_are_nan_without_a_warning():
+    assert np.isnan(measures.known_mean(np.full(3, np.nan)))
+    assert measures.known_mean(np.array([[1.0, np.nan], [3.0, np.nan]])) == 2
+    areas = attributes.PairedAreas(np.arange(4.0)[:, None], np.array([[True], [False], [False], [False]]))
+    assert areas.estimate(measures.known_mean, 0).value == 0  # of resamples without the first image there is no area
+
+
 def test_too_few_images():
     with pytest.raises(TooFewImages, match="in 3 validation and 3 test images"):
         attributes.attribute_scores(*[np.zeros((3, 1)), np.zeros((3, 1), bool)] * 2, ["beak: thin"])

@@ -23,6 +23,12 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> np.n
     return counts
 
 
+def known_mean(values: np.ndarray) -> float:
+    """Mean of all values that are not NaN; NaN where there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
 def auroc(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of every score for every truth (Mann-Whitney U; ties count one half).
 

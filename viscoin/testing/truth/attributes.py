@@ -142,7 +142,7 @@ class PairedAreas:
         pairs = positive.sum(1) * negative.sum(1)
         return np.divide(wins, pairs, out=np.full(columns, np.nan), where=pairs > 0)
 
-    def estimate(self, statistic: Callable[[np.ndarray], np.floating], seed: int) -> Estimate:
+    def estimate(self, statistic: Callable[[np.ndarray], float | np.floating], seed: int) -> Estimate:
         """A statistic of the areas, with its interval over images."""
         images = np.arange(len(self.ranks))
         return bootstrap(images, lambda drawn: float(statistic(self(drawn))), seed=seed, resamples=RESAMPLES)
@@ -156,6 +156,8 @@ def best_other(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The attribute of another group that each score's concept tells best: its column (S,), and its direction (S,).
 
+    The column is -1 where no attribute of another group is there in some images and not in others.
+
     Args:
         activations, attributes: (N, K) and (N, A) of validation images.
     """
@@ -164,7 +166,8 @@ def best_other(
     own = np.array([group_of(score.name) for score in scores])
     strength = np.where(groups[:, None] == own, -1, np.nan_to_num(np.abs(areas), nan=-1))
     best = strength.argmax(0)
-    return best, np.where(areas[best, np.arange(len(scores))] >= 0, 1, -1)
+    direction = np.where(areas[best, np.arange(len(scores))] >= 0, 1, -1)
+    return np.where(strength.max(0) >= 0, best, -1), direction
 
 
 def _frequent(attributes: np.ndarray) -> np.ndarray:

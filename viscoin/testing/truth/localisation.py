@@ -15,6 +15,7 @@ from viscoin.datasets.birds import GROUP_PART, PARTS, attribute_names
 from viscoin.models.ensemble import VisCoIN, amplify
 from viscoin.testing.bootstrap import Estimate, bootstrap
 from viscoin.testing.inference import evaluation, progress
+from viscoin.testing.measures import known_mean
 from viscoin.testing.truth.attributes import RESAMPLES, AttributeScore, group_of
 from viscoin.testing.truth.scenes import Interventions
 
@@ -53,7 +54,7 @@ class Localisation:
         table = table[~np.isnan(table).all(1)]
         if not len(table):
             return None
-        found = bootstrap(table, lambda drawn: float(np.nanmean(drawn)), seed=seed, resamples=RESAMPLES)
+        found = bootstrap(table, known_mean, seed=seed, resamples=RESAMPLES)
         return replace(found, n=int((~np.isnan(table)).sum()), unit="pairs")
 
 

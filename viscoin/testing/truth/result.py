@@ -13,6 +13,7 @@ from viscoin.models.ensemble import VisCoIN
 from viscoin.testing.baselines import CONCEPTS, all_activations, concept_functions
 from viscoin.testing.bootstrap import Estimate
 from viscoin.testing.inference import choose_images
+from viscoin.testing.measures import known_mean
 from viscoin.testing.truth.attributes import AttributeResult, PairedAreas, attribute_scores, best_other
 from viscoin.testing.truth.causal import Causal, activation_range, causal_tests, purity, reaction_shares
 from viscoin.testing.truth.examples import Example, choose_examples
@@ -167,16 +168,19 @@ def function_truth(
     own = [list(attribute_names).index(score.name) for score in scores]
     other, sign = best_other(scores, learned, validation.attributes, attribute_names)
     areas = PairedAreas(measured[:, concepts] * direction, test.attributes[:, own])
-    areas_other = PairedAreas(measured[:, concepts] * sign, test.attributes[:, other])
     summary = {
-        "auroc": areas.estimate(np.nanmean, seed),
+        "auroc": areas.estimate(known_mean, seed),
         "found": areas.estimate(lambda found: np.mean(found > FOUND), seed),
-        "auroc_other": areas_other.estimate(np.nanmean, seed),
     }
     rows: list[Row] = [{} for _ in scores] if each else []
     for column, row in enumerate(rows):
-        row["auroc"] = areas.column(column).estimate(np.mean, seed)
-        row["auroc_other"] = areas_other.column(column).estimate(np.mean, seed)
+        row["auroc"] = areas.column(column).estimate(known_mean, seed)
+    compared = np.flatnonzero(other >= 0)
+    if len(compared):
+        areas_other = PairedAreas((measured[:, concepts] * sign)[:, compared], test.attributes[:, other[compared]])
+        summary["auroc_other"] = areas_other.estimate(known_mean, seed)
+        for column, attribute in enumerate(compared if each else ()):
+            rows[attribute]["auroc_other"] = areas_other.column(column).estimate(known_mean, seed)
     if interventions is None or responses is None:
         return FunctionTruth(learned.shape[1], attributes, summary, rows)
     causal = causal_tests(interventions, responses, activation_range(learned), scores)

@@ -1,7 +1,10 @@
-"""`test classifier|viscoin|gan`: measure trained models on test images."""
+"""`test classifier|viscoin|gan`: measure trained models on test images, by any number of processes."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,11 +19,15 @@ if TYPE_CHECKING:
     from viscoin.testing.ensemble import Perceptual
     from viscoin.testing.image_features import FeatureNetwork
     from viscoin.testing.viscoin import ViscoinMeasures
+    from viscoin.training.runtime import Runtime
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Test the classifier, the ensemble or the generator."
 )
+T = TypeVar("T")
+
 SHOWN = 12  # images in figures of reconstructions and samples
+IN_FLOAT32: Any = {"precision": "32-true"}  # default of the options that make up a Runtime
 
 Features = Annotated[
     str,
@@ -49,7 +56,65 @@ PerceptualDistance = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class _Process:
+    """One of the processes that share a test: its device, and Fabric's precision. The first one prints and writes."""
+
+    first: bool
+    device: str
+    precision: str
+    compiled: bool
+
+    def load(self, kind: str, checkpoints: Path | None, *arguments: Any) -> common.Trial:
+        """`common.load_for_test` of the other arguments, with a model that computes as was asked for."""
+        from viscoin.testing.execution import prepare
+
+        dataset, *others = arguments
+        trial = self.in_turn(
+            lambda: common.load_for_test(kind, "--checkpoints", checkpoints, dataset, self.device, *others)
+        )
+        prepare(trial.model, self.precision, self.compiled)
+        return trial
+
+    def in_turn(self, load: Callable[[], T]) -> T:
+        """What may be downloaded, drawn or prepared at its first use; the first process goes first."""
+        from stylegan2_ada.together import one_first
+
+        return one_first(load)
+
+    def results_folder(
+        self, command: str, dataset: str, out: Path | None
+    ) -> AbstractContextManager[common.Results | None]:
+        """The folder for the results in the first process, None in the others."""
+        return common.results_folder(command, dataset, out) if self.first else nullcontext()
+
+
+@contextmanager
+def _processes(runtime: "Runtime") -> Iterator[_Process]:
+    """Start all processes of a test, which end together; a mistake that ends all is told by the first one alone.
+
+    Raises:
+        ValueError: the runtime cannot be had, or models are not tested in its precision.
+    """
+    from stylegan2_ada.together import together
+    from viscoin.testing.execution import check_precision
+    from viscoin.training.runtime import make_fabric
+
+    check_precision(runtime.precision)
+    fabric = make_fabric(runtime)
+    device = str(fabric.device) if fabric.device.type == "cuda" else fabric.device.type
+    first, precision = fabric.global_rank == 0, fabric.strategy.precision.precision
+    try:
+        with together():
+            yield _Process(first, device, precision, runtime.compile)
+    except (ValueError, OSError) as error:
+        if first or not getattr(error, "known_to_all", False):
+            raise
+        raise typer.Exit(0) from error  # what went wrong, and the exit code, are said by the first one
+
+
 @app.command()
+@common.with_runtime
 def classifier(
     checkpoints: Annotated[Path | None, common.model_option("--checkpoints", "Classifier f")] = None,
     dataset: common.DatasetName = None,
@@ -60,7 +125,7 @@ def classifier(
     ] = None,
     batch_size: common.TestBatchSize = 128,
     seed: common.Seed = 0,
-    device: common.Device = "auto",
+    runtime: "Runtime" = IN_FLOAT32,
     out: common.Out = None,
     show: common.Show = False,
     skip_bad_files: common.SkipBadFiles = False,
@@ -68,28 +133,30 @@ def classifier(
     """Accuracy, errors, curves and calibration of the classifier f, overall and for each class."""
     if split not in ("validation", "test"):
         raise ValueError(f"--split {split!r}: expected validation or test")
-    trial = common.load_for_test(
-        "classifier", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path, split
-    )
     from viscoin.plotting.classifier import classifier_figures
     from viscoin.testing.classifier import test_classifier
     from viscoin.testing.classifier_measures import measure_classifier
     from viscoin.testing.classifier_tables import class_table, confusion_table, error_rows, markdown_report
     from viscoin.testing.table import table_rows, text_table
 
-    images = trial.images
-    with common.results_folder("test-classifier", images.name, out) as results:
-        result = test_classifier(trial.model, images, trial.device, batch_size, seed, limit)
-        found = measure_classifier(result, seed)
-        typer.echo(f"classifier {trial.path} on {result.n} {split} images of {images.name}, seed {seed}")
-        typer.echo(text_table(table_rows(found.estimates, {})))
-        if found.missing:
-            typer.echo(f"  no images of {_some(found.missing)}; no mean counts such classes")
-        results.numbers(trial, {**found.to_dict(), "most_confident_errors": error_rows(result, images)})
-        results.text("per-class.csv", class_table(found))
-        results.text("confusion.csv", confusion_table(result))
-        results.text("measures.md", markdown_report(found))
-        results.figures(classifier_figures(found, images), show)
+    with _processes(runtime) as process:
+        trial = process.load("classifier", checkpoints, dataset, skip_bad_files, dataset_path, split)
+        images = trial.images
+        with process.results_folder("test-classifier", images.name, out) as results:
+            result = test_classifier(trial.model, images, trial.device, batch_size, seed, limit)
+            if results is None:
+                return
+            found = measure_classifier(result, seed)
+            typer.echo(f"classifier {trial.path} on {result.n} {split} images of {images.name}, seed {seed}")
+            typer.echo(text_table(table_rows(found.estimates, {})))
+            if found.missing:
+                typer.echo(f"  no images of {_some(found.missing)}; no mean counts such classes")
+            numbers = {**found.to_dict(), "most_confident_errors": error_rows(result, images)}
+            results.numbers(trial, {"precision": process.precision, **numbers})
+            results.text("per-class.csv", class_table(found))
+            results.text("confusion.csv", confusion_table(result))
+            results.text("measures.md", markdown_report(found))
+            results.figures(classifier_figures(found, images), show)
 
 
 def _some(names: list[str], most: int = 5) -> str:
@@ -97,6 +164,7 @@ def _some(names: list[str], most: int = 5) -> str:
 
 
 @app.command()
+@common.with_runtime
 def viscoin(
     checkpoints: common.ViscoinModel = None,
     dataset: common.DatasetName = None,
@@ -140,38 +208,44 @@ def viscoin(
     perceptual: PerceptualDistance = "auto",
     batch_size: common.TestBatchSize = 64,
     seed: common.Seed = 0,
-    device: common.Device = "auto",
+    runtime: "Runtime" = IN_FLOAT32,
     out: common.Out = None,
     show: common.Show = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Every measure of the ensemble, with 95 % intervals."""
-    trial = common.load_for_test("viscoin", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path)
     from dataclasses import replace
 
     from viscoin.datasets import load_dataset
     from viscoin.testing.table import markdown_table, table_rows, text_table
     from viscoin.testing.viscoin import FAST, FULL, measure_viscoin, with_seed
 
-    model, images = trial.model, trial.images
     sizes = {
         "limit": limit, "consistency_concepts": consistency_concepts, "consistency_images": consistency_images,
     }  # fmt: skip
     extent = replace(FAST if fast else FULL, **{name: size for name, size in sizes.items() if size is not None})
-    network, distance = _comparisons(trial, features, inception_weights, perceptual)
-    validation = load_dataset(trial.config.name, "validation", trial.config) if images.has_truth else None
-    with common.results_folder("test-viscoin", images.name, out) as results:
-        result = measure_viscoin(
-            model, images, validation, _listed(measures), extent, device=trial.device, batch_size=batch_size, seed=seed,
-            perceptual=distance, features=network,
-        )  # fmt: skip
-        estimates, numbers = result.estimates(), result.to_dict()
-        rows = table_rows(estimates, numbers, trial.expected)
-        typer.echo(f"ensemble {trial.path} on {result.ensemble.n} {images.split} images of {images.name}, seed {seed}")
-        typer.echo(text_table(rows))
-        results.numbers(trial, {**numbers, "estimates": with_seed(estimates, seed)})
-        results.text("measures.md", markdown_table(rows))
-        results.figures(_ensemble_figures(trial, result, estimates, seed), show)
+    with _processes(runtime) as process:
+        trial = process.load("viscoin", checkpoints, dataset, skip_bad_files, dataset_path)
+        model, images, config = trial.model, trial.images, trial.config
+        network, distance = process.in_turn(lambda: _comparisons(trial, features, inception_weights, perceptual))
+        validation = None
+        if images.has_truth:
+            validation = process.in_turn(lambda: load_dataset(config.name, "validation", config))
+        with process.results_folder("test-viscoin", images.name, out) as results:
+            result = measure_viscoin(
+                model, images, validation, _listed(measures), extent, device=trial.device, batch_size=batch_size,
+                seed=seed, perceptual=distance, features=network,
+            )  # fmt: skip
+            if results is None:
+                return
+            estimates, numbers = result.estimates(), result.to_dict()
+            rows, n = table_rows(estimates, numbers, trial.expected), result.ensemble.n
+            typer.echo(f"ensemble {trial.path} on {n} {images.split} images of {images.name}, seed {seed}")
+            typer.echo(text_table(rows))
+            numbers |= {"precision": process.precision, "estimates": with_seed(estimates, seed)}
+            results.numbers(trial, numbers)
+            results.text("measures.md", markdown_table(rows))
+            results.figures(_ensemble_figures(trial, result, estimates, seed), show)
 
 
 def _comparisons(
@@ -218,6 +292,7 @@ def _listed(names: str | None) -> list[str] | None:
 
 
 @app.command()
+@common.with_runtime
 def gan(
     checkpoints: Annotated[Path | None, common.model_option("--checkpoints", "Generator G")] = None,
     classifier: Annotated[Path | None, common.model_option("--classifier", "Classifier f, for its features")] = None,
@@ -245,34 +320,38 @@ def gan(
     ] = 1000,
     batch_size: common.TestBatchSize = 64,
     seed: common.Seed = 0,
-    device: common.Device = "auto",
+    runtime: "Runtime" = IN_FLOAT32,
     out: common.Out = None,
     show: common.Show = False,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """FID, KID, precision and recall, IS and path length of the generator."""
-    trial = common.load_for_test("gan", "--checkpoints", checkpoints, dataset, device, skip_bad_files, dataset_path)
-    f = _classifier_if_any(classifier, trial.config, needed="classifier" in (features, perceptual))
     from viscoin.demo import draw_samples
     from viscoin.plotting.evaluation import feature_plane_figure
     from viscoin.testing.gan import measure_gan
     from viscoin.testing.image_features import find_features, find_perceptual
 
-    model = f.model if f else None
-    network = find_features(features, model, inception_weights)
-    distance = find_perceptual(perceptual, model, trial.device)
     wanted = _listed(metrics)
-    with common.results_folder("test-gan", trial.images.name, out) as results:
-        result = measure_gan(
-            trial.model, trial.images, network, samples or len(trial.images), wanted, perceptual=distance,
-            truncation=truncation, kid_subset=kid_subset, seed=seed, device=trial.device, batch_size=batch_size,
-        )  # fmt: skip
-        common.print_table(f"generator {trial.path} on {trial.images.name}", result.to_dict())
-        results.numbers(trial, {**result.to_dict(), "classifier": str(f.path) if f else None})
-        figures = {"samples": draw_samples(trial.model, trial.images, 3 * SHOWN, seed)}
-        if result.plane is not None:
-            figures["features"] = feature_plane_figure(*result.plane, network.name, result.values)
-        results.figures(figures, show)
+    with _processes(runtime) as process:
+        trial = process.load("gan", checkpoints, dataset, skip_bad_files, dataset_path)
+        f = _classifier_if_any(classifier, trial.config, needed="classifier" in (features, perceptual))
+        model, images = f.model if f else None, trial.images
+        network = process.in_turn(lambda: find_features(features, model, inception_weights))
+        distance = process.in_turn(lambda: find_perceptual(perceptual, model, trial.device))
+        with process.results_folder("test-gan", images.name, out) as results:
+            result = measure_gan(
+                trial.model, images, network, samples or len(images), wanted, perceptual=distance,
+                truncation=truncation, kid_subset=kid_subset, seed=seed, device=trial.device, batch_size=batch_size,
+            )  # fmt: skip
+            if results is None:
+                return
+            numbers = {**result.to_dict(), "precision": process.precision}
+            common.print_table(f"generator {trial.path} on {images.name}", result.to_dict())
+            results.numbers(trial, {**numbers, "classifier": str(f.path) if f else None})
+            figures = {"samples": draw_samples(trial.model, images, 3 * SHOWN, seed)}
+            if result.plane is not None:
+                figures["features"] = feature_plane_figure(*result.plane, network.name, result.values)
+            results.figures(figures, show)
 
 
 def _classifier_if_any(value: Path | None, config: "DatasetConfig", needed: bool) -> "LoadedModel | None":

@@ -1,6 +1,7 @@
 """Convolution whose input channels are scaled by a style, and what follows it in a synthesis layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -117,7 +118,11 @@ def synthesis_tail_reference(
     activation = find_activation(act)
     early, late = (gain, 1.0) if activation.homogeneous and gain > 0 else (1.0, gain)
     x = x * (coefficients * early).to(x.dtype)[:, :, None, None]
-    x = x.add_((b * early).to(x.dtype)[:, None, None])  # the product's backward pass does not need its result
+    offset = (b * early)[:, None, None]
+    if noise is not None and noise.ndim == 2:
+        # One addition for both, without a dimension of its own: several times faster in bfloat16 on CPUs.
+        offset, noise = (offset + noise * early)[None].contiguous(memory_format=torch.channels_last), None
+    x = x.add_(offset.to(x.dtype))  # the product's backward pass does not need its result
     if noise is not None:
         x = x.add_((noise * early).to(x.dtype))
     return activate_(x, act, alpha, late, clamp)
@@ -126,9 +131,31 @@ def synthesis_tail_reference(
 def _pointwise(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     """A 1x1 kernel is a matrix per sample: no scaled copy of x is needed. The result is channels-last."""
     (b, c, h, w), dtype = x.shape, _compute_dtype(x)
-    matrices = (weight * styles[:, None, :]).transpose(1, 2)  # (B, Cin, Cout)
+    matrices = weight * styles[:, None, :]  # (B, Cout, Cin)
     pixels = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
-    return torch.bmm(pixels.to(dtype), matrices.to(dtype)).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+    return _PixelProduct.apply(pixels.to(dtype), matrices.to(dtype)).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+class _PixelProduct(torch.autograd.Function):
+    """Pixels (B, N, Cin) times the transposed matrices (B, Cout, Cin) of their samples: (B, N, Cout).
+
+    As torch.bmm, but the gradient of the matrices is a product with Cin columns, where torch takes the three of an RGB
+    image; on CPUs that is five times slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pixels: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(pixels, matrices)
+        return torch.bmm(pixels, matrices.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        pixels, matrices = ctx.saved_tensors
+        to_pixels, to_matrices = ctx.needs_input_grad
+        return (
+            torch.bmm(grad, matrices) if to_pixels else None,
+            torch.bmm(grad.transpose(1, 2), pixels) if to_matrices else None,
+        )
 
 
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:

@@ -1,5 +1,6 @@
 """Downloads: resumed, checked, unpacked safely, and what is said when they fail; the server runs in the test."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -100,6 +101,21 @@ def packed(files: dict[str, bytes], kind: str = "zip") -> bytes:
 
 def tree(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_full_disk_does_not_cost_the_download(here, server, monkeypatch, kind):
+    archive = server.archive(f"set.{kind}", packed({"a.txt": b"a"}, kind))
+    with monkeypatch.context() as patch:
+        patch.setattr("zipfile.ZipFile.extract" if kind == "zip" else "tarfile.TarFile.extract", full_disk)
+        with pytest.raises(ValueError, match="No space left on device"):
+            dataset_root("set", DatasetConfig(), archive)
+    assert tree(here / "cache" / "viscoin" / "downloads") == [f"set/set.{kind}"]
+    assert tree(dataset_root("set", DatasetConfig(), archive)) == ["a.txt"] and len(server.asked) == 1
 
 
 # --- downloads ---------------------------------------------------------------------------------------------------

@@ -313,6 +313,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         ValueError: damaged, of an unknown kind, or with a file that would land outside the folder.
+        OSError: the disk is full, or the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -326,6 +327,8 @@ def unpack(archive: Path, folder: Path) -> None:
         else:
             raise ValueError(f"{archive} is neither zip nor tar nor gzip; get it again")
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # it is the disk that is full, or the folder that may not be written to
         raise ValueError(f"{archive} cannot be unpacked ({_one_line(error)}); get it again") from error
 
 

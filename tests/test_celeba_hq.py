@@ -174,6 +174,8 @@ def test_masks_of_parts(tree):
     mask(tree, 51, "hair", (0, 0, 8, 1))
     mask(tree, 50, "l_eye", (2, 3, 3, 4))
     mask(tree, 3, "beauty_spot", (1, 1, 2, 2))
+    (tree / MASKS / "0" / ".DS_Store").touch()
+    (tree / MASKS / "0" / "._00050_hair.png").touch()
     dataset = load(tree, "test")
     assert list(dataset.part_names) == ["left eye", "hair", "beauty spot"]
     masks = dataset.part_masks(0)

@@ -11,7 +11,9 @@ from toy_ensemble import ToyEnsemble
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import cub, load_dataset
-from viscoin.datasets.cub import CERTAINTIES, CubDataset, readable_attribute, square_around
+from viscoin.datasets.cub import CERTAINTIES, CubDataset, readable_attribute
+from viscoin.datasets.files import noted_files
+from viscoin.datasets.reading import square_around
 from viscoin.plotting.truth import truth_figures
 from viscoin.testing import truth
 
@@ -157,6 +159,15 @@ def test_crop_to_box_shows_the_box_alone(root):
     assert (box == [200, 0, 0]).all()
 
 
+def test_broken_photographs_are_named_also_where_boxes_are_cut_out(root):
+    path = next((root / "images" / CLASSES[0]).glob("*_0012_*"))
+    path.write_bytes(b"broken")
+    with pytest.raises(ValueError, match=rf"1 of 12 files in .* cannot be used: .*{path.name} \(no image of a known"):
+        load(root, crop_to_box=True)
+    left = load(root, crop_to_box=True, skip_bad_files=True)
+    assert numbers(left) == [number for number in numbers(load(root, skip_bad_files=True)) if number != 12]
+
+
 def test_boxes_are_needed_only_to_crop(root):
     (root / "bounding_boxes.txt").unlink()
     assert len(load(root)) == 12
@@ -271,7 +282,12 @@ def test_concepts_are_tried_on_the_attributes(root):
 @pytest.mark.parametrize(
     "name, old, new, message",
     [
-        ("images.txt", "3 001.", "3 009.", r"1 of 42 images of .*images.txt are not there \(first: .*009.*unpack"),
+        (
+            "images.txt",
+            "3 001.",
+            "3 009.",
+            r"1 of 42 images that .*images.txt names are missing .*009.*unpack",
+        ),
         ("images.txt", "3 001.", "4 001.", r"images.txt names an id twice"),
         ("images.txt", "3 001.", "three 001.", r"images.txt does not hold lines of an id and a text .*'three'"),
         ("image_class_labels.txt", "3 1\n", "3 4\n", r"image_class_labels.txt: image 3 has 4.* class of classes.txt"),
@@ -280,7 +296,7 @@ def test_concepts_are_tried_on_the_attributes(root):
         ("train_test_split.txt", "\n3 1\n", "\n43 1\n", r"train_test_split.txt has a line for image 43, which images"),
         ("train_test_split.txt", "\n3 1\n", "\n3 2\n", r"train_test_split.txt: image 3 has 2, which is not 1 \(train"),
         ("classes.txt", "2 002.Laysan_Albatross", "", r"image 15 has 2, which is not a class of classes.txt"),
-        ("classes.txt", "3 003", "4 Nobody\n3 003", r"cub: class 'Nobody' has no images for split 'test'"),
+        ("classes.txt", "3 003", "4 Nobody\n3 003", r"cub: class 'Nobody' has no images for split 'train'"),
     ],
 )
 def test_tables_that_do_not_fit(root, name, old, new, message):
@@ -358,6 +374,17 @@ def test_missing_photographs_are_left_out_on_demand(root, caplog):
     next((root / "images" / CLASSES[0]).glob("*_0011_*")).unlink()
     assert numbers(load(root, skip_bad_files=True))[0] == 12
     assert "left out: 1 of 42 images" in caplog.text
+    with noted_files() as found:
+        load(root, "train", skip_bad_files=True)
+    assert list(found.values()) == ["missing"]  # `data cub info` lists it
+
+
+def test_copies_across_splits_are_reported(root, caplog):
+    training, test = (next((root / "images" / CLASSES[0]).glob(f"*_{number}_*")) for number in ("0001", "0011"))
+    shutil.copy(training, test)
+    with caplog.at_level("WARNING"):
+        load(root)
+    assert "cub: 1 image lies in several splits" in caplog.text
 
 
 def test_the_archive_is_the_published_one():

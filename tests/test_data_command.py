@@ -16,7 +16,7 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets import export, load_dataset
 from viscoin.datasets.export import in_turns
 from viscoin.datasets.inspection import inspect_dataset
-from viscoin.datasets.listing import list_images
+from viscoin.datasets.listing import list_images, warn_once
 from viscoin.datasets.splitting import class_folders, parse_shares
 from viscoin.datasets.zip import open_zip
 from viscoin.plotting.data import attribute_frequencies, class_counts, class_sheets, image_sizes, pages_of
@@ -98,6 +98,14 @@ def test_duplicates_across_splits_are_told_apart(here):
     assert len(found.duplicates) == 2
     (across,) = found.across_splits
     assert sorted(across) == [("test", "data/test/bee/91.png"), ("train", "data/train/bee/01.png")]
+
+
+def test_an_example_of_copies_shows_each_split(here):
+    data = write_images(here / "data", {"ant": 20, "bee": 20})
+    for i in range(20):
+        shutil.copy(data / "bee" / "00.png", data / "ant" / f"copy{i}.png")
+    (line,) = (line for line in Answer("data", "data", "info").went_well().out.splitlines() if "copy" in line)
+    assert all(f"({split})" in line for split in SPLITS) and line.endswith(" and 17 more")
 
 
 def test_info_of_drawn_images(here):
@@ -229,6 +237,18 @@ def test_new_split_is_a_dataset(here):
     for row in rows:
         assert (here / "data" / row["file"]).resolve() in {Path(f).resolve() for f in parts[row["split"]].files}
     assert all(Path(file).is_symlink() for file in parts["test"].files)
+
+
+def test_classes_that_are_no_folders_are_told(here):
+    labels = [[f"{i}.png", i % 2] for i in range(20)]
+    for i in range(20):
+        (here / "data").mkdir(exist_ok=True)
+        Image.new("RGB", (24, 24), (5 * i, 9, 9)).save(here / "data" / f"{i}.png")
+    (here / "data" / "dataset.json").write_text(json.dumps({"labels": labels, "class_names": ["ant", "Ram C/V"]}))
+    warn_once.cache_clear()
+    answer = Answer("data", "data", "split", "--shares", "80:10:10", "--out", "s").went_well()
+    assert "1 of 2 classes get another name, as folders need it (first: 'Ram C-V' for 'Ram C/V')" in answer.err
+    assert load("s", "test").class_names == ["Ram C-V", "ant"]
 
 
 def test_edited_split_file(here):

@@ -1,5 +1,6 @@
 """What datasets of files share: limits, boxes, unusable files, duplicates, classes, and splits by group."""
 
+import json
 import logging
 from collections import Counter
 from pathlib import Path
@@ -162,16 +163,61 @@ def test_folders_with_given_splits_are_warned_of_copies(here, caplog):
     assert dataset.files == [f"data/test/{name}/{n}.png" for name in ("cat", "dog") for n in range(18, 24)]
 
 
-@pytest.mark.parametrize("called", ["val", "valid", "validation"])
-def test_the_folder_of_validation_images_has_several_names(here, called):
-    for split, numbers in {"train": range(20), called: range(20, 26), "test": range(30, 36)}.items():
+@pytest.mark.parametrize(
+    "called",
+    [
+        ("train", "val", "test"), ("train", "valid", "test"), ("train", "validation", "test"), ("Train", "Val", "Test"),
+        ("TRAIN", "validation", "test"), ("training", "val", "testing"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_folders_of_splits_have_several_names(here, called, indexed):
+    labels = []
+    for split, numbers in zip(called, (range(20), range(20, 26), range(30, 36))):
         for name, shift in (("cat", 0), ("dog", 100)):
             for number in numbers:
-                write(here / "data" / split / name / f"{number}.png", number + shift)
+                file = f"{split}/{name}/{number}.png"
+                write(here / "data" / file, number + shift)
+                labels.append([file, name == "dog"])
+    if indexed:
+        index = {"labels": [[file, int(dog)] for file, dog in labels], "class_names": ["cat", "dog"]}
+        (here / "data" / "dataset.json").write_text(json.dumps(index))
     config = DatasetConfig(name="data", resolution=SIZE)
-    counts = [len(load_dataset("data", split, config)) for split in ("train", "validation", "test")]
-    assert counts == [40, 12, 12]
-    assert load_dataset("data", "validation", config).files[0] == f"data/{called}/cat/20.png"
+    parts = [load_dataset("data", split, config) for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [40, 12, 12]
+    assert [part.files[0] for part in parts] == [
+        f"data/{called[0]}/cat/0.png",
+        f"data/{called[1]}/cat/20.png",
+        f"data/{called[2]}/cat/30.png",
+    ]
+
+
+def test_a_class_may_be_called_as_a_split_is(here):
+    """A train is a vehicle too."""
+    for name in ("Bus", "Train"):
+        for number in range(10):
+            write(here / "data" / name / f"{number}.png", number + 100 * (name == "Bus"))
+    assert load_dataset("data", "train", DatasetConfig(name="data", resolution=SIZE)).class_names == ["Bus", "Train"]
+
+
+def test_without_test_images_the_remedy_is_named(here):
+    for split in ("train", "val"):
+        write(here / "data" / split / "cat" / "1.png", 1)
+    with pytest.raises(ValueError, match=r"but no folder 'test'; add it, rename 'validation' \(or 'val'\) to 'test'"):
+        load_dataset("data", "train", DatasetConfig(name="data", resolution=SIZE))
+
+
+def test_copies_are_warned_of_also_where_the_split_is_drawn(here, caplog):
+    for number in range(20):
+        write(here / "data" / "cat" / f"{number}.png", 7)  # twenty copies: some are drawn for the test
+        write(here / "data" / "dog" / f"{number}.png", number + 100)
+    with caplog.at_level(logging.WARNING):
+        load_dataset("data", "train", DatasetConfig(name="data", resolution=SIZE))
+    assert "data: 1 image lies in several splits" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):  # without labels the test images are those for validation
+        load_dataset("data/dog", "train", DatasetConfig(name="data/dog", resolution=SIZE), labelled=False)
+    assert "several splits" not in caplog.text
 
 
 # --- classes and splits ------------------------------------------------------------------------------------------

@@ -52,6 +52,30 @@ def numbers(dataset: ImageDataset) -> list[int]:
     return [int(low + 256 * high) for low, high, _ in pixels]
 
 
+def test_notes_of_a_mac_are_no_class(here):
+    root = write_classes(here / "data", {"cat": 5, "dog": 5})
+    write(root / "__MACOSX" / "cat" / "._000.png", 1)
+    assert load(root, "train").class_names == ["cat", "dog"]
+
+
+def test_photographs_that_cannot_be_read_are_counted(here, caplog):
+    root = write_classes(here / "data", {"cat": 5, "dog": 5})
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "IMG_3.dng", "notes.txt", ".IMG_4.heic"):
+        (root / "cat" / name).touch()
+    with caplog.at_level(logging.WARNING):
+        load(root, "train")
+    assert "left out 3 images of kinds that are not read (.dng, .heic); convert them to .jpg or .png" in caplog.text
+
+
+def test_the_folder_around_the_classes_is_named(here):
+    write_classes(here / "data" / "photos", {"cat": 5, "dog": 5})
+    with pytest.raises(ValueError, match=r"one class only \('photos'\).*if the folders in it .* give data/photos"):
+        load(Path("data"), "train")
+    write_classes(here / "one", {"cat": 5})
+    with pytest.raises(ValueError, match=r"one class only \('cat'\); a classifier needs at least two$"):
+        load(Path("one"), "train")
+
+
 # --- splits ------------------------------------------------------------------------------------------------------
 
 

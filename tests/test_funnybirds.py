@@ -11,6 +11,7 @@ from PIL import Image
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import funnybirds, load_dataset
+from viscoin.datasets.files import noted_files
 from viscoin.datasets.funnybirds import FunnyBirdsDataset
 
 SIZE = 16
@@ -166,6 +167,9 @@ def test_truth_follows_the_images_that_are_left(root):
     (root / "test" / "0" / "000001.png").unlink()
     (root / "test" / "1" / "000003.png").write_bytes(b"broken")
     dataset = load(root, skip_bad_files=True)
+    with noted_files() as found:
+        load(root, skip_bad_files=True)
+    assert sorted(Path(file).stem for file in found) == ["000001", "000003"]
     assert numbers(dataset) == [0, 2, 4, 5] and dataset.labels.tolist() == [0, 0, 1, 1]
     assert dataset.attributes[:, 0].tolist() == [True, True, False, False]
     assert dataset.without_parts(2, [])[0, 0, 0] == 4 * 4
@@ -265,7 +269,7 @@ def change(path: Path, where: list, value: object) -> None:
             "dataset_test.json",
             [2, "class_idx"],
             1,
-            r"1 of 6 images of .*dataset_test.json are not there \(first: .*1/000002",
+            r"1 of 6 images that .*dataset_test.json names are missing \(first: .*1/000002",
         ),
         ("classes.json", [1, "class_idx"], 5, r"classes.json does not list classes with class_idx 0, 1, 2"),
         ("parts.json", ["tail"], [], r"parts.json is not of the form"),

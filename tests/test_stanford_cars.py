@@ -209,6 +209,13 @@ def test_unusable_images(tree):
     assert test.labels.tolist() == [TEST[number - 1] - 1 for number in numbers(test)] and len(test) == 15
 
 
+def test_unusable_images_where_boxes_are_cut_out(tree):
+    (tree / "cars_test" / "00003.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"1 of 16 files in .* cannot be used: .*00003\.jpg"):
+        load(tree, "test", crop_to_box=True)
+    assert len(load(tree, "test", crop_to_box=True, skip_bad_files=True)) == 15
+
+
 def test_class_without_test_images(tree):
     write_annotations(tree / "cars_test_annos_withlabels.mat", rows_of(np.where(TEST == 3, 1, TEST)))
     with pytest.raises(

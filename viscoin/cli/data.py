@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from viscoin.config import DatasetConfig
     from viscoin.datasets import ImageDataset
-    from viscoin.datasets.inspection import Inspection
+    from viscoin.datasets.inspection import Copies, Inspection
     from viscoin.datasets.splitting import Split
 
 ACTIONS = ("info", "show", "split", "export")
@@ -211,9 +211,19 @@ def _print_inspection(found: "Inspection") -> None:
         f"duplicates              {len(found.duplicates) - len(across)} within splits, {len(across)} across splits"
     )
     for group in (across + [group for group in found.duplicates if group not in across])[:5]:
-        typer.echo("  " + " = ".join(f"{image} ({split})" for split, image in group[:4]))
+        typer.echo(f"  {_copies_in_words(group)}")
     if found.part_names:
         typer.echo(f"part masks              {', '.join(found.part_names)}")
+
+
+def _copies_in_words(group: "Copies", most: int = 4) -> str:
+    """Some of the copies of an image, one of each split before any other."""
+    of_each = [
+        next(place for place in group if place[0] == split) for split in dict.fromkeys(split for split, _ in group)
+    ]
+    shown = [*of_each, *(place for place in group if place not in of_each)][:most]
+    more = f" and {len(group) - most} more" if len(group) > most else ""
+    return " = ".join(f"{image} ({split})" for split, image in shown) + more
 
 
 def _sizes_in_words(found: "Inspection") -> str:

@@ -249,7 +249,7 @@ def mask_suffixes(folder: Path) -> tuple[str, ...]:
     """Suffixes of the mask files, as in "00000_l_eye.png": the published ones in their order, then any others."""
     if not folder.is_dir():
         return ()
-    stems = {path.stem.partition("_")[2] for inner in folder.iterdir() if inner.is_dir() for path in inner.iterdir()}
+    stems = {path.stem.partition("_")[2] for path in folder.glob("*/[!.]*.png")}
     known = [suffix for suffix in PARTS if suffix in stems]
     return (*known, *sorted(stems - set(known) - {""}))
 

@@ -25,11 +25,18 @@ from typing import Any
 import numpy as np
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets.base import ImageDataset, cache_folder
+from viscoin.datasets.base import SPLITS, ImageDataset, cache_folder
 from viscoin.datasets.download import Archive, dataset_root
-from viscoin.datasets.files import check_every_class, fingerprint, prepare_files
-from viscoin.datasets.listing import stratified, warn_once
-from viscoin.datasets.reading import Box, image_size
+from viscoin.datasets.files import (
+    check_every_class,
+    fingerprint,
+    prepare_files,
+    present_files,
+    sizes_of,
+    warn_about_duplicates,
+)
+from viscoin.datasets.listing import stratified
+from viscoin.datasets.reading import Box, image_size, square_around
 from viscoin.runs import atomic_path
 
 PAGE = "https://data.caltech.edu/records/65de6-vp158"
@@ -143,11 +150,12 @@ def load_cub(split: str, config: DatasetConfig) -> CubDataset:
         ValueError: files that are missing, or do not fit together; images that cannot be used.
     """
     index = read_index(dataset_root("cub", config, SOURCE, (_IMAGES, _LABELS, _SPLIT, _CLASSES, "images")))
-    there = np.array([file.is_file() for file in index.files])
-    if not there.all():
-        _report_missing([file for file, found in zip(index.files, there) if not found], index, config.skip_bad_files)
-    chosen = _rows(index, there, split, config.seed)
-    check_every_class("cub", split, index.labels[chosen], index.class_names, index.root / _SPLIT)
+    there = np.array(present_files(index.files, index.root / _IMAGES, config.skip_bad_files))
+    parts = {part: _rows(index, there, part, config.seed) for part in SPLITS}
+    for part, rows in parts.items():
+        check_every_class("cub", part, index.labels[rows], index.class_names, index.root / _SPLIT)
+    warn_about_duplicates("cub", {part: [index.files[i] for i in rows] for part, rows in parts.items()})
+    chosen = parts[split]
     files = [index.files[i] for i in chosen]
     crops = _squares(index, chosen) if config.crop_to_box else None
     pixels, kept = prepare_files("cub", split, files, config, index.root, crops)
@@ -208,37 +216,14 @@ def readable_attribute(name: str) -> str:
     return name.removeprefix("has_").replace("::", ": ").replace("_", " ")
 
 
-def square_around(box: Box, size: tuple[int, int]) -> Box:
-    """The smallest square around a box, moved into the image and cut at its edges; whole pixels.
-
-    Args:
-        box: left, top, right and bottom.
-        size: width and height of the image.
-    """
-    edges = []
-    side = max(box[2] - box[0], box[3] - box[1])
-    for low, high, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
-        start = min(max(0.0, (low + high - side) / 2), max(0.0, length - side))
-        edges.append((round(start), round(min(start + side, length))))
-    (left, right), (top, bottom) = edges
-    return left, top, right, bottom
-
-
 # --- images of a split -------------------------------------------------------------------------------------------
 
 
-def _report_missing(missing: list[Path], index: Index, skip: bool) -> None:
-    text = f"{len(missing)} of {len(index.files)} images of {index.root / _IMAGES} are not there (first: {missing[0]})"
-    if not skip:
-        raise ValueError(f"{text}; unpack the archive again, or pass --skip-bad-files to do without")
-    warn_once(f"left out: {text}")
-
-
 def _rows(index: Index, there: np.ndarray, split: str, seed: int) -> np.ndarray:
-    """Positions of the images of a split."""
+    """Those of the positions `there` that belong to a split."""
     if split == "test":
-        return np.flatnonzero(there & ~index.train)
-    items = [(int(i), int(index.labels[i])) for i in np.flatnonzero(there & index.train)]
+        return there[~index.train[there]]
+    items = [(int(i), int(index.labels[i])) for i in there[index.train[there]]]
     return np.array([i for i, _ in stratified(items, split, {"validation": 0.1}, seed)], dtype=int)
 
 
@@ -247,11 +232,13 @@ def _squares(index: Index, rows: np.ndarray) -> list[Box | None]:
     table = _numbers(path, 5, float)
     boxes = dict(zip(_positions(table[:, 0], index.ids, path, _IMAGES).tolist(), table[:, 1:].tolist()))
     squares: list[Box | None] = []
-    for row in rows:
+    for row, size in zip(rows, sizes_of([index.files[row] for row in rows])):
         if row not in boxes:
             raise ValueError(f"{path} has no box for image {index.ids[row]} ({index.files[row].name}); {_AGAIN}")
+        if size is None:
+            squares.append(None)
+            continue
         left, top, width, height = boxes[row]
-        size = image_size(index.files[row])
         if min(width, height) <= 0 or not (-width < left < size[0] and -height < top < size[1]):
             raise ValueError(
                 f"{path}: the box {left} {top} {width} {height} of image {index.ids[row]} lies outside its "

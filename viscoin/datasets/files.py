@@ -18,7 +18,7 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets import reading
 from viscoin.datasets.base import cache_folder, cached_pixels
 from viscoin.datasets.listing import warn_once
-from viscoin.datasets.reading import BadImage, Box, ImageFile, read_region, square
+from viscoin.datasets.reading import UNREADABLE, BadImage, Box, ImageFile, image_size, read_region, square
 from viscoin.runs import atomic_path
 
 Crops = Sequence[Box | None]
@@ -222,7 +222,10 @@ def _equal_files(files: Sequence[ImageFile]) -> list[list[int]]:
     contents = defaultdict(list)
     candidates = [(size, i) for size, group in sizes.items() if len(group) > 1 for i in group]
     for size, i in tqdm(candidates, desc="looking for duplicates", unit="image", leave=False, disable=None):
-        contents[size, hashlib.sha256(_content(files[i])).digest()].append(i)
+        try:
+            contents[size, hashlib.sha256(_content(files[i])).digest()].append(i)
+        except UNREADABLE:  # a broken member of a zip; whoever reads its pixels will tell
+            continue
     return sorted(group for group in contents.values() if len(group) > 1)
 
 
@@ -280,6 +283,18 @@ def check_every_class(
             )
 
 
+def sizes_of(files: Sequence[ImageFile]) -> list[tuple[int, int] | None]:
+    """Width and height of each image as stored; None for a broken file, of which whoever reads the pixels will tell."""
+
+    def size(file: ImageFile) -> tuple[int, int] | None:
+        try:
+            return image_size(file)
+        except UNREADABLE:
+            return None
+
+    return [size(file) for file in files]
+
+
 def present_files(files: Sequence[Path], index: Path, skip: bool) -> list[int]:
     """Positions of the files that are there, of those that an index file names.
 
@@ -288,12 +303,14 @@ def present_files(files: Sequence[Path], index: Path, skip: bool) -> list[int]:
     """
     there = [position for position, file in enumerate(files) if file.is_file()]
     if len(there) < len(files):
-        _note({str(file): "missing" for file in files if not file.is_file()})
-        missing = next(file for file in files if not file.is_file())
-        count = f"{len(files) - len(there)} of {len(files)} images that {index} names are missing (first: {missing})"
+        found = set(there)
+        missing = [file for position, file in enumerate(files) if position not in found]
+        _note({str(file): "missing" for file in missing})
+        count = f"{len(missing)} of {len(files)} images that {index} names are missing (first: {missing[0]})"
+        remedy = "unpack the archive again, or put them there"
         if not there:
-            raise ValueError(f"{count}; put them there")
+            raise ValueError(f"{count}; {remedy}")
         if not skip:
-            raise ValueError(f"{count}; put them there, or pass --skip-bad-files to leave them out")
+            raise ValueError(f"{count}; {remedy}, or pass --skip-bad-files to leave them out")
         warn_once(f"left out: {count}")
     return there

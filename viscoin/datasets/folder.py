@@ -12,8 +12,8 @@ import numpy as np
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.files import draw, no_images_error, read_files, select_rows, warn_about_duplicates
-from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index
-from viscoin.datasets.reading import EXTENSIONS, ImageFile
+from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index, warn_of_unread
+from viscoin.datasets.reading import EXTENSIONS, is_hidden
 
 
 def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
@@ -33,15 +33,14 @@ def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = 
 
 def folder_tree(root: Path) -> Tree:
     """Images and folders below a folder; what is hidden is passed over, links to folders are followed."""
-    files: dict[str, ImageFile] = {}
-    folders = set()
+    folders, paths = set(), []
     for place, inside, names in os.walk(root, followlinks=True):
         here = Path(place)
-        inside[:] = [name for name in inside if not name.startswith(".") and not _leads_back(here / name)]
+        inside[:] = [name for name in inside if not is_hidden(name) and not _leads_back(here / name)]
         folders |= {(here / name).relative_to(root).as_posix() for name in inside}
-        for path in (here / name for name in names if not name.startswith(".")):
-            if path.suffix.lower() in EXTENSIONS:
-                files[path.relative_to(root).as_posix()] = path
+        paths += [here / name for name in names if not is_hidden(name)]
+    warn_of_unread(paths, root)
+    files = {path.relative_to(root).as_posix(): path for path in paths if path.suffix.lower() in EXTENSIONS}
     index = root / INDEX
     return Tree(
         root,
@@ -70,8 +69,9 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
     if labelled:
         bad = set(files) - rows.keys()
         _check_classes(tree, listing, [item for item in listing.split(split, config.seed) if item[0] not in bad], split)
-    if len(listing.parts) > 1:
-        warn_about_duplicates(name, {part: [file for file, _ in of_part] for part, of_part in listing.parts.items()})
+    if listing.labelled:
+        whole = {part: listing.split(part, config.seed) for part in SPLITS}
+        warn_about_duplicates(name, {part: [file for file, _ in items] for part, items in whole.items()})
     of_split = [file for file, _ in items]
     return ImageDataset(
         name,

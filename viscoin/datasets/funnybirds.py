@@ -27,8 +27,8 @@ from PIL import Image, ImageOps
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import ImageDataset
 from viscoin.datasets.download import Archive, dataset_root
-from viscoin.datasets.files import check_every_class, prepare_files
-from viscoin.datasets.listing import stratified, warn_once
+from viscoin.datasets.files import check_every_class, prepare_files, present_files
+from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import UNREADABLE, BadImage, read_square
 
 # No checksum of it is known to be published.
@@ -167,11 +167,8 @@ def load_funnybirds(split: str, config: DatasetConfig) -> FunnyBirdsDataset:
     root = dataset_root("funnybirds", config, SOURCE, (*_tables("train"), "dataset_test.json", "train", "test"))
     scenes = read_scenes(root, "test" if split == "test" else "train")
     files = [scenes.file(i) for i in range(len(scenes.parameters))]
-    there = [i for i, file in enumerate(files) if file.is_file()]
-    if len(there) < len(files):
-        _report_missing([file for file in files if not file.is_file()], scenes, config.skip_bad_files)
     labels = scenes.labels
-    items = [(i, int(labels[i])) for i in there]
+    items = [(i, int(labels[i])) for i in present_files(files, _list_of(scenes), config.skip_bad_files)]
     chosen = items if split == "test" else stratified(items, split, {"validation": 0.1}, config.seed)
     numbers = np.array([number for number, _ in chosen], dtype=int)
     check_every_class("funnybirds", split, labels[numbers], scenes.class_names, _list_of(scenes))
@@ -229,15 +226,6 @@ def _tables(source: str) -> tuple[str, str, str]:
 
 def _list_of(scenes: Scenes) -> Path:
     return scenes.root / f"dataset_{scenes.source}.json"
-
-
-def _report_missing(missing: list[Path], scenes: Scenes, skip: bool) -> None:
-    text = (
-        f"{len(missing)} of {len(scenes.parameters)} images of {_list_of(scenes)} are not there (first: {missing[0]})"
-    )
-    if not skip:
-        raise ValueError(f"{text}; unpack the archive again, or pass --skip-bad-files to do without")
-    warn_once(f"left out: {text}")
 
 
 def _json(path: Path) -> Any:

@@ -2,20 +2,25 @@
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from viscoin.datasets.base import SPLITS
-from viscoin.datasets.reading import ImageFile
+from viscoin.datasets.reading import UNREAD, ImageFile
 
 INDEX = "dataset.json"
 UNLABELLED = ["image"]  # class names of images without classes
+# What the folders of given splits are called, in any case.
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 SHARES = {"validation": 0.1, "test": 0.2}
 Need = Literal["required", "auto", "optional", "none"]
 Item = tuple[ImageFile, int]
@@ -96,7 +101,7 @@ def list_images(tree: Tree, need: Need = "required", skip_unlabelled: bool = Fal
     Raises:
         ValueError: no labels, unusable ones, labels of unknown files, or classes that only test images have.
     """
-    tree = _with_validation(tree)
+    tree = _with_usual_names(tree)
     if need == "none":
         return _unlabelled(tree)
     try:
@@ -141,12 +146,23 @@ def parse_index(text: bytes, source: str) -> Index:
         raise ValueError(f'{source}: "class_names" must be a list of texts')
     if names is not None and len(set(names)) < len(names):
         raise ValueError(f'{source}: "class_names" holds {_first_repeated(names)!r} twice')
-    return Index(source, dict(labels) if labels else None, names)
+    by_name = {name.replace("\\", "/"): label for name, label in labels or ()}
+    return Index(source, by_name or None, names)
 
 
 @cache
 def warn_once(text: str) -> None:
     logger.warning(text)
+
+
+def warn_of_unread(files: Iterable[PurePath], root: Path) -> None:
+    """Warn, with count, of photographs in formats that are not read, such as those of phones."""
+    kinds = Counter(file.suffix.lower() for file in files if file.suffix.lower() in UNREAD)
+    if kinds:
+        warn_once(
+            f"{root}: left out {sum(kinds.values())} images of kinds that are not read ({', '.join(sorted(kinds))}); "
+            "convert them to .jpg or .png to use them"
+        )
 
 
 def _first_repeated(names: list[str]) -> str:
@@ -159,7 +175,7 @@ def _by_index(tree: Tree, index: Index, skip_unlabelled: bool) -> Listing:
             f"{index.source} has no labels; add them there, put the images of each class into a folder of its own, "
             "or give labels to the command `dataset` (--labels FILE)"
         )
-    labels = {name.replace("\\", "/"): label for name, label in index.labels.items()}
+    labels = index.labels
     for name in labels:
         if name not in tree.files:
             raise ValueError(f"{index.source} has a label for {name!r}, which is not among the images of {tree.root}")
@@ -198,7 +214,7 @@ def _by_folder(tree: Tree) -> Listing:
     names = _classes(tree, bases[0])
     if not names:
         raise NoLabels(f"{base} holds no class folders; expected {base}/<class>/*.png or *.jpg, or labels in {INDEX}")
-    _check_several(names, base)
+    _check_several(names, base, any(inner.startswith(f"{names[0]}/") for inner in tree.folders))
     for part in bases[1:]:
         extra = [found for found in _classes(tree, part) if found not in names]
         if extra:
@@ -224,9 +240,10 @@ def _unlabelled(tree: Tree) -> Listing:
     return Listing({part: [(file, 0) for _, file in _below(tree, part)] for part in bases}, UNLABELLED, False)
 
 
-def _check_several(names: list[str], where: Path) -> None:
+def _check_several(names: list[str], where: Path, has_folders: bool = False) -> None:
     if len(names) == 1:
-        raise NoLabels(f"{where} holds one class only ({names[0]!r}); a classifier needs at least two")
+        hint = f"; if the folders in it are the classes, give {where / names[0]}" if has_folders else ""
+        raise NoLabels(f"{where} holds one class only ({names[0]!r}); a classifier needs at least two{hint}")
 
 
 def _check_large_enough(listing: Listing) -> None:
@@ -242,24 +259,32 @@ def _bases(tree: Tree) -> list[str]:
     if "train" not in tree.folders:
         return [""]
     if "test" not in tree.folders:
+        rename = ", rename 'validation' (or 'val') to 'test'" if "validation" in tree.folders else ""
         raise ValueError(
-            f"{tree.root} has a folder 'train' but no folder 'test'; add it, or put the classes directly in it"
+            f"{tree.root} has a folder 'train' but no folder 'test'; add it{rename}, or put the classes directly in it"
         )
     return [split for split in SPLITS if split in tree.folders]
 
 
-def _with_validation(tree: Tree) -> Tree:
-    """The same with the folder `validation` under this name, where it is called `val` or `valid`."""
-    called = next((name for name in ("val", "valid") if {"train", name} <= tree.folders), None)
-    if called is None or "validation" in tree.folders:
+def _with_usual_names(tree: Tree) -> Tree:
+    """The same with the folders of given splits called train, validation and test, where they are Train, val, ..."""
+    called: dict[str, str] = {}
+    for folder in sorted(tree.folders):
+        if split := SPLIT_FOLDERS.get(folder.lower()):
+            called[split] = split if split in tree.folders else folder
+    if "train" not in called or len(called) == 1 or all(split == folder for split, folder in called.items()):
         return tree
+    usual = {folder: split for split, folder in called.items()}
 
     def renamed(name: str) -> str:
         first, slash, rest = name.partition("/")
-        return f"validation{slash}{rest}" if first == called else name
+        return f"{usual.get(first, first)}{slash}{rest}"
 
     files = {renamed(name): file for name, file in tree.files.items()}
-    return replace(tree, files=files, folders={renamed(name) for name in tree.folders})
+    index = tree.index
+    if index is not None and index.labels:
+        index = replace(index, labels={renamed(name): label for name, label in index.labels.items()})
+    return replace(tree, files=files, folders={renamed(name) for name in tree.folders}, index=index)
 
 
 def _classes(tree: Tree, base: str) -> list[str]:
@@ -284,9 +309,11 @@ def stratified(items: Sequence[Labelled], split: str, shares: Mapping[str, float
     Returns:
         the items in order of class and, within it, as given.
     """
+    classes: dict[int, list[Labelled]] = defaultdict(list)
+    for item in items:
+        classes[item[1]].append(item)
     kept = []
-    for label in sorted({label for _, label in items}):
-        of_class = [item for item in items if item[1] == label]
+    for label, of_class in sorted(classes.items()):
         order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(of_class))
         start = 0
         parts = {}

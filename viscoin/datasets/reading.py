@@ -9,7 +9,9 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, ImageOps
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# Photographs that need more than Pillow to be read.
+UNREAD = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".psd"}
 MINIMUM_SIDE = 8  # pixels; less shows nothing, whatever the magnification
 # What Pillow and zipfile raise on damaged, truncated, encrypted or enormous files.
 UNREADABLE = (
@@ -84,6 +86,27 @@ def square(image: Image.Image, resolution: int) -> np.ndarray:
     """uint8 RGB (resolution, resolution, 3), centre-cropped and resampled without aliasing."""
     # Lanczos differs by less than a grey level on average, and takes as long as decoding does.
     return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that people do not see, or a Mac's notes beside the files of an archive."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def square_around(box: Box, size: tuple[int, int]) -> Box:
+    """The smallest square around a box, moved into the image and cut at its edges; whole pixels.
+
+    Args:
+        box: left, top, right and bottom.
+        size: width and height of the image.
+    """
+    edges = []
+    side = max(box[2] - box[0], box[3] - box[1])
+    for low, high, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        start = min(max(0.0, (low + high - side) / 2), max(0.0, length - side))
+        edges.append((round(start), round(min(start + side, length))))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
 
 
 def image_size(file: ImageFile) -> tuple[int, int]:

@@ -221,6 +221,13 @@ def write_tree(split: Split, output: Path, copy: bool = False) -> Path:
             "pass --tree none for the CSV alone, or unpack or export the dataset first"
         )
     folders = class_folders(split.class_names)
+    renamed = [(name, folder) for name, folder in zip(split.class_names, folders) if name != folder]
+    if renamed:
+        name, folder = renamed[0]
+        warn_once(
+            f"{output}: {len(renamed)} of {len(folders)} classes get another name, as folders need it "
+            f"(first: {folder!r} for {name!r})"
+        )
     used: Counter[str] = Counter()
     with new_folder(output) as partial:
         for name in SPLITS:

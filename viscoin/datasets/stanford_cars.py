@@ -22,11 +22,16 @@ from scipy.io import loadmat
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import ImageDataset
-from viscoin.datasets.cub import square_around
 from viscoin.datasets.download import Kaggle, dataset_root, folder_with
-from viscoin.datasets.files import check_every_class, prepare_files, present_files, warn_about_duplicates
+from viscoin.datasets.files import (
+    check_every_class,
+    prepare_files,
+    present_files,
+    sizes_of,
+    warn_about_duplicates,
+)
 from viscoin.datasets.listing import stratified
-from viscoin.datasets.reading import Box, image_size
+from viscoin.datasets.reading import Box, square_around
 
 SOURCE = Kaggle("rickyyyyyyy/torchvision-stanford-cars", size="2 GB")
 META, TRAIN, TEST = "cars_meta.mat", "cars_train_annos.mat", "cars_test_annos_withlabels.mat"
@@ -75,8 +80,9 @@ def load_stanford_cars(split: str, config: DatasetConfig) -> ImageDataset:
     return ImageDataset("stanford_cars", split, pixels, shown.labels, names, [str(file) for file in shown.files])
 
 
-def _squares(cars: Cars) -> list[Box]:
-    return [square_around(box, image_size(file)) for box, file in zip(cars.boxes.tolist(), cars.files)]
+def _squares(cars: Cars) -> list[Box | None]:
+    sizes = sizes_of(cars.files)
+    return [square_around(box, size) if size else None for box, size in zip(cars.boxes.tolist(), sizes)]
 
 
 def _split(given: dict[str, Cars], split: str, seed: int) -> Cars:

@@ -16,8 +16,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import ImageDataset
 from viscoin.datasets.folder import load_tree
-from viscoin.datasets.listing import INDEX, Tree, parse_index
-from viscoin.datasets.reading import EXTENSIONS, UNREADABLE
+from viscoin.datasets.listing import INDEX, Tree, parse_index, warn_of_unread
+from viscoin.datasets.reading import EXTENSIONS, UNREADABLE, is_hidden
 
 _one_at_a_time = Lock()  # an open archive may not be read by several threads
 LARGEST_MEMBER = 2**29  # bytes; as many as the pixels of the largest picture that Pillow opens
@@ -80,11 +80,12 @@ def open_zip(path: Path) -> Iterator[Tree]:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(map(is_hidden, name.split("/")))
 
 
 def _tree(path: Path, members: dict[str, Member], folders: set[str]) -> Tree:
     images = [name for name in members if PurePosixPath(name).suffix.lower() in EXTENSIONS]
+    warn_of_unread(map(PurePosixPath, members), path)
     for name in [*images, *folders]:
         folders |= {str(parent) for parent in PurePosixPath(name).parents if parent.name}
     around = _folder_around(set(members), images, folders)

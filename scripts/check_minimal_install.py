@@ -97,11 +97,15 @@ def users() -> dict[str, Callable[[], object]]:
     from stylegan2_ada import metrics
     from stylegan2_ada.ops.build import find_ninja
     from viscoin.models.scorers import load_clip
+    from viscoin.sweep.study import load_optuna
+    from viscoin.tracking import parse_trackers
 
     return {
         "gpu-ops": find_ninja,
         "metrics": lambda: metrics._torch_fidelity("metric_kid"),
         "clip": lambda: load_clip("no such model", "none"),
+        "sweep": load_optuna,
+        "tracking": lambda: parse_trackers(["tensorboard,mlflow,wandb"]),
     }
 
 

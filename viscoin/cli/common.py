@@ -115,6 +115,15 @@ OutOfRun = Annotated[
         "--out", metavar="FOLDER", help="The run's folder; one begun by the same command goes on. Default: a new one."
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="tensorboard|mlflow|wandb|none",
+        envvar="VISCOIN_TRACK",
+        help="Let others follow the run; several by commas. Default: those that follow it already, or none.",
+    ),
+]
 Show = Annotated[bool, typer.Option("--show", help="Open the figures in a window as well.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of --out, or with the newest one.")]
 SkipBadFiles = Annotated[
@@ -241,23 +250,31 @@ def _parse_setting(text: str) -> tuple[str, str]:
 
 @contextmanager
 def training_run(
-    kind: str, recipe: "Recipe", out: Path | None, resume: bool, allow_changes: bool = False
+    kind: str,
+    recipe: "Recipe",
+    out: Path | None,
+    resume: bool,
+    allow_changes: bool = False,
+    track: Sequence[str] | None = None,
 ) -> Iterator["Run"]:
     """The run to train in, locked; a new folder vanishes again when the training fails before its first step.
 
+    `track` names the trackers that follow it; by default those that did before.
     Processes that a launcher started beside the first one learn later which run it is.
     """
     from viscoin.runs import RUNS, Run
+    from viscoin.tracking import parse_trackers, tracked
 
     if not is_first_process():
         yield Run(out or RUNS)
         return
+    trackers = parse_trackers(track) if track else None
     existed = out is not None and out.exists()
     begun = resume or (out is not None and Run(out).recipe_path.is_file())
     run = Run.create(kind, recipe, out, resume, allow_changes)
     typer.echo(f"run folder: {run.path}", err=True)
     try:
-        with run.lock():
+        with run.lock(), tracked(run, trackers):
             yield run
     except BaseException:
         started = run.metrics_path.exists() or any(run.checkpoints.iterdir())

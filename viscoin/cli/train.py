@@ -71,6 +71,7 @@ def classifier(
     out: common.OutOfRun = None,
     resume: common.Resume = False,
     allow_changes: common.AllowChanges = False,
+    track: common.Track = None,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the classifier f."""
@@ -96,7 +97,7 @@ def classifier(
     )
     from viscoin.training.classifier import train_classifier
 
-    with common.training_run("classifier", resolved, out, resume, allow_changes) as run:
+    with common.training_run("classifier", resolved, out, resume, allow_changes, track) as run:
         common.announce(train_classifier(resolved, run, runtime))
 
 
@@ -166,6 +167,7 @@ def gan(
     out: common.OutOfRun = None,
     resume: common.Resume = False,
     allow_changes: common.AllowChanges = False,
+    track: common.Track = None,
     skip_bad_files: common.SkipBadFiles = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print recipe, parameters and layer shapes, and train nothing.")
@@ -206,7 +208,7 @@ def gan(
         typer.echo(f"{resolved.to_yaml()}\n{describe_gan(resolved)}")
         return
     f = common.optional_classifier(classifier, resolved)
-    with common.training_run("gan", resolved, out, resume, allow_changes) as run:
+    with common.training_run("gan", resolved, out, resume, allow_changes, track) as run:
         path = train_gan(resolved, run, f, runtime)
     common.announce(path)
 
@@ -238,6 +240,7 @@ def viscoin(
     out: common.OutOfRun = None,
     resume: common.Resume = False,
     allow_changes: common.AllowChanges = False,
+    track: common.Track = None,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the ensemble: Psi, Theta and Omega on top of a frozen classifier and a frozen generator."""
@@ -256,7 +259,7 @@ def viscoin(
     from viscoin.training.viscoin import train_viscoin
 
     f, g = common.trained_parts(classifier, gan, resolved)
-    with common.training_run("viscoin", resolved, out, resume, allow_changes) as run:
+    with common.training_run("viscoin", resolved, out, resume, allow_changes, track) as run:
         common.announce(train_viscoin(resolved, run, f.model, g.model, runtime))
 
 
@@ -279,6 +282,7 @@ def everything(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the last `train all` stopped.")] = False,
     allow_changes: common.AllowChanges = False,
+    track: common.Track = None,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the classifier, the generator and the ensemble by one recipe, one after the other."""
@@ -296,7 +300,7 @@ def everything(
         found = newest_run(kind, resolved.dataset.name) if resume and out is None else None
         goes_on = found is not None and found.header["created"] >= started  # not one that belongs to an earlier f
         place = found.path if found and goes_on else out and out / kind
-        with common.training_run(kind, resolved, place, goes_on, allow_changes) as run:
+        with common.training_run(kind, resolved, place, goes_on, allow_changes, track) as run:
             if kind == "classifier":
                 paths[kind] = train_classifier(resolved, run, runtime)
             else:
@@ -339,6 +343,7 @@ def concept2clip(
     out: common.OutOfRun = None,
     resume: common.Resume = False,
     allow_changes: common.AllowChanges = False,
+    track: common.Track = None,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train the adapter from concept activations to CLIP embeddings, by which `concepts --names` names concepts."""
@@ -357,5 +362,5 @@ def concept2clip(
     from viscoin.training.concept2clip import train_concept2clip
 
     ensemble = common.load_ensemble(viscoin, resolved.dataset)
-    with common.training_run("concept2clip", resolved, out, resume, allow_changes) as run:
+    with common.training_run("concept2clip", resolved, out, resume, allow_changes, track) as run:
         common.announce(train_concept2clip(resolved, run, ensemble.model, runtime))

@@ -68,7 +68,7 @@ def save_model(
         "recipe": recipe.model_dump(),
         "class_names": list(class_names),
         "versions": _versions(),
-        "revision": _revision(),
+        "revision": code_revision(),
         "scores": dict(scores or {}),
         **({"selection": dict(selection)} if selection else {}),
         **({"origin": origin} if origin else {}),
@@ -212,7 +212,8 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _revision() -> str:
+def code_revision() -> str:
+    """The commit of this code, or "unknown" where it does not lie in a git repository."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],

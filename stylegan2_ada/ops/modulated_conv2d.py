@@ -133,7 +133,14 @@ def _pointwise(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> t
     (b, c, h, w), dtype = x.shape, _compute_dtype(x)
     matrices = weight * styles[:, None, :]  # (B, Cout, Cin)
     pixels = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
-    return _PixelProduct.apply(pixels.to(dtype), matrices.to(dtype)).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+    pixels, matrices = pixels.to(dtype), matrices.to(dtype)
+    # torch.jit, which exports go through, knows no autograd functions
+    product = _PixelProduct.apply if matrices.requires_grad else _pixel_product
+    return product(pixels, matrices).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _pixel_product(pixels: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(pixels, matrices.transpose(1, 2))
 
 
 class _PixelProduct(torch.autograd.Function):
@@ -146,7 +153,7 @@ class _PixelProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(pixels, matrices)
-        return torch.bmm(pixels, matrices.transpose(1, 2))
+        return _pixel_product(pixels, matrices)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]

@@ -91,10 +91,14 @@ class VisCoIN(nn.Module):
         """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes) of g."""
         return self.explain(self.concept_maps(images)[1])
 
-    def encode(self, images: Tensor) -> Encoding:
-        """Run f and Psi on images (B, 3, H, W) in [-1, 1]. f keeps a graph only for images that require a gradient."""
+    def encode(self, images: Tensor, supported: int | None = None) -> Encoding:
+        """Run f and Psi on images (B, 3, H, W) in [-1, 1]. f keeps a graph only for images that require a gradient.
+
+        Args:
+            supported: give the support of the first so many images alone, those that G draws; None for all.
+        """
         logits, maps = self._features(images)
-        return Encoding(logits, maps, *self.concept_extractor(maps))
+        return Encoding(logits, maps, *self.concept_extractor(maps, supported))
 
     def concept_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of f and concept maps (B, K, 3, 3) as `encode` gives them, without the support of the generator."""

@@ -179,8 +179,11 @@ class ViscoinTask:
     def _terms(self, images: Tensor, generated: int, step: int) -> dict[str, Tensor]:
         """The weighted terms of method.md's table, and bimodality, for so many generated and then real images."""
         config, ensemble = self.config, self.ensemble
-        code = ensemble.encode(images)
-        terms = self._reconstruction_terms(images, generated, code)
+        count = len(images)  # so many, the first ones, are drawn again by G
+        if config.reconstructed is not None:
+            count = generated + config.reconstructed // (world_size() * config.accumulate)
+        code = ensemble.encode(images, count)
+        terms = self._reconstruction_terms(images[:count], code)
         terms["orthogonality"] = config.orthogonality * losses.concept_orthogonality(
             ensemble.concept_extractor.conv5.weight
         )
@@ -194,14 +197,11 @@ class ViscoinTask:
                 terms["bimodality"] = config.bimodality * losses.bimodality(maps)
         return terms
 
-    def _reconstruction_terms(self, images: Tensor, generated: int, code: Encoding) -> dict[str, Tensor]:
-        """The terms of the images that G draws again: all, or the first of them."""
-        config, ensemble = self.config, self.ensemble
-        count = len(images)
-        if config.reconstructed is not None:
-            count = generated + config.reconstructed // (world_size() * config.accumulate)
-        images, logits, maps = images[:count], code.logits[:count], [part[:count] for part in code.maps]
-        ws = ensemble.generator.mapping(code.concept_maps[:count], code.support[:count])
+    def _reconstruction_terms(self, images: Tensor, code: Encoding) -> dict[str, Tensor]:
+        """The terms of the images that G draws again, the first ones of the code."""
+        config, ensemble, count = self.config, self.ensemble, len(images)
+        logits, maps = code.logits[:count], [part[:count] for part in code.maps]
+        ws = ensemble.generator.mapping(code.concept_maps[:count], code.support)
         rebuilt = ensemble.generator.synthesis(ws, noise_mode="const").float()
         again = ensemble.classifier.features(rebuilt)
         return {

@@ -7,12 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny_models import tiny_recipe
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import funnybirds, load_dataset
 from viscoin.datasets.files import noted_files
 from viscoin.datasets.funnybirds import FunnyBirdsDataset
+from viscoin.models.classifier import Classifier
+from viscoin.plotting.truth import truth_figures
+from viscoin.testing.truth import AttributeScore, scenes, test_truth
+from viscoin.testing.truth.causal import causal_tests
+from viscoin.training.gan import build_generator
+from viscoin.training.viscoin import build_ensemble
+
+measure_truth = test_truth
+del test_truth  # pytest would collect it
 
 SIZE = 16
 SIDE = 64  # of the pictures; the published ones have 256 px
@@ -319,3 +330,64 @@ def test_a_folder_of_something_else(tmp_path):
 
 def test_the_archive_is_the_published_one():
     assert funnybirds.SOURCE.file_name == "FunnyBirds.zip"
+
+
+# --- ground truth ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A tree with the interventions of all test images, as published."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "CHANGED", range(6))
+        return write_tree(tmp_path_factory.mktemp("changed") / "FunnyBirds")
+
+
+def seen_parts(images: torch.Tensor) -> dict[str, np.ndarray]:
+    """A concept function with one concept for each part that is 1 where the part is drawn."""
+    x, y = np.array([CENTRES[part] for part in PARTS]).T * images.shape[-1] // SIDE
+    return {"concepts": (images[:, 0, y, x] > 0).numpy().astype(float)}
+
+
+def test_a_concept_falls_when_its_part_is_deleted_and_not_with_another(changed):
+    dataset = load(changed)
+    interventions, responses = scenes.intervene(seen_parts, dataset, np.arange(6), batch_size=20)
+    assert interventions.visible.all() and not interventions.swap_visible.any()
+    own = [score(name, list(PARTS).index(name.partition(":")[0])) for name in dataset.attribute_names]
+    found = causal_tests(interventions, responses["concepts"], np.ones(5), own)
+    assert found.deletion.share().value == found.deletion_first.share().value == 1
+    assert found.deletion_other.share().value == 0
+    assert found.deletion.share().n == 30  # the variants of five parts of six birds
+    assert found.deletion_first_chance.share().value == pytest.approx(1 / 5)
+    for absent in (found.swap, found.swap_other, found.background):
+        assert absent.share() is None
+    others = [score(each.name, (each.concept + 1) % 5) for each in own]
+    assert causal_tests(interventions, responses["concepts"], np.ones(5), others).deletion.share().value == 0
+
+
+def score(name: str, concept: int) -> AttributeScore:
+    return AttributeScore(name, concept, 1, 1.0, 1.0)
+
+
+def test_the_truth_about_an_ensemble(changed):
+    splits = [load(changed, split, resolution=32) for split in ("validation", "test")]
+    splits[0] = load(changed, "train", resolution=32)  # with both classes
+    recipe = tiny_recipe()
+    torch.manual_seed(0)
+    f = Classifier("viscoin_resnet10", 2, 32)
+    g = build_generator(recipe.gan, 32)
+    g.mapping.w_avg.normal_()
+    ensemble = build_ensemble(recipe.viscoin, f, g, splits[1].class_names)
+    found = measure_truth(ensemble, *splits, scenes=4)
+    assert (found.n, found.intervened, found.examples) == (6, 4, [])
+    assert {"auroc", "deletion", "deletion_other", "deletion_first", "pointing"} <= set(found.concepts.summary)
+    assert not {"swap", "background", "purity"} & set(found.concepts.summary)
+    assert list(truth_figures(found)) == ["truth-attributes", "truth-tests", "truth-places"]
+    assert json.loads(json.dumps(found.to_dict()))
+
+
+def test_without_interventions_only_attributes_are_asked_for(root):
+    shutil.rmtree(root / "test_interventions")
+    assert scenes.world_of(load(root)) is None
+    with pytest.raises(ValueError, match="have no interventions"):
+        scenes.intervene(seen_parts, load(root), np.arange(2))

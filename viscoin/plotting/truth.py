@@ -5,6 +5,7 @@ from itertools import groupby
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -54,8 +55,10 @@ def truth_figures(result: TruthResult) -> dict[str, Figure]:
     figures = {"truth-attributes": attributes_figure(result)}
     if result.intervened:
         figures["truth-tests"] = tests_figure(result)
-        figures["truth-places"] = places_figure(result)
-        figures["truth-purity"] = purity_figure(result.concepts)
+        if any(measure in result.concepts.summary for _, measure, _ in PLACES):
+            figures["truth-places"] = places_figure(result)
+        if result.concepts.reaction is not None:
+            figures["truth-purity"] = purity_figure(result.concepts)
     if result.examples:
         figures["truth-scenes"] = scenes_figure(result.examples)
     return figures
@@ -146,11 +149,10 @@ def tests_figure(result: TruthResult, width: float = PAGE) -> Figure:
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_yticks(range(len(titles)), titles)
         axes.tick_params(axis="y", length=0)
-    keys = [Rectangle((0, 0), 1, 1, color=LIGHT), Line2D([], [], color=DARK, lw=0.8, ls=":")]
-    figure.legend(
-        keys, ["control: the same done to another part", "equal share of all attribute groups"],
-        loc="outside lower right", ncols=2, borderaxespad=0.2,
-    )  # fmt: skip
+    keys: dict[str, Artist] = {"control: the same done to another part": Rectangle((0, 0), 1, 1, color=LIGHT)}
+    if any(measure == "purity" for _, measure, _ in panels):
+        keys["equal share of all attribute groups"] = Line2D([], [], color=DARK, lw=0.8, ls=":")
+    figure.legend(list(keys.values()), list(keys), loc="outside lower right", ncols=2, borderaxespad=0.2)
     return figure
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from viscoin.datasets.birds import GROUP_PART, PARTS, attribute_names
 from viscoin.testing.bootstrap import Estimate, bootstrap
 from viscoin.testing.truth.attributes import RESAMPLES, AttributeScore, group_of
 from viscoin.testing.truth.scenes import GROUPS, Interventions, Responses
@@ -90,11 +89,12 @@ def causal_tests(
         ranges: (K,) from `activation_range` on validation images.
         scores: A attributes with their concepts.
     """
-    columns = [attribute_names().index(score.name) for score in scores]
+    world = interventions.world
+    columns = [world.attributes.index(score.name) for score in scores]
     concepts = np.array([score.concept for score in scores])
     direction = np.array([score.direction for score in scores])
-    group = np.array([GROUPS.index(group_of(score.name)) for score in scores])
-    part_of_group = np.array([PARTS.index(GROUP_PART[name]) for name in GROUPS])
+    group = np.array([world.groups.index(group_of(score.name)) for score in scores])
+    part_of_group = np.array([world.parts.index(part) for part in world.group_part.values()])
     part = part_of_group[group]
 
     # Changes (N, A, ...) of each attribute's concept, in ranges; a concept that never changes has none.
@@ -108,7 +108,7 @@ def causal_tests(
 
     shown, rows = interventions.shown[:, columns], np.arange(len(scores))
     strong = shown == (direction > 0)
-    own_part = np.eye(len(PARTS), dtype=bool)[part]  # (A, P)
+    own_part = np.eye(len(world.parts), dtype=bool)[part]  # (A, P)
     seen = strong & interventions.visible[:, part]
     falls = deleted < -MARGIN
     own = deleted[:, rows, part]
@@ -135,7 +135,11 @@ def causal_tests(
 
 
 def purity(
-    reaction: np.ndarray, scores: Sequence[AttributeScore], column: int | None = None, seed: int = 0
+    reaction: np.ndarray,
+    scores: Sequence[AttributeScore],
+    column: int | None = None,
+    seed: int = 0,
+    groups: Sequence[str] = GROUPS,
 ) -> Estimate | None:
     """Share of its own group in all that a concept reacts to: 1 for one attribute group only, 1/G for all alike.
 
@@ -144,15 +148,16 @@ def purity(
 
     Args:
         reaction: (N, A, G).
+        groups: names of the G groups.
     """
-    groups = np.array([GROUPS.index(group_of(score.name)) for score in scores])
+    own_group = np.array([groups.index(group_of(score.name)) for score in scores])
     if column is not None:
-        reaction, groups = reaction[:, [column]], groups[[column]]
+        reaction, own_group = reaction[:, [column]], own_group[[column]]
     seen = ~np.isnan(reaction)
     rows = np.stack([np.where(seen, reaction, 0), seen], 1).astype(np.float32)
 
     def mean(drawn: np.ndarray) -> float:
-        own = _shares(*drawn.sum(0))[np.arange(len(groups)), groups]
+        own = _shares(*drawn.sum(0))[np.arange(len(own_group)), own_group]
         return float(own[~np.isnan(own)].mean()) if not np.isnan(own).all() else float("nan")
 
     return None if np.isnan(mean(rows)) else bootstrap(rows, mean, seed=seed, resamples=RESAMPLES)

@@ -11,12 +11,11 @@ from torch import Tensor
 from stylegan2_ada.together import collect, own
 from viscoin.analysis.heatmaps import concept_heatmaps
 from viscoin.datasets import ImageDataset
-from viscoin.datasets.birds import GROUP_PART, PARTS, attribute_names
 from viscoin.models.ensemble import VisCoIN, amplify
 from viscoin.testing.bootstrap import Estimate, bootstrap
 from viscoin.testing.inference import evaluation, progress
 from viscoin.testing.measures import known_mean
-from viscoin.testing.truth.attributes import RESAMPLES, AttributeScore, group_of
+from viscoin.testing.truth.attributes import RESAMPLES, AttributeScore
 from viscoin.testing.truth.scenes import Interventions
 
 GROWTH = 1 / 16  # of the image's side: a cell of the first feature map that concepts are made from
@@ -104,20 +103,21 @@ def localise(
         activations: phi (N, K) of the N images of the interventions.
         images: a random sample of so many for each attribute.
     """
-    names = attribute_names()
+    world, masked = interventions.world, list(dataset.part_names)
 
     def located(column: int) -> dict[str, np.ndarray]:
         found = {name: np.full(len(interventions.indices), np.nan) for name in Localisation.__annotations__}
         score = scores[column]
         bar.update()
-        part = PARTS.index(GROUP_PART[group_of(score.name)])
-        strong = interventions.shown[:, names.index(score.name)] == (score.direction > 0)
-        rows = np.flatnonzero(strong & interventions.visible[:, part] & (activations[:, score.concept] > 0))
+        part = world.part_of(score.name)
+        strong = interventions.shown[:, world.attributes.index(score.name)] == (score.direction > 0)
+        seen = interventions.visible[:, world.parts.index(part)] & (part in masked)
+        rows = np.flatnonzero(strong & seen & (activations[:, score.concept] > 0))
         rows = np.random.default_rng([seed, column]).permutation(rows)[:images]
         if not len(rows):
             return found
         indices = interventions.indices[rows]
-        masks = np.stack([grown(dataset.part_masks(int(index))[part]) for index in indices])
+        masks = np.stack([grown(dataset.part_masks(int(index))[masked.index(part)]) for index in indices])
         batch, _ = dataset.batch(indices)
         concepts = torch.full((len(rows), 1), score.concept)
         heat = concept_heatmaps(ensemble, batch, concepts, device=device).heatmaps[:, 0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from viscoin.testing.truth.attributes import AttributeResult, PairedAreas, attri
 from viscoin.testing.truth.causal import Causal, activation_range, causal_tests, purity, reaction_shares
 from viscoin.testing.truth.examples import Example, choose_examples
 from viscoin.testing.truth.localisation import Localisation, localise
-from viscoin.testing.truth.scenes import Interventions, Responses, intervene
+from viscoin.testing.truth.scenes import Interventions, Responses, Scenes, World, intervene, world_of
 
 FOUND = 0.9  # AUROC above which an attribute counts as found
 SCENES = 500  # test images that are intervened on
@@ -100,7 +100,8 @@ def test_truth(
     """All that the truth can tell about the concepts of an ensemble, and about baselines with as many activations.
 
     Concepts are matched to attributes on validation images and measured on test images. Any dataset with attributes
-    gets the AUROC; the birds also interventions, and the ensemble the places of its concepts.
+    gets the AUROC; the birds also interventions, and the ensemble the places of its concepts. Of FunnyBirds, parts are
+    deleted alone.
 
     Args:
         limit: a random sample of so many validation and of so many test images instead of all.
@@ -119,21 +120,23 @@ def test_truth(
     changed = chosen[choose_images(len(chosen), scenes, seed)]
     interventions: Interventions | None = None
     responses: dict[str, Responses] = {}
-    if isinstance(test, BirdsDataset):
-        interventions, responses = intervene(functions, test, changed, batch_size, seed)
+    if world_of(test) is not None:
+        interventions, responses = intervene(functions, cast(Scenes, test), changed, batch_size, seed)
     truths = {
         name: function_truth(
             name, known, new, test.attribute_names, interventions, responses.get(name), seed, each=name == CONCEPTS
         )
         for name in known.activations
     }
-    if interventions is None or not isinstance(test, BirdsDataset):
+    if interventions is None:
         return TruthResult(truths, [], len(chosen), 0, seed)
     scores, before = truths[CONCEPTS].attributes.scores, responses[CONCEPTS].before
     places = localise(ensemble, test, interventions, before, scores, device, seed=seed)
     truths[CONCEPTS] = with_places(truths[CONCEPTS], places, seed)
-    ranges = activation_range(known.activations[CONCEPTS])
-    examples = choose_examples(functions, ensemble, test, interventions, before, ranges, scores, device)
+    examples: list[Example] = []
+    if isinstance(test, BirdsDataset):
+        ranges = activation_range(known.activations[CONCEPTS])
+        examples = choose_examples(functions, ensemble, test, interventions, before, ranges, scores, device)
     return TruthResult(truths, examples, len(chosen), len(changed), seed)
 
 
@@ -183,11 +186,12 @@ def function_truth(
             rows[attribute]["auroc_other"] = areas_other.column(column).estimate(known_mean, seed)
     if interventions is None or responses is None:
         return FunctionTruth(learned.shape[1], attributes, summary, rows)
-    causal = causal_tests(interventions, responses, activation_range(learned), scores)
-    summary |= _causal_estimates(causal, attributes, None, seed)
+    causal, world = causal_tests(interventions, responses, activation_range(learned), scores), interventions.world
+    summary |= _causal_estimates(causal, attributes, world, None, seed)
     for column, row in enumerate(rows):
-        row |= _causal_estimates(causal, attributes, column, seed)
-    return FunctionTruth(learned.shape[1], attributes, summary, rows, reaction_shares(causal.reaction))
+        row |= _causal_estimates(causal, attributes, world, column, seed)
+    reaction = reaction_shares(causal.reaction) if world.swaps else None
+    return FunctionTruth(learned.shape[1], attributes, summary, rows, reaction)
 
 
 def with_places(truth: FunctionTruth, places: Localisation, seed: int) -> FunctionTruth:
@@ -201,7 +205,7 @@ def with_places(truth: FunctionTruth, places: Localisation, seed: int) -> Functi
     return replace(truth, summary=truth.summary | means(None), by_attribute=rows)
 
 
-def _causal_estimates(causal: Causal, attributes: AttributeResult, column: int | None, seed: int) -> Row:
+def _causal_estimates(causal: Causal, attributes: AttributeResult, world: World, column: int | None, seed: int) -> Row:
     found = {name: cases.share(column, seed) for name, cases in causal.cases.items()}
-    found["purity"] = purity(causal.reaction, attributes.scores, column, seed)
+    found["purity"] = purity(causal.reaction, attributes.scores, column, seed, world.groups)
     return {name: estimate for name, estimate in found.items() if estimate is not None}

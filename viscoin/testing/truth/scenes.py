@@ -1,11 +1,12 @@
 """The same scene with one thing changed: a part deleted, a variant swapped, everything behind the bird removed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from stylegan2_ada.together import collect, own
-from viscoin.datasets.base import to_images
+from viscoin.datasets.base import ImageDataset, to_images
 from viscoin.datasets.birds import (
     ATTRIBUTE_GROUPS,
     GROUP_PART,
@@ -18,10 +19,48 @@ from viscoin.datasets.birds import (
     swap_variant,
 )
 from viscoin.datasets.birds.dataset import BirdsDataset
+from viscoin.datasets.funnybirds import FunnyBirdsDataset
 from viscoin.testing.baselines import ConceptFunctions
 from viscoin.testing.inference import batches, progress, random_ranks
+from viscoin.testing.truth.attributes import group_of
 
 GROUPS = tuple(ATTRIBUTE_GROUPS)
+
+# Scenes of datasets that show the same scene with something changed.
+Scenes = BirdsDataset | FunnyBirdsDataset
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenes are made of: A attributes by name, P parts, and which of these each of G attribute groups belongs to.
+
+    `swaps` says whether variants can be swapped and backgrounds emptied, beside the deletion of parts.
+    """
+
+    attributes: tuple[str, ...]
+    parts: tuple[str, ...]
+    group_part: Mapping[str, str]
+    swaps: bool = True
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(self.group_part)
+
+    def part_of(self, attribute: str) -> str:
+        return self.group_part[group_of(attribute)]
+
+
+BIRDS = World(tuple(attribute_names()), PARTS, GROUP_PART)
+
+
+def world_of(dataset: ImageDataset) -> World | None:
+    """The world of a dataset, or None if nothing in its scenes can be changed."""
+    if isinstance(dataset, BirdsDataset):
+        return BIRDS
+    if isinstance(dataset, FunnyBirdsDataset) and dataset.has_interventions:
+        parts = tuple(dict.fromkeys(map(group_of, dataset.attribute_names)))
+        return World(tuple(dataset.attribute_names), parts, {part: part for part in parts}, swaps=False)
+    return None
 
 
 @dataclass(frozen=True)
@@ -35,6 +74,7 @@ class Interventions:
         swapped_to: (N, G) column of the attribute that the swap of each group made true.
         swap_visible: (N, G) bool: a pixel of the group's part is seen, before or after the swap.
         objects: (N,) bool: there is an object behind the bird.
+        world: what the scenes are made of; without swaps `swap_visible` and `objects` are False.
     """
 
     indices: np.ndarray
@@ -43,12 +83,13 @@ class Interventions:
     swapped_to: np.ndarray
     swap_visible: np.ndarray
     objects: np.ndarray
+    world: World = BIRDS
 
 
 @dataclass(frozen=True)
 class Responses:
     """Activations of a concept function before (N, K) and after deleting each part (N, P, K), swapping each group
-    (N, G, K) and deleting all background objects (N, K)."""
+    (N, G, K) and deleting all background objects (N, K); as before where there are no swaps."""
 
     before: np.ndarray
     deleted: np.ndarray
@@ -57,16 +98,24 @@ class Responses:
 
 
 def intervene(
-    functions: ConceptFunctions, dataset: BirdsDataset, indices: np.ndarray, batch_size: int = 128, seed: int = 0
+    functions: ConceptFunctions, dataset: Scenes, indices: np.ndarray, batch_size: int = 128, seed: int = 0
 ) -> tuple[Interventions, dict[str, Responses]]:
     """Delete every part, swap every group to another value drawn at random, and delete the background objects.
 
-    Swaps depend on the seed and the image alone. Drawing takes about 20 ms an image of 64 px.
+    Swaps depend on the seed and the image alone. Drawing takes about 20 ms an image of 64 px. FunnyBirds come with
+    pictures of the deletions, and nothing else.
+
+    Raises:
+        ValueError: nothing in these scenes can be changed, or the picture of a change is missing.
     """
-    per_scene = 2 + len(PARTS) + len(GROUPS)
+    world = world_of(dataset)
+    if world is None:
+        raise ValueError(f"{dataset.split} images of {dataset.name} have no interventions, test images do")
+    versions = _deletions if isinstance(dataset, FunnyBirdsDataset) else _versions
+    per_scene = 2 + len(world.parts) + (len(world.groups) if world.swaps else 0)
 
     def seen(scenes: np.ndarray) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-        drawn = [_versions(dataset, int(index), seed) for index in scenes]
+        drawn = [versions(dataset, int(index), seed) for index in scenes]  # type: ignore[arg-type]
         activations = functions(to_images(np.concatenate([pixels for pixels, _ in drawn])))
         bar.update(len(scenes))
         return [facts for _, facts in drawn], {
@@ -79,7 +128,7 @@ def intervene(
     rows, found = [row for facts, _ in parts for row in facts], [activations for _, activations in parts]
     facts = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    return Interventions(indices, **facts), {name: _split(part) for name, part in joined.items()}
+    return Interventions(indices, **facts, world=world), {name: _split(part, world) for name, part in joined.items()}
 
 
 def _versions(dataset: BirdsDataset, index: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -108,7 +157,23 @@ def _versions(dataset: BirdsDataset, index: int, seed: int) -> tuple[np.ndarray,
     return np.stack(pixels), facts
 
 
-def _split(activations: np.ndarray) -> Responses:
+def _deletions(dataset: FunnyBirdsDataset, index: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The same as `_versions`, without swaps: (2 + P, H, W, 3). A part is seen if the image changes without it."""
+    parts = dict.fromkeys(map(group_of, dataset.attribute_names))
+    before = np.asarray(dataset.pixels[index])
+    deleted = np.stack([dataset.without_parts(index, [part]) for part in parts])
+    facts = {
+        "shown": dataset.attributes[index],
+        "visible": (deleted != before).any((1, 2, 3)),
+        "swapped_to": np.full(len(parts), -1),
+        "swap_visible": np.zeros(len(parts), bool),
+        "objects": np.array(False),
+    }
+    return np.concatenate([before[None], before[None], deleted]), facts
+
+
+def _split(activations: np.ndarray, world: World) -> Responses:
     """(N, 2 + P + G, K) in the order of `_versions`."""
-    parts = 2 + len(PARTS)
-    return Responses(activations[:, 0], activations[:, 2:parts], activations[:, parts:], activations[:, 1])
+    before, parts = activations[:, 0], 2 + len(world.parts)
+    swapped = activations[:, parts:] if world.swaps else np.repeat(before[:, None], len(world.groups), 1)
+    return Responses(before, activations[:, 2:parts], swapped, activations[:, 1])

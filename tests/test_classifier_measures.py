@@ -366,6 +366,12 @@ def test_a_perfect_classifier_has_no_errors_to_show():
     assert set(drawn) == {"confusion", "per-class", "curves", "calibration"}
 
 
+def test_no_share_is_above_one():
+    pairs = most_confused(certain([0, 0, 1, 2], [1, 1, 1, 2], 3).confusion)
+    axes = figures.pairs_figure(pairs, ["ant", "bee", "cat"]).axes[0]
+    assert axes.get_xlim()[1] > 1 and axes.get_xticks().max() == 1  # room for numbers beside the bar, no tick there
+
+
 def test_matrices_of_few_classes_show_all_counts_and_of_many_no_names():
     few = confusion_figure(np.array([[5, 1], [0, 7]]), ["ill", "well"]).axes[0]
     assert sorted(text.get_text() for text in few.texts) == ["0", "1", "5", "7"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 from tiny_models import Answer, write_images
 
@@ -181,6 +182,25 @@ def test_masks_are_coloured():
     assert [text.get_text() for text in page.legends[0].get_texts()] == ["head", "tail"]
 
 
+def test_many_parts_have_colours_of_their_own_and_room_in_the_legend():
+    names = [f"left part {i}" for i in range(18)]
+    picture, masks = np.zeros((1, 24, 24, 3), np.uint8), np.zeros((1, 18, 24, 24), bool)
+    for shown in (1, 2, 3, 9):
+        for pages in (
+            class_sheets([picture] * shown, ["a"] * shown, [masks] * shown, names),
+            class_sheets([picture.repeat(2, 0)] * shown, ["a"] * shown, [masks.repeat(2, 0)] * shown, names),
+        ):
+            legend = pages[0].legends[0]
+            pages[0].draw_without_rendering()
+            assert (
+                pages[0].bbox.x0 <= legend.get_window_extent().x0 and legend.get_window_extent().x1 <= pages[0].bbox.x1
+            )
+            assert legend.get_window_extent().y0 >= 0
+    colours = np.array([to_rgb(line.get_color()) for line in legend.get_lines()])
+    apart = np.abs(colours[:, None] - colours).max(-1)
+    assert len(colours) == 18 and apart[~np.eye(18, dtype=bool)].min() > 0.12
+
+
 def test_figures_of_counts_attributes_and_sizes():
     names = [f"class {i}" for i in range(400)]
     counts = {"train": np.arange(400), "test": np.ones(400, int)}
@@ -193,6 +213,8 @@ def test_figures_of_counts_attributes_and_sizes():
     assert [bar.get_width() for bar in page.axes[0].containers[0]] == [0.2, 0.7]
     assert page.axes[0].lines[0].get_xdata().tolist() == [0.3, 0.6]
     figure = image_sizes(np.array([[10, 20], [30, 20]]), 16)
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].get_window_extent().y1  # not on the bars
     assert sum(patch.get_height() for patch in figure.axes[0].containers[0]) == 2
 
 

@@ -242,6 +242,7 @@ def pairs_figure(pairs: Sequence[Confusion], class_names: Sequence[str], width: 
     axes.set_yticks(range(len(pairs)), labels, linespacing=0.95)
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, 1.35 * max(shares)), ylim=(len(pairs) - 0.4, -0.6))
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
     axes.set_xlabel("share of the images of the true class")
     axes.set_title("true → predicted class", fontsize=SMALL, loc="left")
     return figure

@@ -17,6 +17,7 @@ from viscoin.datasets import to_pixels
 from viscoin.plotting.style import (
     BLUE,
     COLUMN,
+    DARK,
     LINE,
     MEDIUM,
     ORANGE,
@@ -37,7 +38,7 @@ PAGE_HEIGHT = 8.8  # inches
 ROW_LABEL, ROW_HEIGHT = 1.3, 0.8  # inches: names beside rows of images, and largest images there
 GRID_COLUMNS, CAPTION_LINES = 7, 8
 ROW, NARROW_ROWS, PAGE_ROWS = 0.13, 30, 60  # of bars: inches, so many in one column, so many in a column of a page
-LEGEND_COLUMNS = 8
+LEGEND_COLUMNS, LEGEND_MARKER = 8, 0.28  # at most; inches that a name has before and after it
 LONG_NAME, SHORT_NAME = 70, 34  # characters of names beside bars, on a page or beside a second column of bars
 
 
@@ -101,6 +102,7 @@ def class_grid(
     width: float = PAGE,
 ) -> Figure:
     """One image a class: images (N, H, W, 3) uint8, each above the name of its class; masks as for `class_rows`."""
+    width, columns = width * min(1, len(images) / columns), min(columns, len(images))
     lines = _grid_captions(class_names, width / columns)
     table = ImageTable(-(-len(images) // columns), columns, width, caption_lines=_caption_lines(lines))
     colours = _part_colours(len(part_names))
@@ -206,7 +208,7 @@ def _attribute_frequencies(shares: Mapping[str, np.ndarray], names: Sequence[str
 @styled
 def image_sizes(sizes: np.ndarray, resolution: int, width: float = COLUMN) -> Figure:
     """How large images are as stored: width and height (N, 2) in pixels, and the side that models are given."""
-    figure = new_figure(width, 2.2)
+    figure = new_figure(width, 2.4)
     axes = figure.subplots()
     low, high = min(sizes.min(), resolution), max(sizes.max(), resolution)
     bins = np.linspace(low, high, 30).tolist() if high > low else [low - 0.5, high + 0.5]
@@ -214,7 +216,7 @@ def image_sizes(sizes: np.ndarray, resolution: int, width: float = COLUMN) -> Fi
     axes.hist(sizes[:, 1], bins=bins, histtype="step", color=BLUE, lw=1.2, label="height")
     axes.axvline(resolution, color=VERMILION, ls="--", lw=1.0, label=f"models see {resolution} px")
     axes.set(xlabel="side as stored, pixels", ylabel="images")
-    axes.legend()
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
     return figure
 
 
@@ -256,8 +258,10 @@ def _clipped(text: str, width: float, lines: int) -> str:
 
 
 def _part_colours(count: int) -> list[tuple[float, float, float]]:
-    palette = (*PALETTE[:-1], YELLOW)  # grey is the rest of the picture
-    return [to_rgb(palette[i % len(palette)]) for i in range(count)]
+    """Colours that differ, for up to 21 parts: those of the palette, then these darker, then lighter."""
+    hues = np.array([to_rgb(colour) for colour in (*PALETTE[:-2], YELLOW)])  # grey is the rest of the picture
+    shades = np.concatenate([hues, [to_rgb(DARK)], 0.55 * hues, 0.5 + 0.5 * hues[1:]])
+    return [(red, green, blue) for red, green, blue in shades[np.arange(count) % len(shades)].tolist()]
 
 
 def _add_legend(table: ImageTable, names: Sequence[str], colours: Sequence[tuple[float, float, float]]) -> None:
@@ -266,13 +270,22 @@ def _add_legend(table: ImageTable, names: Sequence[str], colours: Sequence[tuple
         Line2D([], [], marker="s", ls="", ms=5, color=colour, label=name)
         for colour, name in zip(colours, names, strict=True)
     ]
-    rows = -(-len(handles) // LEGEND_COLUMNS)
+    rows = _legend_rows(names, table.width)
     room = (0.6 + rows) * LINE + (rows - 1) * 0.03
     table.figure.set_size_inches(table.width, table.height + room)
     table.axes.set_position((0, room / (table.height + room), 1, table.height / (table.height + room)))
     table.figure.legend(
         handles=handles, loc="lower center", ncols=-(-len(handles) // rows), handletextpad=0.1, columnspacing=1.0
     )
+
+
+def _legend_rows(names: Sequence[str], width: float) -> int:
+    """Rows of a legend of at most so many inches, in which each column is as wide as its longest name."""
+    for rows in range(-(-len(names) // LEGEND_COLUMNS), len(names)):
+        columns = np.array_split([len(name) for name in names], -(-len(names) // rows))
+        if sum(LEGEND_MARKER + lengths.max() * SMALL * 0.0085 for lengths in columns) <= width:
+            return rows
+    return len(names)
 
 
 @styled

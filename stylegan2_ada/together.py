@@ -20,13 +20,18 @@ _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 _MISSING = object()
 
 
+class ProcessGone(RuntimeError):
+    """Another process has ended before all were done."""
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """A block that all processes go through; it ends when all have, and an exception of one ends it in all of them.
 
     Raises:
         Exception: of the same type and text as in the process where it came up first, if it can be sent.
-        RuntimeError: it cannot be sent, or another process is gone.
+        RuntimeError: it cannot be sent.
+        ProcessGone: another process has ended.
     """
     if world_size() == 1 or _TOGETHER.get():
         yield
@@ -92,7 +97,7 @@ def _exchange(work: Callable[[], T]) -> list[T]:
     try:
         found: list[tuple[T, Exception | None]] = gather_objects((value, None))
     except RuntimeError as gone:  # of torch.distributed
-        raise _known(RuntimeError("another process has ended; what it said last tells why")) from gone
+        raise _known(ProcessGone("another process has ended; what it said last tells why")) from gone
     for _, told in found:
         if told is not None:
             raise _known(told)

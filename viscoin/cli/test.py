@@ -94,10 +94,12 @@ def _processes(runtime: "Runtime") -> Iterator[_Process]:
     """Start all processes of a test, which end together; a mistake that ends all is told by the first one alone.
 
     Raises:
+        Failed: another process is gone.
         ValueError: the runtime cannot be had, or models are not tested in its precision.
     """
-    from stylegan2_ada.together import together
+    from stylegan2_ada.together import ProcessGone, together
     from viscoin.testing.execution import check_precision
+    from viscoin.training.loop import Failed
     from viscoin.training.runtime import make_fabric
 
     check_precision(runtime.precision)
@@ -111,6 +113,8 @@ def _processes(runtime: "Runtime") -> Iterator[_Process]:
         if first or not getattr(error, "known_to_all", False):
             raise
         raise typer.Exit(0) from error  # what went wrong, and the exit code, are said by the first one
+    except ProcessGone as gone:
+        raise Failed(f"{gone}; run the same command again") from gone
 
 
 @app.command()

@@ -49,10 +49,10 @@ def task(class_weights: Tensor | None = None, **settings: Any) -> ClassifierTask
 
 def changed(of: ClassifierTask) -> set[str]:
     """Parts of the backbone that two steps of training change, statistics among them."""
-    before = {key: value.clone() for key, value in of.raw.state_dict().items()}
+    before = {key: value.clone() for key, value in of.model.state_dict().items()}
     for step in range(2):
         of.step(*dataset([0, 1, 2, 0] * 2).batch(range(8)), step)
-    after = of.raw.state_dict()
+    after = of.model.state_dict()
     return {key.removeprefix("model.") for key in before if not torch.equal(before[key], after[key])}
 
 
@@ -77,7 +77,7 @@ def test_stage_may_train_with_its_normalisation_and_others_keep_their_statistics
 
 
 def test_full_training_changes_everything_and_may_leave_normalisation_alone():
-    everything = set(task().raw.model.state_dict())
+    everything = set(task().model.model.state_dict())
     assert changed(task()) == everything
     names = changed(task(freeze_norm=True))
     assert names == {name for name in everything if "bn" not in name and "downsample.1" not in name}
@@ -94,8 +94,8 @@ def test_frozen_modules_are_in_eval_mode_after_each_evaluation_too():
     of = task(train_layers="last:1")
     of.evaluate(0)
     of.step(*dataset([0, 1, 2, 0]).batch(range(4)), 0)
-    assert not of.raw.model.layer3.training and not of.raw.model.layer4[0].bn1.training
-    assert of.raw.model.layer4.training and of.raw.model.fc.training
+    assert not of.model.model.layer3.training and not of.model.model.layer4[0].bn1.training
+    assert of.model.model.layer4.training and of.model.model.fc.training
 
 
 # --- class weights -----------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_weights_reach_the_loss():
     of = task(class_weights=weights)
     images, _ = dataset([0, 0, 1, 2]).batch(range(4))
     with torch.no_grad():
-        each = nn.functional.cross_entropy(task().raw.train()(images), labels, reduction="none")
+        each = nn.functional.cross_entropy(task().model.train()(images), labels, reduction="none")
     loss = of.step(images, labels, 0)["loss"]
     assert float(loss) == pytest.approx(float((weights[labels] * each).sum() / weights[labels].sum()), rel=1e-5)
     assert float(loss) != pytest.approx(float(each.mean()), rel=1e-4)
@@ -194,7 +194,7 @@ def fake_images(monkeypatch):
     def load(name: str, split: str, config: DatasetConfig) -> ImageDataset:
         return dataset([i % 3 for i in range(counts[split])], split)
 
-    monkeypatch.setattr(module, "load_dataset", load)
+    monkeypatch.setattr("viscoin.training.runtime.load_dataset", load)
 
 
 def run_training(folder: Path, chosen: Recipe) -> Path:

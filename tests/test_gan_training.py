@@ -408,7 +408,7 @@ def test_r1_goes_through_the_augmentation_to_the_images():
     trainer = make(encoder=False, augment=Pipe(0.0, gain=3.0), r1_gamma=2.0)
     real = colours(0).requires_grad_()
     expected = float(r1_penalty(real, trainer.discriminator(3.0 * real)).mean().detach())
-    assert float(trainer._r1_step(colours(0), None)["r1"].detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(trainer._r1_step([(colours(0), None)])["r1"].detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_controller_moves_the_strength_by_the_signs_of_real_logits():
@@ -457,7 +457,7 @@ def test_gradients_that_are_not_finite_are_replaced_only_for_float16(half):
         weight.grad[0, 0], weight.grad[0, 1] = float("nan"), float("-inf")
 
     trainer.backward = backward
-    trainer._update([trainer.discriminator_optimizer], bias.sum() + weight.sum())
+    trainer._update([trainer.discriminator_optimizer], [{"sum": bias.sum() + weight.sum()}])
     if half:
         change = (weight - before).detach()[0]
         assert change[0] == 0 and change[1] > 0 and torch.isfinite(change).all()

@@ -96,6 +96,7 @@ def users() -> dict[str, Callable[[], object]]:
     """For each extra that the code imports, a call that needs it (for a model that does not exist: no download)."""
     from stylegan2_ada import metrics
     from stylegan2_ada.ops.build import find_ninja
+    from viscoin.export import onnx_packages
     from viscoin.models.scorers import load_clip
     from viscoin.sweep.study import load_optuna
     from viscoin.tracking import parse_trackers
@@ -104,6 +105,7 @@ def users() -> dict[str, Callable[[], object]]:
         "gpu-ops": find_ninja,
         "metrics": lambda: metrics._torch_fidelity("metric_kid"),
         "clip": lambda: load_clip("no such model", "none"),
+        "export": onnx_packages,
         "sweep": load_optuna,
         "tracking": lambda: parse_trackers(["tensorboard,mlflow,wandb"]),
     }

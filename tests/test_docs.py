@@ -47,12 +47,14 @@ PARTS = {
     "train gan": ("gan",),
     "train viscoin": ("viscoin",),
     "train all": ("classifier", "gan", "viscoin"),
+    "sweep": ("classifier",),
 }
 SMALLER: dict[str, list[object]] = {
     "train classifier": ["--epochs", 1, "--set", "classifier.backbone=viscoin_resnet10", "--no-pretrained"],
     "train gan": ["--warm-start", 0.016, "--kimg", 0.032],
     "train viscoin": ["--steps", 4],
     "train concept2clip": ["--epochs", 2],
+    "sweep": ["--trials", 1],
     "test viscoin": ["--fast"],
     "test gan": ["--samples", 24, "--kid-subset", 20],
     "project": ["--steps", 3],
@@ -199,6 +201,7 @@ def workshop(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     write_images(tmp_path / "photos", {"cat": 20, "dog": 20}, size=40)
     for name in ("my-bird.jpg", "robin.jpg", "wren.png"):
         Image.effect_noise((40, 50), 80).convert("RGB").save(tmp_path / name)
+    (tmp_path / "assets").symlink_to(models)
     digits = runpy.run_path(str(ROOT / "scripts" / "write_digits.py"))["write_digits"]
     digits(tmp_path / "digits")
     (mine,) = blocks(ROOT / "docs" / "recipes.md", "yaml")
@@ -217,7 +220,7 @@ def smaller(command: Command) -> list[object]:
     words: list[object] = [*command.words[2:]]
     start = " ".join(command.words[2:4]) if words[0] in ("train", "test") else command.words[2]
     extra = [*SMALLER.get(start, [])]
-    if words[0] in ("train", "data") and "--dry-run" not in words:
+    if words[0] in ("train", "data", "sweep") and "--dry-run" not in words:
         # The page on the digits chooses test images by number, and says of how many files one is left out.
         splits = {f"dataset.{split}" for split in ("train", "validation", "test")}
         kept = splits if "--skip-bad-files" in words else {"dataset.test"}
@@ -288,7 +291,26 @@ def names_of_stylegan2(folder: Path) -> dict[str, Any]:
     return {"f": f, "generator": generator, "images": torch.zeros(1, 3, 32, 32), "path": path}
 
 
-GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {"stylegan2.md": names_of_stylegan2}
+def files_of_export(folder: Path) -> dict[str, Any]:
+    """The files that the examples of export open; they are made once."""
+    store = folder / "exported"
+    for words in (
+        "viscoin.safetensors --to onnx --output birds-concepts.onnx",
+        "viscoin.safetensors --to onnx --part decoder --output birds-decoder.onnx",
+        "classifier.safetensors --to torchscript --output f.pt",
+        "classifier.safetensors --to safetensors --output resnet.safetensors",
+    ):
+        model, *options, output = words.split()
+        if not (store / output).is_file():
+            Answer("export", folder / "birds" / model, *options, store / output).went_well()
+        Path(output).symlink_to(store / output)
+    return {}
+
+
+GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "stylegan2.md": names_of_stylegan2,
+    "export.md": files_of_export,
+}
 PYTHON = [(page, text) for page in PAGES for text in blocks(page, "python")]
 
 

@@ -12,6 +12,8 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -30,6 +32,17 @@ PAUSE = 1.0  # seconds before the second try, doubled before each further one
 DAMAGED = (
     OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, LZMAError, zipfile.BadZipFile, tarfile.TarError
 )  # fmt: skip
+_downloads = ContextVar("_downloads", default=True)
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Within, a dataset that would have to be downloaded first raises ValueError instead."""
+    token = _downloads.set(False)
+    try:
+        yield
+    finally:
+        _downloads.reset(token)
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,11 @@ def _by_hand(name: str, source: Source) -> str:
     )
 
 
+def _check_downloads() -> None:
+    if not _downloads.get():
+        raise ValueError("it is not in the cache, and nothing is downloaded here")
+
+
 def _one_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
 
@@ -157,6 +175,7 @@ def _from_kaggle(source: Kaggle) -> Path:
         folder = place / "versions" / str(number)
         if folder.is_dir() and version[1:] in ([], [str(number)]):
             return folder
+    _check_downloads()
     with _locked(f"{owner}-{dataset}"):
         try:
             return Path(kagglehub.dataset_download(source.handle))
@@ -185,6 +204,7 @@ def _from_archives(name: str, source: Archive | Sequence[Archive]) -> Path:
     place = _cache() / "viscoin" / name
     if place.is_dir():
         return place
+    _check_downloads()
     downloads = place.parent / "downloads" / name
     with _locked(name):
         if place.is_dir():

@@ -78,6 +78,20 @@ def test_all_problems_are_listed_at_once():
     assert "classifier.epochs = 0" in message and "did you mean 'kimg'?" in message
 
 
+def test_expected_results_are_those_of_the_dataset_of_the_recipe(tmp_path):
+    young = load_recipe("celeba_hq").expected
+    assert young and load_recipe("celeba_hq", {"dataset.attribute": "young", "viscoin.steps": 5}).expected == young
+    assert load_recipe("celeba_hq", {"dataset.attribute": "Smiling"}).expected == {}
+    assert load_recipe("cub", {"dataset.name": "photos"}).expected == {}
+    assert override_recipe(load_recipe("cub"), {"dataset.name": "photos"}).expected == {}
+    assert load_recipe("cub", {"dataset.name": "photos", "expected": {"classifier.accuracy": 1}}).expected
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: cub\ndataset:\n  name: photos\n")
+    assert load_recipe(str(file)).expected == {}
+    file.write_text("base: cub\nclassifier:\n  epochs: 5\n")
+    assert load_recipe(str(file)).expected == load_recipe("cub").expected
+
+
 def test_layers_out_of_order():
     message = refusal("birds", {"viscoin.coarse_layer": 5, "viscoin.mid_layer": 4})
     assert "viscoin.mid_layer (4)" in message and "viscoin.coarse_layer (5)" in message

@@ -255,7 +255,11 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
     if base := filled.pop("base", None):
         if base not in recipe_names():
             raise ValueError(f"recipe {path}: base = {base!r} is no shipped recipe; {_other_recipes(str(base))}")
-        filled = _merge(load_recipe(base).model_dump(), filled)
+        inherited = load_recipe(base).model_dump()
+        merged = _merge(inherited, filled)
+        if _subject(merged) != _subject(inherited):
+            merged["expected"] = filled.get("expected", {})
+        filled = merged
     return _override(filled, overrides or {}, str(path))
 
 
@@ -310,9 +314,18 @@ def override_recipe(recipe: Recipe, overrides: Mapping[str, Any], source: str = 
 
 
 def _override(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> Recipe:
+    before = _subject(values)
     for key, value in overrides.items():
         _assign(values, key, _parse(value))
+    if _subject(values) != before and not any(key.startswith("expected") for key in overrides):
+        values.pop("expected", None)
     return parse_recipe(values, source)
+
+
+def _subject(values: Mapping[str, Any]) -> list[str]:
+    """Which dataset, and which classes of it, expected results are about: they say nothing of others."""
+    section = values.get("dataset")
+    return [str(section.get(key)).lower() for key in ("name", "attribute")] if isinstance(section, dict) else []
 
 
 def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:

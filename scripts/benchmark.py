@@ -4,12 +4,15 @@ import json
 import math
 import os
 import platform
+import socket
 import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor as Pool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -190,6 +193,57 @@ def data(
     typer.echo(json.dumps(results, indent=2))
 
 
+@app.command()
+def viscoin(
+    sizes: Annotated[str, typer.Option("--size", "--sizes", metavar="birds,256", help="Recipes to measure.")] = "birds",
+    dtypes: Annotated[str, typer.Option(metavar="float32,bfloat16", help="bfloat16 is autocast.")] = "float32,bfloat16",
+    processes: Annotated[str, typer.Option(metavar="1,2", help="Processes that share a batch, by gloo.")] = "1",
+    compiled: Annotated[bool, typer.Option("--compile", help="Also with f, Psi and G compiled.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Each round times everything once; medians are printed.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Least time for each figure and round.")] = 3.0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of all processes; 0 takes one for each core.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes a GPU if there is one.")] = "auto",
+) -> None:
+    """A training step of the ensemble, by part, beside the convolution peak; random weights and images.
+
+    With --threads 1 on the CPU the clock is that of the process, so that a busy machine does not count.
+    """
+    unknown = [name for name in sizes.split(",") if name not in ENSEMBLES]
+    unknown += [name for name in dtypes.split(",") if name not in DTYPES]
+    if unknown:
+        raise typer.BadParameter(f"{unknown}: choose sizes of {', '.join(ENSEMBLES)} and dtypes of {', '.join(DTYPES)}")
+    keep_freed_memory()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    clock = time.process_time if kind == "cpu" and threads == 1 else time.perf_counter
+    cases = [
+        StepCase(size, dtype, mode, int(count))
+        for size in sizes.split(",")
+        for dtype in dtypes.split(",")
+        for mode in ("eager", "compiled")[: 1 + compiled]
+        for count in processes.split(",")
+    ]
+    peaks = {dtype: [peak_work(layout, kind, DTYPES[dtype]) for layout in LAYOUTS.values()] for dtype in DTYPES}
+    steps = {case: TrainingStep(case, kind) for case in cases if case.processes == 1}
+    rows: dict[StepCase, list[dict[str, Any]]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case, step in steps.items():
+            peak = max(flops(work) / duration(work, kind, seconds / 3, clock) for work in peaks[case.dtype])
+            rows[case].append(step.measure(seconds, clock) | {"peak": peak})
+    for case in cases:
+        if case.processes > 1:
+            rows[case] = shared_steps(case, kind, rounds, seconds)
+            peak = max(flops(work) / duration(work, kind, seconds / 3) for work in peaks[case.dtype])
+            rows[case] = [row | {"peak": peak} for row in rows[case]]
+    results: dict[str, Any] = {"machine": machine(kind), "rounds": rounds, "clock": clock.__name__, "steps": []}
+    for case in cases:
+        alone = case.processes == 1
+        memory = step_memory(case, kind) if alone else max(row["memory"] for row in rows[case])
+        results["steps"].append(step_report(case, rows[case]) | {"peak_memory_mib": memory})
+    typer.echo(step_table(results["steps"]), err=True)
+    typer.echo(json.dumps(results, indent=2))
+
+
 def machine(kind: str) -> dict[str, Any]:
     """What the numbers were measured on."""
     name = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
@@ -291,16 +345,16 @@ def flops(work: Work) -> int:
     return counter.total
 
 
-def duration(work: Work, kind: str, least: float) -> float:
+def duration(work: Work, kind: str, least: float, clock: Callable[[], float] = time.perf_counter) -> float:
     """Median seconds of one run after one to warm up: three runs or as many as `least` seconds take, less if slow."""
     times: list[float] = []
     work.run()
     while sum(times) < least or (len(times) < 3 and sum(times) < 3 * least):
         synchronize(kind)
-        start = time.perf_counter()
+        start = clock()
         work.run()
         synchronize(kind)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
@@ -342,20 +396,290 @@ def _peak_memory(name: str, key: str, kind: str, dtype: str, threads: int) -> in
     keep_freed_memory()
     torch.set_num_threads(threads)
     work = gan_works(SIZES[name], kind, dtype, compiled=False)["step_both" if key == "training_iteration" else key]
-    if kind == "cuda":
-        work.run()
-        return math.ceil(torch.cuda.max_memory_allocated() / 2**20)
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():  # Linux alone tells
-        return None
-    reset.write_text("5")  # forget the peak of imports and of building the networks
-    before = _kilobytes(status, "VmRSS")
+    peak = peak_since(kind)
     work.run()
-    return math.ceil((_kilobytes(status, "VmHWM") - before) / 1024)
+    return peak()
 
 
 def _kilobytes(status: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+
+
+# Recipes whose ensembles are measured. Float16 blocks of G, which GPUs get, are left out, so that float32 means it.
+ENSEMBLES = {"birds": "birds", "256": "birds256"}
+OVERRIDES = {"gan.num_fp16_res": 0, "viscoin.perceptual_loss": "classifier"}
+WARM_UP = 4  # steps until the memory and the compiled code are there
+NETWORKS = ("f", "Psi, Theta", "Omega, G", "perceptual")
+OUTSIDE = ("data", "losses", "optimiser", "rest")
+
+
+class StepCase(NamedTuple):
+    """One way to take a step."""
+
+    size: str
+    dtype: str
+    mode: str  # eager or compiled
+    processes: int
+
+
+class TrainingStep:
+    """A training step on random images, data included; in each process its share of the batch."""
+
+    def __init__(self, case: StepCase, kind: str) -> None:
+        from viscoin.config import load_recipe
+        from viscoin.datasets import ImageDataset
+        from viscoin.models.classifier import Classifier
+        from viscoin.training.data import StepBatches
+        from viscoin.training.gan import build_generator
+        from viscoin.training.losses import Lpips
+        from viscoin.training.runtime import Runtime, make_fabric
+        from viscoin.training.viscoin import ViscoinTask, build_ensemble
+
+        threads = torch.get_num_threads()
+        recipe = load_recipe(ENSEMBLES[case.size])
+        with_vgg = recipe.viscoin.perceptual_loss == "lpips"
+        recipe = load_recipe(ENSEMBLES[case.size], OVERRIDES)
+        precision = {"float32": "32-true", "bfloat16": "bf16-mixed"}[case.dtype]
+        fabric = make_fabric(Runtime(kind, precision, case.processes))
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        names, size = [str(i) for i in range(recipe.dataset.classes or 20)], recipe.dataset.resolution
+        f = Classifier(recipe.classifier.backbone, len(names), size)
+        g = build_generator(recipe.gan, size)
+        g.mapping.w_avg.normal_()
+        ensemble = build_ensemble(recipe.viscoin, f, g, names)
+        pixels = np.random.default_rng(0).integers(0, 256, (1024, size, size, 3), dtype=np.uint8)
+        images = ImageDataset("noise", "train", pixels, np.zeros(len(pixels)), names)
+        self.task = ViscoinTask(ensemble, g, recipe.viscoin, fabric, images, case.mode == "compiled")
+        if with_vgg:  # random weights take as long as the published ones
+            self.task.perceptual = Lpips(fabric.device, pretrained=False)
+        self.batches = StepBatches(
+            images, recipe.viscoin.batch_size, 0, recipe.viscoin.horizontal_flip, rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )  # fmt: skip
+        self.kind, self.images = kind, recipe.viscoin.batch_size
+        self.number = recipe.viscoin.warmup_steps
+        start = time.perf_counter()
+        self.run()
+        self.first_seconds = time.perf_counter() - start
+        for _ in range(WARM_UP - 1):
+            self.run()
+
+    def run(self) -> None:
+        self.number += 1
+        images, labels = self.batches(self.number)
+        device = self.task.fabric.device
+        self.task.step(images.to(device), labels.to(device), self.number)
+
+    def flops(self) -> int:
+        with torch.compiler.set_stance("force_eager"):  # compiled code hides from the counter
+            return flops(Work(self.run, self.images))
+
+    def measure(self, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+        """Seconds and flops of a step, and of its parts."""
+
+        def now() -> float:
+            synchronize(self.kind)
+            return clock()
+
+        return {
+            "images": self.images,
+            "first_seconds": self.first_seconds,
+            "flops": self.flops(),
+            "seconds": duration(Work(self.run, self.images), self.kind, seconds, clock),
+            "parts": Split(self, now).of_steps(seconds),
+        }
+
+
+class Split:
+    """What the parts of a step take. Networks are wrapped, and hooks on what they give tell where the backward pass is.
+
+    The backward pass visits the networks in reverse order, one after the other; where it is in one of the losses, what
+    follows a network counts for that network until the next one, which is little.
+    """
+
+    def __init__(self, step: TrainingStep, read: Callable[[], float]) -> None:
+        self.step, self.read = step, read
+        self.totals: dict[str, float] = defaultdict(float)
+        self.part, self.at = "rest", 0.0
+
+    def of_steps(self, seconds: float) -> dict[str, float]:
+        """Mean seconds of each part over as many steps as take so long."""
+        count = 0
+        with ExitStack() as stack:
+            for owner, name, part in self._places():
+                timed = self._timed(getattr(owner, name), part, backward=name != "backward")
+                stack.enter_context(patch.object(owner, name, timed))
+            self.at = self.read()
+            while sum(self.totals.values()) < seconds or count < 2:
+                self.step.run()
+                self._switch("rest")
+                count += 1
+        return {part: total / count for part, total in self.totals.items()}
+
+    def _places(self) -> Iterator[tuple[Any, str, str]]:
+        task = self.step.task
+        ensemble = task.ensemble
+        for module, part in (
+            (ensemble.concept_extractor, "Psi, Theta"),
+            (ensemble.explainer, "Psi, Theta"),
+            (ensemble.generator.mapping, "Omega, G"),
+            (ensemble.generator.synthesis, "Omega, G"),
+            (task.sampler, "Omega, G"),
+        ):
+            yield module, "forward" if module._compiled_call_impl is None else "_compiled_call_impl", part
+        yield ensemble.classifier, "features", "f"
+        yield task, "perceptual", "perceptual"
+        yield task, "_terms", "losses"
+        yield task.fabric, "backward", "losses backward"
+        yield task.optimizer, "step", "optimiser"
+        yield self.step, "batches", "data"
+
+    def _timed(self, function: Callable[..., Any], part: str, backward: bool) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            before = self.part
+            self._switch(part)
+            out = function(*arguments, **options)
+            for tensor in _tensors(out) if backward else []:
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda _: self._switch(f"{part} backward"))
+            self._switch(before)
+            return out
+
+        return timed
+
+    def _switch(self, part: str) -> None:
+        now = self.read()
+        self.totals[self.part] += now - self.at
+        self.part, self.at = part, now
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+
+
+def shared_steps(case: StepCase, kind: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """The rounds of several processes, each with its share of the threads, as the first one sees them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = max(1, torch.get_num_threads() // case.processes)
+    with Pool(case.processes, get_context("spawn")) as pool:
+        work = [
+            pool.submit(_shared_steps, rank, port, case, kind, rounds, seconds, threads)
+            for rank in range(case.processes)
+        ]
+        found = [future.result() for future in work]
+    for row, *others in zip(*found, strict=True):
+        row["flops"] += sum(other["flops"] for other in others)
+        row["memory"] = sum(each["memory"] or 0 for each in (row, *others)) or None
+    return found[0]
+
+
+def _shared_steps(
+    rank: int, port: int, case: StepCase, kind: str, rounds: int, seconds: float, threads: int
+) -> list[dict[str, Any]]:
+    place = {"LOCAL_RANK": rank, "RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": case.processes}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(threads)
+    peak = peak_since(kind)
+    step = TrainingStep(case, kind)
+    memory = peak()
+    rows: list[dict[str, Any]] = []
+    for _ in range(rounds):  # the same number of steps in all processes
+        start = time.perf_counter()
+        step.run()
+        count = max(3, math.ceil(seconds / (time.perf_counter() - start)))
+        count = int(step.task.fabric.broadcast(count))
+        start = time.perf_counter()
+        for _ in range(count):
+            step.run()
+        synchronize(kind)
+        taken = (time.perf_counter() - start) / count
+        row: dict[str, Any] = {
+            "images": step.images,
+            "first_seconds": step.first_seconds,
+            "memory": memory,
+            "parts": {},
+        }
+        rows.append(row | {"seconds": taken, "flops": step.flops()})
+    return rows
+
+
+def peak_since(kind: str) -> Callable[[], int | None]:
+    """A function that tells the MiB which were added since at their peak: resident memory, or that of the GPU."""
+    if kind == "cuda":
+        return lambda: math.ceil(torch.cuda.max_memory_allocated() / 2**20)
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():  # Linux alone tells
+        return lambda: None
+    reset.write_text("5")  # forget the peak of imports
+    before = _kilobytes(status, "VmRSS")
+    return lambda: math.ceil((_kilobytes(status, "VmHWM") - before) / 1024)
+
+
+def step_memory(case: StepCase, kind: str) -> int | None:
+    """MiB of a step with its networks and optimiser, in a fresh process."""
+    with Pool(1, get_context("spawn")) as pool:
+        return pool.submit(_step_memory, case, kind, torch.get_num_threads()).result()
+
+
+def _step_memory(case: StepCase, kind: str, threads: int) -> int | None:
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    peak = peak_since(kind)
+    TrainingStep(case, kind)
+    return peak()
+
+
+def step_report(case: StepCase, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds; the parts in milliseconds and as shares of the step."""
+    results: dict[str, Any] = case._asdict() | {"batch": rows[0]["images"]}
+    results["images_per_second"] = round(statistics.median(row["images"] / row["seconds"] for row in rows), 2)
+    results["milliseconds"] = round(statistics.median(1e3 * row["seconds"] for row in rows), 1)
+    results["gflop_per_image"] = round(rows[0]["flops"] / rows[0]["images"] / 1e9, 4)
+    results["peak_gflops"] = round(statistics.median(row["peak"] / 1e9 for row in rows), 1)
+    shares = [row["flops"] / row["seconds"] / row["peak"] for row in rows]
+    results["fraction_of_peak"] = round(statistics.median(shares), 3)
+    results["first_step_seconds"] = round(rows[0]["first_seconds"], 1)
+    if not rows[0]["parts"]:
+        return results
+    parts = {part: statistics.median(row["parts"].get(part, 0) for row in rows) for part in step_parts()}
+    whole = sum(parts.values())
+    results["parts_milliseconds"] = {part: round(1e3 * taken, 2) for part, taken in parts.items()}
+    results["share_outside_networks"] = round(
+        sum(parts[part] for part in step_parts() if part.removesuffix(" backward") in OUTSIDE) / whole, 4
+    )
+    return results
+
+
+def step_parts() -> list[str]:
+    """In the order of a step."""
+    backward = [f"{part} backward" for part in ("losses", *reversed(NETWORKS))]
+    return ["data", *NETWORKS, "losses", *backward, "optimiser", "rest"]
+
+
+def step_table(results: list[dict[str, Any]]) -> str:
+    """A line for each way to take the step, and one for the share of each part in it."""
+    columns = ["size", "dtype", "mode", "processes", "images/s", "of peak", "MiB", "first step s", "outside networks"]
+    lines = [columns]
+    for row in results:
+        outside = row.get("share_outside_networks")
+        line = [row["size"], row["dtype"], row["mode"], str(row["processes"]), f"{row['images_per_second']:.1f}"]
+        line += [f"{row['fraction_of_peak']:.2f}", str(row["peak_memory_mib"]), f"{row['first_step_seconds']:.0f}"]
+        lines.append([*line, "-" if outside is None else f"{outside:.1%}"])
+    split = [row for row in results if "parts_milliseconds" in row]
+    parts = [["ms", *(f"{row['size']} {row['dtype']} {row['mode']}" for row in split)]]
+    for part in step_parts():
+        parts.append([part, *(f"{row['parts_milliseconds'][part]:.1f}" for row in split)])
+    return f"{aligned(lines)}\n\n{aligned(parts)}"
 
 
 class Epoch(NamedTuple):
@@ -504,7 +828,12 @@ def loader_table(results: list[dict[str, Any]]) -> str:
             line += [f"{row[name][f'{which}_images_per_second']:.0f}" for name in names]
             line += [f"{row[f'{which}_{label}_ratio']:.2f}" for label in ("speed", "speed_by_cpu")]
             lines.append(line + [each[at] for each in memory])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Cells in columns, to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
 
 

@@ -39,6 +39,8 @@ NOT_RUN = {
     "--features inception": "a download",
     "--devices 8": "eight GPUs",
     "ops build": "nvcc; tests/test_ops_build.py",
+    "scripts/local_slurm.py": "tests/test_slurm.py",
+    "submit --gpus 0": "a SLURM; tests/test_slurm.py",
     "scripts/ship_models.py": "it replaces the models that come along",
 }
 # Options that make the others small: by the start of a command, in addition to what they say themselves.
@@ -137,10 +139,12 @@ def options(command: Any = CLI) -> set[str]:
 
 
 def options_of_scripts() -> set[str]:
-    """Those named in full, and the parameters of functions, which Typer makes options of."""
+    """Those named in full, the parameters of functions, which Typer makes options of, and those of SLURM's jobs."""
+    jobs = "".join(path.read_text() for path in ROOT.glob("slurm/*.sbatch"))
     text = "".join(path.read_text() for path in ROOT.glob("scripts/*.py"))
     parameters = re.findall(r"^    (\w+): Annotated", text, re.MULTILINE)
-    return {*re.findall(rf'"({OPTION})"', text), *(f"--{name.replace('_', '-')}" for name in parameters)}
+    named = {*re.findall(rf'"({OPTION})"', text), *re.findall(rf"SBATCH ({OPTION})", jobs)}
+    return {*named, *(f"--{name.replace('_', '-')}" for name in parameters)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -21,6 +21,8 @@ from viscoin.cli import (
     logs,
     ops,
     project,
+    submit,
+    sweep,
     test,
     to_pickle,
     train,
@@ -84,6 +86,8 @@ for command in (
     concept_heatmaps.concept_heatmaps,
     project.project,
     demo.demo,
+    sweep.sweep,
+    submit.submit,
     dataset.dataset,
     data.data,
 ):

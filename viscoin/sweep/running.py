@@ -78,7 +78,8 @@ def _run_trial(study: Study, trial: "optuna.Trial", train: Train) -> None:
     else:
         study.end(number, value)
     finally:
-        gc.collect()
+        if torch.cuda.is_available():
+            gc.collect()  # cycles would keep the memory of the trial's networks
 
 
 def _score(model: Path, metric: str) -> float:

@@ -295,7 +295,9 @@ class Study:
         )
 
     def result(self) -> SweepResult:
-        """All trials, and the importances of the parameters."""
+        """All trials, and the importances of the parameters; the files are up to date after it."""
+        with self._alone():
+            write_results(self.settings, self.results())
         return SweepResult(self.settings, self.results(), self._importances())
 
     def _importances(self) -> dict[str, float]:

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKE_TARGETS = ("setup", "demo", "test", "test-fast", "docs", "check-install", "lint", "typecheck", "format", "clean")
-JOBS = sorted((ROOT / "slurm").glob("*.sbatch"))
 
 CHECK_INSTALL = ROOT / "scripts" / "check_minimal_install.py"
 
@@ -272,29 +270,3 @@ def test_hooks_are_make_targets() -> None:
     entries = [hook["entry"] for repository in repositories for hook in repository["hooks"]]
     assert {repository["repo"] for repository in repositories} == {"local"}
     assert set(entries) == {"make lint", "make typecheck", "make test-fast"}
-
-
-# --- job templates
-
-
-def test_there_is_a_job_for_each_training_and_for_tests() -> None:
-    assert {path.stem for path in JOBS} == {"classifier", "gan", "viscoin", "test"}
-
-
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_job_runs_one_command_that_exists(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    (command,) = [shlex.split(line) for line in lines if line.startswith("srun ")]
-    assert command[:3] == ["srun", "python", "main.py"] and command[-1] == "$@"
-    done = run(sys.executable, "main.py", *command[3:-1], "--help")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_job_is_bash_with_explained_directives(path: Path) -> None:
-    assert run("bash", "-n", str(path)).returncode == 0
-    directives = [line for line in path.read_text().splitlines() if line.lstrip("#").startswith("SBATCH")]
-    assert directives
-    assert all(re.fullmatch(r"##?SBATCH --[\w-]+=\S+ +# \S.*", line) for line in directives)
-    assert "#SBATCH --output=runs/%x-%j.out" in "\n".join(directives)
-    assert (ROOT / "runs").is_dir()

@@ -195,7 +195,9 @@ def data(
 
 @app.command()
 def viscoin(
-    sizes: Annotated[str, typer.Option("--size", "--sizes", metavar="birds,256", help="Recipes to measure.")] = "birds",
+    sizes: Annotated[
+        str, typer.Option("--size", metavar="birds,256", help="What to measure; any recipe will do.")
+    ] = "birds",
     dtypes: Annotated[str, typer.Option(metavar="float32,bfloat16", help="bfloat16 is autocast.")] = "float32,bfloat16",
     processes: Annotated[str, typer.Option(metavar="1,2", help="Processes that share a batch, by gloo.")] = "1",
     compiled: Annotated[bool, typer.Option("--compile", help="Also with f, Psi and G compiled.")] = False,
@@ -208,10 +210,8 @@ def viscoin(
 
     With --threads 1 on the CPU the clock is that of the process, so that a busy machine does not count.
     """
-    unknown = [name for name in sizes.split(",") if name not in ENSEMBLES]
-    unknown += [name for name in dtypes.split(",") if name not in DTYPES]
-    if unknown:
-        raise typer.BadParameter(f"{unknown}: choose sizes of {', '.join(ENSEMBLES)} and dtypes of {', '.join(DTYPES)}")
+    if unknown := [name for name in dtypes.split(",") if name not in DTYPES]:
+        raise typer.BadParameter(f"{unknown}: choose dtypes of {', '.join(DTYPES)}")
     keep_freed_memory()
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -406,7 +406,7 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 # Recipes whose ensembles are measured. Float16 blocks of G, which GPUs get, are left out, so that float32 means it.
-ENSEMBLES = {"birds": "birds", "256": "birds256"}
+ENSEMBLES = {"256": "birds256"}
 OVERRIDES = {"gan.num_fp16_res": 0, "viscoin.perceptual_loss": "classifier"}
 WARM_UP = 4  # steps until the memory and the compiled code are there
 NETWORKS = ("f", "Psi, Theta", "Omega, G", "perceptual")
@@ -436,9 +436,9 @@ class TrainingStep:
         from viscoin.training.viscoin import ViscoinTask, build_ensemble
 
         threads = torch.get_num_threads()
-        recipe = load_recipe(ENSEMBLES[case.size])
-        with_vgg = recipe.viscoin.perceptual_loss == "lpips"
-        recipe = load_recipe(ENSEMBLES[case.size], OVERRIDES)
+        name = ENSEMBLES.get(case.size, case.size)
+        with_vgg = load_recipe(name).viscoin.perceptual_loss == "lpips"
+        recipe = load_recipe(name, OVERRIDES)
         precision = {"float32": "32-true", "bfloat16": "bf16-mixed"}[case.dtype]
         fabric = make_fabric(Runtime(kind, precision, case.processes))
         torch.set_num_threads(threads)

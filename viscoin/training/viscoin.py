@@ -148,7 +148,7 @@ class ViscoinTask:
         ]
         self.trained = [weight for group in groups for weight in group["params"]]
         self.rates = [config.learning_rate, config.learning_rate * config.translator_rate]
-        self.optimizer = setup_optimizer(fabric, torch.optim.Adam(groups, config.learning_rate))
+        self.optimizer = setup_optimizer(fabric, torch.optim.Adam(groups, config.learning_rate, fused=True))
         self.frozen = digest(classifier=ensemble.classifier, generator=generator)
         if compiled:
             compile_networks(self.ensemble)

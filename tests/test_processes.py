@@ -1,0 +1,132 @@
+"""Trainings by several processes: the same as by one, on any number of them, and what happens when one dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import set_options, write_models
+
+from viscoin.models.files import load_model
+from viscoin.runs import Run, read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores"),
+]
+
+CLASSIFIER = ["classifier", "--epochs", "3", "--batch-size", "16", "--set", "classifier.schedule=constant"]
+VISCOIN = ["viscoin", "--set", "viscoin.batch_size=8", "--set", "viscoin.bimodality=0.5"]
+VISCOIN += ["--set", "viscoin.dropout=0.2", "--set", "viscoin.reconstructed=4", "--steps", "6"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_models(folder / "models")
+    return folder
+
+
+def start(here: Path, *arguments: object) -> subprocess.Popen:
+    """`main.py train` in float32 on the CPU."""
+    command = [sys.executable, str(ROOT / "main.py"), "train", *map(str, arguments), *set_options()]
+    command += ["--device", "cpu", "--precision", "32-true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(here / "cache")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=here, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def train(here: Path, *arguments: object, code: int = 0) -> str:
+    """What it says, after it ended with that code."""
+    process = start(here, *arguments)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == code, out + err
+    return err
+
+
+def models(here: Path) -> list[str]:
+    return ["--classifier", str(here / "models/classifier.safetensors"), "--gan", str(here / "models/gan.safetensors")]
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    return [
+        {key: value for key, value in line.items() if key != "time"} for line in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def same(one: Path, other: Path, tolerance: float) -> None:
+    """Metrics and weights of two runs agree."""
+    for left, right in zip(curve(one), curve(other), strict=True):
+        assert left == pytest.approx(right, rel=tolerance, abs=tolerance)
+    weights = [load_model(run / "model.safetensors").model.state_dict() for run in (one, other)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def after(run: Path, step: int, process: subprocess.Popen) -> None:
+    """Wait until the run has logged that step."""
+    limit = time.monotonic() + 200
+    while not any(line["step"] >= step for line in read_metrics(run / "metrics.jsonl") if run.is_dir()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "viscoin"])
+def test_two_processes_train_as_one_does(here, kind):
+    """The batch of a step, its random draws and its statistics are those of all processes together."""
+    options = CLASSIFIER if kind == "classifier" else VISCOIN + models(here)
+    train(here, *options, "--out", f"{kind}-one")
+    err = train(here, *options, "--devices", "2", "--out", f"{kind}-two")
+    assert err.count("run folder:") == 1
+    same(here / f"{kind}-one", here / f"{kind}-two", 2e-3)
+
+
+def test_run_goes_on_with_another_number_of_processes(here):
+    options = [*CLASSIFIER, "--epochs", "40", "--out", "moved"]
+    process = start(here, *options, "--devices", "2")
+    after_run = here / "moved"
+    while not (after_run / "metrics.jsonl").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    after(after_run, 4, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert err.count("go on with --resume --out moved") == 1
+    step = Run(after_run).last_checkpoint()["step"]
+    assert 4 <= step < 160
+    assert f"going on from step {step}" in train(here, *options)
+
+
+def test_process_that_dies_is_reported_and_nothing_saved_is_lost(here):
+    options = [*CLASSIFIER, "--epochs", "500", "--out", "dead"]
+    process = start(here, *options, "--devices", "2")
+    while not (here / "dead/metrics.jsonl").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    after(here / "dead", 8, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "main.py"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 75, err
+    assert "another process of this training is gone" in err and "--resume --out dead" in err
+    assert Run(here / "dead").last_checkpoint()["step"] >= 4
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(here):
+    """Of the ensemble, which has no batch normalisation; bimodality alone looks at the images of a part."""
+    options = ["viscoin", "--set", "viscoin.batch_size=8", "--set", "viscoin.dropout=0", *models(here), "--steps", "4"]
+    options += ["--set", "viscoin.generated=0"]
+    train(here, *options, "--out", "whole")
+    train(here, *options, "--accumulate", "2", "--out", "parts")
+    same(here / "whole", here / "parts", 2e-3)
+    assert Run(here / "parts").recipe.viscoin.accumulate == 2

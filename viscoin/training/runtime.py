@@ -180,9 +180,7 @@ def whole_batch(batch_size: int, images: int, divisor: int) -> int:
     size = min(batch_size, images)
     size -= size % divisor
     if not size:
-        raise ValueError(
-            f"{images} training images do not give each of {divisor} shares one; use fewer devices or parts"
-        )
+        raise ValueError(f"{images} training images are too few for {divisor} shares; use fewer devices or parts")
     return size
 
 

@@ -349,7 +349,7 @@ def duration(work: Work, kind: str, least: float, clock: Callable[[], float] = t
     """Median seconds of one run after one to warm up: three runs or as many as `least` seconds take, less if slow."""
     times: list[float] = []
     work.run()
-    while sum(times) < least or (len(times) < 3 and sum(times) < 3 * least):
+    while not times or sum(times) < least or (len(times) < 3 and sum(times) < 3 * least):
         synchronize(kind)
         start = clock()
         work.run()

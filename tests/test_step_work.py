@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from tiny_models import tiny_recipe
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from typer.testing import CliRunner
 
 from stylegan2_ada.ops import modulated_conv2d
 from stylegan2_ada.ops.modulated_conv2d import synthesis_tail_reference
@@ -22,6 +22,7 @@ from viscoin.training.gan import build_generator
 from viscoin.training.runtime import Runtime, make_fabric
 from viscoin.training.viscoin import ViscoinTask, build_ensemble
 
+BENCHMARK = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 REAL, GENERATED, RECONSTRUCTED = 6, 2, 3
 DRAWN = GENERATED + RECONSTRUCTED
 
@@ -143,8 +144,7 @@ def test_tail_adds_stored_and_drawn_noise_alike(shape: tuple[int, ...] | None) -
 
 @pytest.fixture
 def benchmark() -> Any:
-    path = Path(__file__).parents[1] / "scripts" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark", path)
+    spec = importlib.util.spec_from_file_location("benchmark", BENCHMARK)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -155,23 +155,28 @@ def test_benchmark_splits_a_step_into_its_parts(benchmark: Any, tmp_path: Path) 
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(tiny_recipe().to_yaml())
     step = benchmark.TrainingStep(benchmark.StepCase(str(recipe), "float32", "eager", 1), "cpu")
-    ticks = iter(range(10**6))
-    read: Callable[[], float] = lambda: float(next(ticks))  # noqa: E731
-    parts = benchmark.Split(step, read).of_steps(seconds=0)
+    with benchmark.FlopCounter() as counter:
+        parts = benchmark.Split(step, lambda: counter.total).of_steps(seconds=0)
     assert set(parts) == set(benchmark.step_parts())
-    before, again = step.task.ensemble.classifier.__dict__, benchmark.Split(step, read).of_steps(seconds=0)
-    assert again == parts  # nothing is left wrapped: a second clock would make more ticks
-    assert "features" not in before
+    assert sum(parts.values()) == step.flops()
+    kernels = step.task.ensemble.concept_extractor.conv5.weight  # whose orthogonality is the one product of the losses
+    assert parts["losses"] == 2 * len(kernels) * kernels.numel()
+    assert parts["data"] == parts["optimiser"] == parts["rest"] == 0
+    assert parts["f backward"] < parts["f"]
+    assert "features" not in vars(step.task.ensemble.classifier)  # nothing is left wrapped
 
 
 @pytest.mark.slow
-def test_benchmark_of_a_step(benchmark: Any, tmp_path: Path) -> None:
+def test_benchmark_of_a_step(tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(tiny_recipe().to_yaml())
-    options = ["viscoin", "--size", str(recipe), "--dtypes", "float32", "--rounds", "1", "--seconds", "0"]
-    result = CliRunner().invoke(benchmark.app, [*options, "--threads", "1"])
-    assert result.exit_code == 0, result.output
-    (row,) = json.loads(result.stdout)["steps"]
-    assert row["images_per_second"] > 0
-    assert 0 < row["fraction_of_peak"] < 1
+    options = ["--size", recipe, "--dtypes", "float32", "--processes", "1,2", "--rounds", 1, "--seconds", 0]
+    words = [sys.executable, BENCHMARK, "viscoin", *options, "--threads", 1]
+    result = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    alone, shared = json.loads(result.stdout)["steps"]
+    for row in alone, shared:
+        assert row["images_per_second"] > 0
+        assert 0 < row["fraction_of_peak"] < 1
+        assert row["batch"] == 6
     assert "Omega, G backward" in result.stderr

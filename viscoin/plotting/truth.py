@@ -239,8 +239,10 @@ def _bar(axes: Axes, place: float, estimate: Estimate | None, colour: str, heigh
     axes.hlines(place, estimate.low, estimate.high, color=DARK, lw=0.9)
     end = np.nanmax([estimate.value, estimate.high])
     inside = end > 0.75
+    start = min(estimate.value, np.nan_to_num(estimate.low, nan=1))
+    start = start if start > 0.25 else estimate.value  # where there is room in the bar
     axes.text(
-        min(estimate.value, np.nan_to_num(estimate.low, nan=1)) - 0.03 if inside else end + 0.03, place,
+        start - 0.03 if inside else end + 0.03, place,
         f"{estimate.value:.2f}", ha="right" if inside else "left", va="center", fontsize=SMALL,
         color="white" if inside and colour != LIGHT else DARK,
     )  # fmt: skip

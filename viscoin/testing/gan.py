@@ -268,11 +268,9 @@ def _samples(
     draw = torch.Generator().manual_seed(seed)
     z = torch.randn(n, generator.z_dim, generator=draw)
     c = _conditions(generator, dataset, n, draw)
-    place = 0
-    with (
-        torch.random.fork_rng(),
-        progress(sum(len(z[i : i + batch_size]) for i in starts), "generating", "image") as bar,
-    ):
+    place, total = 0, sum(len(z[start : start + batch_size]) for start in starts)
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices), progress(total, "generating", "image") as bar:
         torch.manual_seed(seed)  # of the noise inputs of the synthesis network
         for start in starts:
             for other in range(place, start, batch_size):  # that of the batches in between, which others generate

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from stylegan2_ada.together import collect, own
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.birds.dataset import BirdsDataset
 from viscoin.models.ensemble import VisCoIN
@@ -122,12 +123,13 @@ def test_truth(
     responses: dict[str, Responses] = {}
     if world_of(test) is not None:
         interventions, responses = intervene(functions, cast(Scenes, test), changed, batch_size, seed)
-    truths = {
-        name: function_truth(
+    names = list(known.activations)
+    truths = dict(zip(names, collect(
+        function_truth(
             name, known, new, test.attribute_names, interventions, responses.get(name), seed, each=name == CONCEPTS
         )
-        for name in known.activations
-    }
+        for name in own(names)
+    )))  # fmt: skip
     if interventions is None:
         return TruthResult(truths, [], len(chosen), 0, seed)
     scores, before = truths[CONCEPTS].attributes.scores, responses[CONCEPTS].before

@@ -292,6 +292,10 @@ def test_edited_split_file(here):
     write(rows)
     call = ["data", data, "split", "--from", file, "--tree", "copy", "--out", "t"]
     Answer(*call).went_well()
+    file.write_text(file.read_text().replace(",", ";"))
+    Answer(*call[:-1], "german").went_well()
+    assert (here / "german" / "split.csv").read_bytes() == (here / "t" / "split.csv").read_bytes()
+    shutil.rmtree(here / "german")
     shutil.rmtree(data / "bee")  # copies need the originals no more
     assert np.bincount(load("t", "test").labels).tolist() == [2, 1]
     write_images(data, {"ant": 6, "bee": 6})

@@ -218,6 +218,12 @@ def test_copies_are_warned_of_also_where_the_split_is_drawn(here, caplog):
     with caplog.at_level(logging.WARNING):  # without labels the test images are those for validation
         load_dataset("data/dog", "train", DatasetConfig(name="data/dog", resolution=SIZE), labelled=False)
     assert "several splits" not in caplog.text
+    for split in ("train", "test"):
+        for number in range(10):
+            write(here / "plain" / split / f"{number}.png", number + 50 * (split == "test" and number > 2))
+    with caplog.at_level(logging.WARNING):
+        load_dataset("plain", "train", DatasetConfig(name="plain", resolution=SIZE), labelled=False)
+    assert "plain: 3 images lie in several splits" in caplog.text
 
 
 # --- classes and splits ------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
     if labelled:
         bad = set(files) - rows.keys()
         _check_classes(tree, listing, [item for item in listing.split(split, config.seed) if item[0] not in bad], split)
-    if listing.labelled:
+    if listing.labelled or len(listing.parts) > 1:  # else the test images are those for validation
         whole = {part: listing.split(part, config.seed) for part in SPLITS}
         warn_about_duplicates(name, {part: [file for file, _ in items] for part, items in whole.items()})
     of_split = [file for file, _ in items]

@@ -184,7 +184,9 @@ def read_split(path: Path, split: Split) -> Split:
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
+            header = file.readline()
+            file.seek(0)
+            table = csv.DictReader(file, delimiter=";" if ";" in header else ",")  # as some countries' Excel writes it
             if not set(COLUMNS) <= set(table.fieldnames or ()):
                 raise ValueError(f"--from {path}: expected the columns {', '.join(COLUMNS)}")
             return [(table.line_num, {key: row[key] or "" for key in COLUMNS}) for row in table]

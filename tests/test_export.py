@@ -106,7 +106,10 @@ def test_contributions_add_up_to_the_explained_logits(models: dict[str, LoadedMo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "part"), ALL)
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("classifier", "classifier"), ("viscoin", "concepts"), ("viscoin", "decoder"), ("gan", "generator")],
+)  # which hold all the others
 def test_onnx_computes_the_same_without_torch(
     kind: str, part: str, models: dict[str, LoadedModel], images: Tensor, tmp_path: Path
 ) -> None:
@@ -119,7 +122,9 @@ def test_onnx_computes_the_same_without_torch(
         return session.run(None, {name: x.numpy() for name, x in zip(names, inputs)})
 
     check(run, models[kind], part, images)
-    assert done.largest <= 1e-4
+    assert done.largest <= 2e-5
+    if part in ("decoder", "generator"):  # inputs that are scaled to one length, which zeros do not have
+        assert all(np.isfinite(x).all() for x in run(*(torch.zeros(2, *port.shape) for port in done.part.inputs)))
     about = json.loads(session.get_modelmeta().custom_metadata_map["viscoin"])
     for described, ports in ((about["inputs"], session.get_inputs()), (about["outputs"], session.get_outputs())):
         assert [(one["name"], one["shape"]) for one in described] == [(port.name, port.shape) for port in ports]

@@ -281,6 +281,7 @@ def _to_onnx(part: Part, example: Sequence[Tensor], path: Path, about: str, opse
             dynamic_shapes=tuple({0: batch} for _ in example),
             opset_version=opset,
             dynamo=True,
+            optimize=False,  # it takes an added 1e-8 for 0, and then 0 scaled to unit length is no number
             verbose=False,
         )
         if program is None:
@@ -382,12 +383,15 @@ def _samples(loaded: LoadedModel, part: Part, images: Tensor, images_are: str) -
 
 
 def _random(port: Port) -> Tensor:
+    """Random values of an input; the last of codes that are scaled to one length is zero, which has none."""
     shape = (SAMPLES, *port.shape)
     if port.name == "c":
         return _one_hot(port.shape[0])
-    if port.name == "z":
-        return torch.randn(shape)
-    return torch.rand(shape) * 2 - 1 if port.name == "images" else torch.rand(shape)
+    if port.name == "images":
+        return torch.rand(shape) * 2 - 1
+    x = torch.randn(shape) if port.name == "z" else torch.rand(shape)
+    x[-1] = 0
+    return x
 
 
 def _one_hot(n_classes: int) -> Tensor:

@@ -164,7 +164,8 @@ def test_messages_name_extras_that_exist() -> None:
     files = [path for folder in ("viscoin", "stylegan2_ada", "scripts", "docs") for path in (ROOT / folder).rglob("*")]
     texts = [path.read_text() for path in [*files, *ROOT.glob("*.md")] if path.suffix in (".py", ".md")]
     named = {name for text in texts for name in re.findall(r"pip install viscoin\[([\w-]+)\]", text)}
-    assert {"clip", "export", "gpu-ops", "metrics", "sweep"} <= named <= PROJECT["optional-dependencies"].keys()
+    used = {"clip", "export", "gpu-ops", "metrics", "sweep", "tracking"}
+    assert used <= named <= PROJECT["optional-dependencies"].keys()
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -179,7 +180,7 @@ def imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("folders", "groups"),
     [
-        (("viscoin", "stylegan2_ada"), ("clip", "export", "gpu-ops", "metrics", "sweep")),
+        (("viscoin", "stylegan2_ada"), ("clip", "export", "gpu-ops", "metrics", "sweep", "tracking")),
         (("tests",), tuple(PROJECT["optional-dependencies"])),
     ],
 )

@@ -173,7 +173,9 @@ def test_tracker_that_fails_is_warned_of_once_and_catches_up(
     assert "tensorboard fails (gone); the training goes on, and metrics.jsonl has everything" in warnings[0]
 
 
-def test_failed_tracker_is_tried_again_now_and_then(fake: type[Fake], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_tracker_is_tried_again_now_and_then(
+    fake: type[Fake], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0)
     run = new_run()
     with tracked(run, ["tensorboard"]):
@@ -182,6 +184,7 @@ def test_failed_tracker_is_tried_again_now_and_then(fake: type[Fake], monkeypatc
         fake.broken = False
         work(run, [30])
         assert fake.sent == everything([10, 20, 30])
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
 def test_tracker_that_fails_to_the_end_is_made_up_for_by_the_next_run(fake: type[Fake]) -> None:

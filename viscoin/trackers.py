@@ -207,6 +207,7 @@ class WandbTracker:
     EXIT_CODES: Mapping[State, int] = {"finished": 0, "interrupted": 130, "failed": 1}
 
     def __init__(self, about: About, known: Known) -> None:
+        os.environ.setdefault("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # seconds that a killed process loses
         import wandb
 
         self.wandb = wandb

@@ -321,7 +321,7 @@ def test_the_classifier_trains_with_the_transforms_of_its_recipe(tmp_path, monke
         return fit(run, task, batches, *arguments, **options)
 
     monkeypatch.setattr(classifier_module, "fit", note)
-    monkeypatch.setattr(classifier_module, "load_dataset", lambda *arguments: photographs())
+    monkeypatch.setattr(classifier_module, "load_splits", lambda *arguments: (photographs(), photographs()))
     changes = {f"classifier__{name}": value for name, value in vars(EVERYTHING).items()}
     recipe = tiny_recipe(dataset__resolution=SIZE, classifier__epochs=2, classifier__batch_size=5, **changes)
     run = Run.create("classifier", recipe, tmp_path / "run")

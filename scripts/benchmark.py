@@ -457,7 +457,7 @@ class TrainingStep:
             images, recipe.viscoin.batch_size, 0, recipe.viscoin.horizontal_flip, rank=fabric.global_rank,
             world_size=fabric.world_size,
         )  # fmt: skip
-        self.kind, self.images = kind, recipe.viscoin.batch_size
+        self.case, self.kind, self.images = case, kind, recipe.viscoin.batch_size
         self.number = recipe.viscoin.warmup_steps
         start = time.perf_counter()
         self.run()

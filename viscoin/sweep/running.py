@@ -64,7 +64,7 @@ def _run_trial(study: Study, trial: "optuna.Trial", train: Train) -> None:
         value = _score(run.model_path if run.model_path.is_file() else train(recipe, run), settings.metric)
     except study.optuna.TrialPruned:
         study.end(number, None, pruned=True)
-    except (KeyboardInterrupt, Failed, OSError) as error:
+    except (KeyboardInterrupt, Failed, OSError, study.optuna.exceptions.StorageInternalError) as error:
         study.queue_again(number, first_line(error))
         text = f"trial {number} waits in {settings.folder}, the same command goes on with it"
         if isinstance(error, KeyboardInterrupt):
@@ -92,9 +92,10 @@ def _score(model: Path, metric: str) -> float:
 
 def _fail(study: Study, number: int, error: Exception) -> None:
     """A training failed: by the trial's parameters, so that others may do well, unless none of them does."""
-    if number == 0 and isinstance(error, ValueError) and not (study.folder(0) / "metrics.jsonl").is_file():
+    alone = len(study.results()) == 1
+    if alone and isinstance(error, ValueError) and not (study.folder(number) / "metrics.jsonl").is_file():
         study.forget()  # a mistake in the options: leave nothing that other options would contradict
-        shutil.rmtree(study.folder(0), ignore_errors=True)
+        shutil.rmtree(study.folder(number), ignore_errors=True)
         raise error
     study.end(number, None, first_line(error))
     ended = [trial for trial in study.results() if trial.state in ENDED][-FAILURES:]

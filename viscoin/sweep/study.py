@@ -88,8 +88,12 @@ class Study:
             ) from error
         try:
             yield
-        except self.optuna.exceptions.StorageInternalError as error:
-            raise Failed(f"the study in {self.settings.folder} cannot be used ({first_line(error)})") from error
+        except (self.optuna.exceptions.StorageInternalError, OSError) as error:
+            cause = first_line(error.__cause__ or error)
+            raise Failed(
+                f"the study in {self.settings.folder} cannot be written ({cause}); make that possible, and the same "
+                "command goes on"
+            ) from error
         finally:
             self._turn.release()
 

@@ -314,7 +314,9 @@ def test_output_folder_not_writable(here, models):
 def test_folder_of_another_run(here):
     Answer("train", "classifier", *set_options(), "--out", "run").went_well()
     before = (here / "run" / "model.safetensors").read_bytes()
-    Answer("train", "classifier", *set_options(), "--out", "run").refused("--out run", "--resume")
+    again = Answer("train", "classifier", *set_options(), "--out", "run").went_well()
+    assert again.out.strip() == "run/model.safetensors" and "all 4 steps of run are done" in again.err
+    Answer("train", "classifier", *set_options(), "--out", "run", "--seed", 5).refused("seed: 0 -> 5", "--allow-changes")
     Answer("train", "gan", *set_options(), "--out", "run", "--resume").refused("classifier run", "not a gan run")
     Answer("train", "classifier", *set_options(), "--out", "run", "--resume", "--seed", 5).refused("seed: 0 -> 5")
     assert (here / "run" / "model.safetensors").read_bytes() == before

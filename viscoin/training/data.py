@@ -74,8 +74,8 @@ class StepBatches:
         generators = [np.random.Generator(np.random.Philox(key=[self.seed, int(p)])) for p in positions]
         draws = np.stack([generator.random(3) for generator in generators])
         if self.horizontal_flip:
-            flip = torch.from_numpy(draws[:, 0] < 0.5)
-            images[flip] = images[flip].flip(3)
+            for i in np.flatnonzero(draws[:, 0] < 0.5):  # one by one they stay in the cache
+                images[i] = images[i].flip(2)
         if self.padding:
             images = _crop(images, draws[:, 1:], self.padding)
         if self.transforms is None:

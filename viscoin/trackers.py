@@ -7,10 +7,13 @@ its methods raise, the training goes on.
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from filelock import FileLock
 
 from viscoin.runs import RUNS
 
@@ -136,8 +139,9 @@ class MLflowTracker:
         uri = given or f"sqlite:///{(RUNS / 'mlflow.db').absolute()}"
         self.hint = _public(given) if given else f"mlflow ui --backend-store-uri sqlite:///{RUNS / 'mlflow.db'}"
         try:
-            self.client = MlflowClient(tracking_uri=uri)
-            self.id = self._open(about, known.id)
+            with nullcontext() if given else _one_at_a_time():
+                self.client = MlflowClient(tracking_uri=uri)
+                self.id = self._open(about, known.id)
             self._describe(about)
         except Exception as error:
             raise ValueError(
@@ -159,10 +163,8 @@ class MLflowTracker:
 
     def _experiment(self) -> str:
         """The id of the experiment, made where there is none yet."""
-        name, place = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT, None
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            RUNS.mkdir(exist_ok=True)
-            place = (RUNS / "mlflow-artifacts").absolute().as_uri()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+        place = None if os.environ.get("MLFLOW_TRACKING_URI") else (RUNS / "mlflow-artifacts").absolute().as_uri()
         if found := self.client.get_experiment_by_name(name):
             return found.experiment_id
         try:
@@ -259,6 +261,19 @@ TRACKERS: dict[str, Callable[[About, Known], Tracker]] = {
     "mlflow": MLflowTracker,
     "wandb": WandbTracker,
 }
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """MLflow makes its database in many steps, in which runs that start together would meet."""
+    RUNS.mkdir(exist_ok=True)
+    lock = FileLock(RUNS / ".mlflow.lock", timeout=120)
+    with suppress(NotImplementedError):  # a file system without locks
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _chart(metric: str) -> str:

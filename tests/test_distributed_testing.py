@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_models import Answer, write_models
+from tiny_models import Answer, tiny_recipe, write_models
 from torch import multiprocessing, nn
 from toy_ensemble import ToyEnsemble, toy_dataset
 
@@ -20,14 +20,20 @@ from stylegan2_ada.metrics import path_lengths
 from stylegan2_ada.networks import Generator
 from stylegan2_ada.together import collect, once, one_first, own, together
 from viscoin.analysis.concepts import collect_concepts
+from viscoin.config import DatasetConfig
+from viscoin.datasets import load_dataset
 from viscoin.models.classifier import Classifier
-from viscoin.testing import classifier, consistency, ensemble, gan
+from viscoin.models.ensemble import VisCoIN
+from viscoin.testing import classifier, consistency, ensemble, gan, truth
 from viscoin.testing.image_features import ClassifierFeatures
+from viscoin.testing.truth import attributes, causal, localisation
+from viscoin.training.viscoin import build_ensemble
 
 pytestmark = pytest.mark.slow  # other processes import everything again
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 3
+RESAMPLING, RESAMPLES = (attributes, causal, localisation), 10  # intervals would take most of the time
 
 
 # --- sharing --------------------------------------------------------------------------------------------------------
@@ -116,6 +122,12 @@ def models() -> tuple[Generator, Classifier]:
     return generator, Classifier("viscoin_resnet10", 2, 32)
 
 
+def bird_ensemble(generator: Generator, f: Classifier) -> VisCoIN:
+    torch.manual_seed(1)
+    generator.mapping.w_avg.normal_()
+    return build_ensemble(tiny_recipe().viscoin, f, generator, ["left", "right"])
+
+
 def measures() -> dict:
     """Everything that shares images, samples, pairs or concepts, in batches that do not divide by the processes."""
     amounts = np.random.default_rng(0).uniform(0.1, 0.9, (26, 4)).round(2)
@@ -124,11 +136,18 @@ def measures() -> dict:
     large = type(toy)("noise", "test", noise, np.array(labels), ["left", "right"])
     generator, f = models()
     model = ToyEnsemble()
-    with together(), torch.inference_mode():
+    config = DatasetConfig(name="birds", resolution=32, classes=2, validation=30, test=30)
+    birds_explained = bird_ensemble(generator, f)
+    known, birds = (load_dataset("birds", split, config) for split in ("validation", "test"))
+    with together():
         tested = ensemble.test_ensemble(model, toy, batch_size=4, faithfulness_limit=5, seed=1)
         few = ensemble.test_ensemble(model, toy, batch_size=4, limit=2)
         compared = gan.measure_gan(generator, large, ClassifierFeatures(f), 13, ["fid", "pr", "is"], batch_size=3)
         pairs = torch.randn(2, 11, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            lengths = path_lengths(
+                generator, lambda a, b: (a - b).square().mean((1, 2, 3)), tuple(pairs), torch.zeros(11, 2), batch_size=2
+            )
         found = {
             "ensemble": tested.to_dict(),
             "images": {name: getattr(tested, name) for name in ("indices", "l1", "activations", "features_rebuilt")},
@@ -139,9 +158,8 @@ def measures() -> dict:
             "classifier": classifier.test_classifier(f.eval(), large, batch_size=4).probabilities,
             "samples": compared.values,
             "plane": compared.plane,
-            "lengths": path_lengths(
-                generator, lambda a, b: (a - b).square().mean((1, 2, 3)), tuple(pairs), torch.zeros(11, 2), batch_size=2
-            ),
+            "lengths": lengths,
+            "truth": truth.test_truth(birds_explained, known, birds, scenes=5).to_dict(),
             "concepts": vars(collect_concepts(model, toy, batch_size=4)),
             "kept": vars(collect_concepts(model, toy, batch_size=4)),
         }  # fmt: skip
@@ -153,6 +171,8 @@ def run(number: int, port: int, out: Path) -> None:
     """One of the processes: writes down what it has found."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "XDG_CACHE_HOME": str(out / "cache")}
     torch.set_num_threads(1)
+    for module in RESAMPLING:
+        module.RESAMPLES = RESAMPLES
     dist.init_process_group("gloo", rank=number, world_size=PROCESSES)
     found = {"measures": measures(), "shares": shares(), "failures": failures()}
     (out / f"{number}.pickle").write_bytes(pickle.dumps(found))
@@ -176,6 +196,8 @@ def alone(tmp_path_factory) -> dict:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("alone")))
+        for module in RESAMPLING:
+            patch.setattr(module, "RESAMPLES", RESAMPLES)
         torch.set_num_threads(1)
         try:
             return measures()
@@ -213,7 +235,7 @@ def place(tmp_path_factory):
         yield folder
 
 
-def main(place: Path, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess:
+def main(place: Path, *arguments: object, timeout: float = 900) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "main.py", *arguments, "--device", "cpu"]
     return subprocess.run(list(map(str, command)), cwd=place, capture_output=True, text=True, timeout=timeout)
 
@@ -221,7 +243,16 @@ def main(place: Path, *arguments: object, timeout: float = 300) -> subprocess.Co
 COMMANDS = {
     "classifier": ["--batch-size", 16],
     "gan": ["--classifier", "classifier.safetensors", "--batch-size", 8, "--samples", 21, "--kid-subset", 10],
-    "viscoin": ["--fast", "--batch-size", 16, "--consistency-concepts", 2, "--consistency-images", 20],
+    "viscoin": [
+        "--measures",
+        "accuracy,fid,faithfulness,consistency,concepts",
+        "--batch-size",
+        16,
+        "--consistency-concepts",
+        2,
+        "--consistency-images",
+        20,
+    ],
 }
 
 

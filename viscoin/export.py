@@ -36,6 +36,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 OPSETS = range(18, 24)  # from the oldest that PyTorch writes without a conversion
 DEFAULT_OPSET = OPSETS[0]  # that the most programs read
 SAMPLES = 8  # in each comparison, beside a batch of one
+SMALL = 1024  # values that are computed before writing; larger ones may need more room than what they come from
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -203,17 +204,17 @@ def _check_options(to: str, dtype: str, opset: int | None, truncation_psi: float
         onnx_packages()
 
 
-def onnx_packages() -> tuple[Any, Any]:
-    """onnx and onnxruntime; ValueError where the extra `export` is not installed."""
+def onnx_packages() -> tuple[Any, Any, Any]:
+    """onnx, onnxruntime and onnxscript; ValueError where the extra `export` is not installed."""
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx needs it
+        import onnxscript.optimizer
     except ModuleNotFoundError as error:
         raise ValueError(
             f"--to onnx needs the package {error.name}; install it by: pip install viscoin[export]"
         ) from error
-    return onnx, onnxruntime
+    return onnx, onnxruntime, onnxscript
 
 
 def _check_output(output: Path, to: str, source: Path) -> None:
@@ -270,7 +271,7 @@ def _versions(*names: str) -> dict[str, str]:
 
 
 def _to_onnx(part: Part, example: Sequence[Tensor], path: Path, about: str, opset: int) -> Run:
-    onnx, onnxruntime = onnx_packages()
+    onnx, onnxruntime, onnxscript = onnx_packages()
     batch = torch.export.Dim("batch")
     with _explained(part, "onnx"):
         program = torch.onnx.export(
@@ -281,11 +282,13 @@ def _to_onnx(part: Part, example: Sequence[Tensor], path: Path, about: str, opse
             dynamic_shapes=tuple({0: batch} for _ in example),
             opset_version=opset,
             dynamo=True,
-            optimize=False,  # it takes an added 1e-8 for 0, and then 0 scaled to unit length is no number
+            optimize=False,  # all of it takes an added 1e-8 for 0, and then 0 scaled to unit length is no number
             verbose=False,
         )
         if program is None:
             raise RuntimeError("torch.onnx.export returned nothing")
+        onnxscript.optimizer.fold_constants(program.model, output_size_limit=SMALL)
+        onnxscript.optimizer.remove_unused_nodes(program.model)
         model = program.model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}.get("")
         if written != opset:

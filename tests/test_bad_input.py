@@ -316,7 +316,8 @@ def test_folder_of_another_run(here):
     before = (here / "run" / "model.safetensors").read_bytes()
     again = Answer("train", "classifier", *set_options(), "--out", "run").went_well()
     assert again.out.strip() == "run/model.safetensors" and "all 4 steps of run are done" in again.err
-    Answer("train", "classifier", *set_options(), "--out", "run", "--seed", 5).refused("seed: 0 -> 5", "--allow-changes")
+    other = [*set_options(), "--out", "run", "--seed", 5]
+    Answer("train", "classifier", *other).refused("seed: 0 -> 5", "--allow-changes")
     Answer("train", "gan", *set_options(), "--out", "run", "--resume").refused("classifier run", "not a gan run")
     Answer("train", "classifier", *set_options(), "--out", "run", "--resume", "--seed", 5).refused("seed: 0 -> 5")
     assert (here / "run" / "model.safetensors").read_bytes() == before

@@ -122,7 +122,7 @@ class Lpips:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torchvision")  # lpips uses torchvision's older keywords
             model: nn.Module = lpips.LPIPS(net=network, pnet_rand=not pretrained, verbose=False)
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def __call__(self, a: Tensor, b: Tensor, maps_a: Maps | None = None, maps_b: Maps | None = None) -> Tensor:
         """Distances (B,) between images (B, 3, H, W) in [-1, 1]; maps of f are not needed."""

@@ -427,7 +427,7 @@ def raising_now(*arguments: object) -> None:
 def test_a_full_disk_is_told_from_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(settings(tmp_path))
     monkeypatch.setattr("viscoin.sweep.study.write_results", no_space)
-    with pytest.raises(Failed, match="No space left on device.*the same command goes on"):
+    with pytest.raises(Failed, match=r"No space left on device.*the same command goes on"):
         run_sweep(study, train)
 
 

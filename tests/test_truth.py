@@ -175,7 +175,7 @@ def test_interventions_change_one_thing_whatever_the_batch(birds, monkeypatch):
     oracle = Oracle(monkeypatch, *birds)
     small, large = (scenes.intervene(oracle, birds[1], np.arange(7), size)[0] for size in (1, 200))
     for name, values in vars(small).items():
-        assert (values == getattr(large, name)).all()
+        assert np.all(values == getattr(large, name))
     bird, scene, _ = birds[1].item(3)
     groups = list(ATTRIBUTE_GROUPS)
     assert (small.shown[3] == image_attributes(bird, scene)).all()

@@ -74,7 +74,8 @@ def same(one: Path, other: Path, tolerance: float) -> None:
 def after(run: Path, step: int, process: subprocess.Popen) -> None:
     """Wait until the run has logged that step."""
     limit = time.monotonic() + 200
-    while not any(line["step"] >= step for line in read_metrics(run / "metrics.jsonl") if run.is_dir()):
+    log = run / "metrics.jsonl"
+    while not (log.is_file() and any(line["step"] >= step for line in read_metrics(log))):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
         time.sleep(0.02)
@@ -93,16 +94,12 @@ def test_two_processes_train_as_one_does(here, kind):
 def test_run_goes_on_with_another_number_of_processes(here):
     options = [*CLASSIFIER, "--epochs", "40", "--out", "moved"]
     process = start(here, *options, "--devices", "2")
-    after_run = here / "moved"
-    while not (after_run / "metrics.jsonl").is_file():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    after(after_run, 4, process)
+    after(here / "moved", 4, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert err.count("go on with --resume --out moved") == 1
-    step = Run(after_run).last_checkpoint()["step"]
+    step = Run(here / "moved").last_checkpoint()["step"]
     assert 4 <= step < 160
     assert f"going on from step {step}" in train(here, *options)
 
@@ -110,9 +107,6 @@ def test_run_goes_on_with_another_number_of_processes(here):
 def test_process_that_dies_is_reported_and_nothing_saved_is_lost(here):
     options = [*CLASSIFIER, "--epochs", "500", "--out", "dead"]
     process = start(here, *options, "--devices", "2")
-    while not (here / "dead/metrics.jsonl").is_file():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
     after(here / "dead", 8, process)
     children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "main.py"], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)

@@ -474,18 +474,25 @@ def test_interactive_srun(project: Path) -> None:
 
 @needs_slurm
 @pytest.mark.slow
-def test_cancelled_job_saves_and_stays_cancelled(project: Path) -> None:
-    folder = Path("runs/cancelled")
+def test_preempted_job_saves_and_goes_on_and_a_cancelled_one_saves_and_stays(project: Path) -> None:
+    folder = Path("runs/preempted")
     told = Answer(
-        "submit", *SMALL, "--gpus", 0, "--", "train", "classifier", *TINY, "--epochs", 5000, "--out", folder
-    ).went_well()
+        "submit", *SMALL, "--partition", "low", "--gpus", 2, "--", "train", "classifier", *TINY, "--epochs", 5000,
+        "--devices", 2, "--out", folder,
+    ).went_well()  # fmt: skip
     number = told.out.split(":")[0].removeprefix("job ")
+    printed = folder / f"slurm-{number}.out"
     until(lambda: (folder / "metrics.jsonl").exists())
+    node = slurm_call("squeue", "--noheader", "--format=%N", "--jobs", number)
+    slurm_call(
+        "sbatch", "--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+    )
+    until(lambda: "going on from step" in printed.read_text())
+    assert "DUE TO PREEMPTION" in printed.read_text()
     slurm_call("scancel", number)
     until(lambda: state_of(number) == "CANCELLED")
-    assert "stopped at step" in (folder / f"slurm-{number}.out").read_text()
-    assert (folder / "checkpoints/last.pt").is_file()
-    assert "Restarts=0" in slurm_call("scontrol", "show", "job", "-o", number)
+    assert printed.read_text().count("stopped at step") == 2
+    assert "Restarts=1" in slurm_call("scontrol", "show", "job", "-o", number)
 
 
 @needs_slurm

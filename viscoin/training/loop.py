@@ -270,11 +270,14 @@ def _progress(steps: int, start: int, title: str, first: bool) -> tqdm:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Yields the list of the signals to stop that came so far; a second one interrupts at once."""
+    """Yields the list of the signals to stop that came so far; a second Ctrl-C interrupts at once.
+
+    Not a second SIGTERM: of SLURM's preemption each process gets two, from srun and from the daemon.
+    """
     received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if received and number != EARLY_WARNING:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
 

@@ -4,11 +4,16 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
+import threading
+import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from subprocess import Popen
 from typing import TypeVar, cast
 
 import numpy as np
@@ -21,11 +26,13 @@ from stylegan2_ada.memory import keep_freed_memory
 from viscoin.config import Recipe
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.runs import Run
+from viscoin.training.slurm import fabric_plugins
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp-gloo", "ddp-nccl")
+GRACE = 20  # seconds in which processes end by themselves when one of them is gone
 PATIENCE = timedelta(hours=2)  # of processes that wait for another one, which may test or read images alone
 
 
@@ -80,13 +87,38 @@ def make_fabric(runtime: Runtime = Runtime()) -> Fabric:
             devices=[index] if index is not None else runtime.devices,
             num_nodes=runtime.num_nodes,
             precision=precision,  # type: ignore[arg-type]
+            plugins=fabric_plugins(runtime.devices, runtime.num_nodes),
             strategy=DDPStrategy(process_group_backend=backend, timeout=PATIENCE) if distributed else "auto",
         )
     fabric.launch()
+    _watch(getattr(fabric.strategy.launcher, "procs", []))
     if fabric.global_rank > 0:
         for name in ("viscoin", "stylegan2_ada"):
             logging.getLogger(name).setLevel(logging.WARNING)
     return fabric
+
+
+def _watch(children: Sequence[Popen[bytes]]) -> None:
+    """End this process with a word where one that it started dies, if its own exchange with that does not end it.
+
+    Fabric watches them, too, but kills everything at once and says nothing.
+    """
+
+    def wait() -> None:
+        while all(child.poll() in (None, 0) for child in children):
+            time.sleep(0.5)
+        time.sleep(GRACE)
+        for child in children:
+            child.kill()
+        codes = ", ".join(str(child.returncode) for child in children if child.returncode)
+        print(f"Error: another process of this training is gone ({codes}); the same command goes on", file=sys.stderr)
+        os._exit(os.EX_TEMPFAIL)
+
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._run = lambda: True  # type: ignore[attr-defined]  # its work is done
+    if children:
+        threading.Thread(target=wait, daemon=True, name="children").start()
 
 
 def check_runtime(runtime: Runtime) -> tuple[str, int | None]:

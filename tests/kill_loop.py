@@ -52,10 +52,19 @@ def train(kind: str, models: Path, out: Path) -> None:
             viscoin.train_viscoin(recipe, run, f, g, RUNTIME)
 
 
+def wait_for_saves(checkpoint: Path, count: int, child: int) -> None:
+    """Until the checkpoint was replaced so many times, or the child ended."""
+    seen = checkpoint.stat().st_ino if checkpoint.is_file() else None
+    while count and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.001)
+        now = checkpoint.stat().st_ino if checkpoint.is_file() else None
+        count, seen = count - (now != seen), now
+
+
 RECIPES = {
     "classifier": tiny_recipe(classifier__epochs=30),
     "gan": tiny_recipe(gan__kimg=0.8, gan__warm_start=0.2, gan__snapshot_kimg=0.08),
-    "viscoin": tiny_recipe(viscoin__steps=120, viscoin__evaluate_every=20),
+    "viscoin": tiny_recipe(viscoin__steps=300, viscoin__evaluate_every=50),
 }
 
 
@@ -64,18 +73,20 @@ def main(kind: str, kills: int, folder: Path) -> int:
     write_models(folder / "models")
     for module in (classifier, gan, viscoin):
         module.fit = partial(fit, save_seconds=0.02, log_every=10)
-    seconds = []
     for _ in ("training", "nothing left to train"):
         start = time.monotonic()
         if os.waitpid(in_child(lambda: train(kind, folder / "models", folder / "whole")), 0)[1]:
             return 1
-        seconds.append(time.monotonic() - start)
-    around = seconds[1]  # what is before and after the steps
+    around = time.monotonic() - start  # what is before and after the steps
     moments = random.Random(kind)
     done = 0
     while done < kills:
         child = in_child(lambda: train(kind, folder / "models", folder / "killed"))
-        time.sleep(moments.uniform(0.3 * around, around + 2 * (seconds[0] - around) / kills))
+        if moments.random() < 0.3:
+            time.sleep(moments.uniform(0, around))
+        else:
+            wait_for_saves(folder / "killed/checkpoints/last.pt", moments.randint(1, 3), child)
+            time.sleep(moments.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if not os.WIFSIGNALED(status):

@@ -186,7 +186,7 @@ class Run:
         """
         path = self.checkpoints / f"{name}.pt"
         with atomic_path(path) as partial:
-            torch.save(dict(state), partial)
+            write_tensors(dict(state), partial)
             if keep is not None and path.is_file() and name not in self._damaged:
                 with atomic_path(path.with_stem(keep)) as second:
                     _link(path, second)
@@ -222,6 +222,15 @@ class Run:
         if damaged is not None:
             raise ValueError(f"no checkpoint in {self.checkpoints} can be read ({damaged}); start a new run (--out)")
         return None
+
+
+def write_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """`torch.save`, which on a full disk ends in an OSError, too."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def _new_folder(name: str) -> Path:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from viscoin.config import Recipe
-from viscoin.runs import Run, atomic_path, newest_run
+from viscoin.runs import Run, atomic_path, newest_run, write_tensors
 
 FORMAT = "viscoin/1"
 KINDS = ("classifier", "gan", "viscoin")
@@ -86,7 +86,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             if path.suffix == ".safetensors":
                 partial.write_bytes(save(dict(tensors), {"viscoin": json.dumps(metadata)}))
             else:
-                torch.save({"metadata": json.dumps(metadata), "tensors": dict(tensors)}, partial)
+                write_tensors({"metadata": json.dumps(metadata), "tensors": dict(tensors)}, partial)
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
 

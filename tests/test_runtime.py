@@ -1,10 +1,21 @@
 """Options of the runtime: what can be had is had, and the rest is refused with a remedy."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from lightning_fabric.plugins.precision import MixedPrecision
 
 from viscoin.training import runtime
-from viscoin.training.runtime import Runtime, check_runtime, check_shares, parts, whole_batch
+from viscoin.training.runtime import (
+    Runtime,
+    check_runtime,
+    check_shares,
+    load_scaler,
+    parts,
+    scaler_state,
+    whole_batch,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +61,21 @@ def test_few_images_make_a_smaller_batch_that_divides():
     assert whole_batch(64, 30, 4) == 28
     with pytest.raises(ValueError, match="3 training images are too few for 4 shares"):
         whole_batch(64, 3, 4)
+
+
+def test_loss_scale_of_float16_is_kept_and_others_have_none():
+    def fabric(kind: type, scale: float | None = None) -> SimpleNamespace:
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        precision = kind("16-mixed", "cpu", scaler) if scaler else kind("bf16-mixed", "cpu")
+        return SimpleNamespace(strategy=SimpleNamespace(precision=precision))
+
+    small, large, none = fabric(MixedPrecision, 8.0), fabric(MixedPrecision, 64.0), fabric(MixedPrecision)
+    load_scaler(large, scaler_state(small))
+    assert scaler_state(large)["scale"] == 8.0
+    assert scaler_state(none) == {}
+    load_scaler(large, scaler_state(none))  # of a run in bfloat16
+    load_scaler(none, scaler_state(small))  # and the other way round
+    assert scaler_state(large)["scale"] == 8.0
 
 
 def test_parts_are_the_batch():

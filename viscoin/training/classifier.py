@@ -36,8 +36,10 @@ from viscoin.training.runtime import (
     check_shares,
     fast_layout,
     launch,
+    load_scaler,
     load_splits,
     parts,
+    scaler_state,
     seed_step,
     setup_optimizer,
     whole_batch,
@@ -179,11 +181,16 @@ class ClassifierTask:
         return results, score
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler_state(self.fabric),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
+        load_scaler(self.fabric, state.get("scaler", {}))
 
 
 def class_average(counts: np.ndarray, measure: str) -> float:

@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from subprocess import Popen
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -184,6 +184,17 @@ def load_splits(fabric: Fabric, recipe: Recipe) -> tuple[ImageDataset, ImageData
 def setup_optimizer(fabric: Fabric, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser as Fabric's precision needs it."""
     return cast(torch.optim.Optimizer, fabric.setup_optimizers(optimizer))
+
+
+def scaler_state(fabric: Fabric) -> dict[str, Any]:
+    """The loss scale of float16 arithmetic; empty in others."""
+    return fabric.strategy.precision.state_dict()
+
+
+def load_scaler(fabric: Fabric, state: Mapping[str, Any]) -> None:
+    """Take the loss scale of a checkpoint, if it has one: it may come from a training in another precision."""
+    if state:
+        fabric.strategy.precision.load_state_dict(dict(state))
 
 
 def check_shares(kind: str, runtime: Runtime, accumulate: int, **counts: int) -> None:

@@ -32,8 +32,10 @@ from viscoin.training.runtime import (
     digest,
     fast_layout,
     launch,
+    load_scaler,
     load_splits,
     parts,
+    scaler_state,
     seed_step,
     setup_optimizer,
     whole_batch,
@@ -251,6 +253,7 @@ class ViscoinTask:
         return {
             "ensemble": self._trained_state(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler_state(self.fabric),
             "frozen": self.frozen,
         }
 
@@ -267,3 +270,4 @@ class ViscoinTask:
             )
         self.ensemble.load_state_dict(self.ensemble.state_dict() | state["ensemble"])
         load_optimizer(self.optimizer, state["optimizer"])
+        load_scaler(self.fabric, state.get("scaler", {}))

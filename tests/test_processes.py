@@ -1,4 +1,4 @@
-"""Trainings by several processes: the same as by one, on any number of them, and what happens when one dies."""
+"""Trainings by several processes, in parts or compiled: the same as by one; and what happens when one dies."""
 
 import os
 import signal
@@ -114,6 +114,12 @@ def test_process_that_dies_is_reported_and_nothing_saved_is_lost(here):
     assert process.returncode == 75, err
     assert "another process of this training is gone" in err and "--resume --out dead" in err
     assert Run(here / "dead").last_checkpoint()["step"] >= 4
+
+
+def test_compiled_classifier_trains_as_the_plain_one(here):
+    train(here, *CLASSIFIER, "--out", "plain")
+    train(here, *CLASSIFIER, "--compile", "--out", "compiled")
+    same(here / "plain", here / "compiled", 2e-3)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(here):

@@ -12,7 +12,6 @@ from viscoin.training.runtime import (
     check_runtime,
     check_shares,
     load_scaler,
-    parts,
     scaler_state,
     whole_batch,
 )
@@ -76,9 +75,3 @@ def test_loss_scale_of_float16_is_kept_and_others_have_none():
     load_scaler(large, scaler_state(none))  # of a run in bfloat16
     load_scaler(none, scaler_state(small))  # and the other way round
     assert scaler_state(large)["scale"] == 8.0
-
-
-def test_parts_are_the_batch():
-    batch = torch.arange(12).view(6, 2)
-    assert torch.equal(torch.cat(parts(batch, 3)), batch) and [len(part) for part in parts(batch, 3)] == [2, 2, 2]
-    assert len(parts(batch[:0], 3)) == 3

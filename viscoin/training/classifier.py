@@ -38,7 +38,6 @@ from viscoin.training.runtime import (
     launch,
     load_scaler,
     load_splits,
-    parts,
     scaler_state,
     seed_step,
     setup_optimizer,
@@ -137,7 +136,8 @@ class ClassifierTask:
         self.optimizer.zero_grad()
         total = right = torch.zeros((), device=images.device)
         size = mean_over_processes(self._size(labels))
-        for part, truth in zip(parts(images, self.config.accumulate), parts(labels, self.config.accumulate)):
+        count = self.config.accumulate
+        for part, truth in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
             with self.fabric.autocast():
                 logits = self.forward(part).float()
             loss = self._cross_entropy(logits, truth) / size

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import nn
 
 from stylegan2_ada.memory import keep_freed_memory
 from viscoin.config import Recipe
@@ -225,11 +225,6 @@ def whole_batch(batch_size: int, images: int, divisor: int) -> int:
     if not size:
         raise ValueError(f"{images} training images are too few for {divisor} shares; use fewer devices or parts")
     return size
-
-
-def parts(batch: Tensor, count: int) -> tuple[Tensor, ...]:
-    """A batch in equal parts, which go through a network one after the other."""
-    return batch.tensor_split(count)
 
 
 def resolve_device(device: str = "auto") -> torch.device:

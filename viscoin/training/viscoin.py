@@ -34,7 +34,6 @@ from viscoin.training.runtime import (
     launch,
     load_scaler,
     load_splits,
-    parts,
     scaler_state,
     seed_step,
     setup_optimizer,
@@ -163,7 +162,7 @@ class ViscoinTask:
         count, means = self.config.accumulate, dict[str, Tensor]()
         # The draws of all processes together, so that the step is the same on any number of them.
         z = torch.randn(self.config.generated, self.sampler.z_dim, device=self.fabric.device)[rank() :: world_size()]
-        for some_z, real in zip(parts(z, count), parts(images, count), strict=True):
+        for some_z, real in zip(z.tensor_split(count), images.tensor_split(count), strict=True):
             with self.fabric.autocast():
                 terms = self._terms(torch.cat([self._samples(some_z), real]) if len(z) else real, len(some_z), step)
             check_finite(terms, step)

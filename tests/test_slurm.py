@@ -421,12 +421,14 @@ def test_job_that_is_warned_and_put_back_ends_as_one_that_is_left_alone(
     told = Answer(*command, "--", "train", "classifier", *TINY, "--out", "runs/disturbed").went_well().out
     number = told.split(":")[0].removeprefix("job ")
     disturbed, printed = Path("runs/disturbed"), Path(f"runs/disturbed/slurm-{number}.out")
-    lines = 0
-    for nth, disturb in ((1, ("scancel", "--batch", "--signal=USR1", number)), (2, ("scontrol", "requeue", number))):
-        until(lambda nth=nth: printed.exists() and f"start {nth}," in printed.read_text())
+    for began, disturb in (
+        ("classifier step", ("scancel", "--batch", "--signal=USR1", number)),
+        ("going on from step", ("scontrol", "requeue", number)),
+    ):
+        until(lambda began=began: printed.exists() and began in printed.read_text())
+        lines = line_count(disturbed / "metrics.jsonl")
         until(lambda lines=lines: line_count(disturbed / "metrics.jsonl") > lines)
         slurm_call(*disturb)
-        lines = line_count(disturbed / "metrics.jsonl")
     followed = Answer(*command, "--follow", "--", "train", "classifier", *TINY, "--out", "runs/alone").went_well()
     assert "validation: accuracy" in followed.out and "completed" in followed.err
     until(lambda: state_of(number) in ("COMPLETED", "FAILED", "CANCELLED"))

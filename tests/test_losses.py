@@ -78,26 +78,19 @@ def test_entropy_of_certain_concepts_is_finite():
     assert torch.isfinite(phi.grad).all()
 
 
-def maps_of(phi: Tensor) -> Tensor:
-    """Concept maps (B, K, 3, 3) with these activations (B, K) somewhere."""
-    maps = torch.zeros(*phi.shape, 3, 3)
-    maps[:, :, 1, 2] = phi
-    return maps
-
-
 # p of two values: kurtosis 1/(pq) - 3 and skewness^2 (1 - 2p)^2/(pq) of the Bernoulli distribution
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 1.0), (0.25, 7 / 3 - 0.85 * 4 / 3)])
 def test_bimodality_of_concepts_with_two_values(share, expected):
     phi = (torch.arange(400) < 400 * share).float()[:, None] * torch.tensor([[1.0, 5.0, 0.3]])
-    torch.testing.assert_close(losses.bimodality(maps_of(phi)), torch.tensor(expected), atol=1e-3, rtol=0)
+    torch.testing.assert_close(losses.bimodality(phi), torch.tensor(expected), atol=1e-3, rtol=0)
 
 
 def test_bimodality_prefers_two_values_to_many_and_is_finite_for_constant_and_rare_concepts():
     torch.manual_seed(0)
     spread = torch.rand(4000, 2)
-    assert losses.bimodality(maps_of(spread)).item() == pytest.approx(1.8, abs=0.05)  # kurtosis of a uniform variable
+    assert losses.bimodality(spread).item() == pytest.approx(1.8, abs=0.05)  # kurtosis of a uniform variable
     rare = torch.zeros(1000, 2, requires_grad=True)
-    value = losses.bimodality(maps_of(rare + torch.eye(1000)[:, :1] * torch.tensor([[1.0, 0.0]])))
+    value = losses.bimodality(rare + torch.eye(1000)[:, :1] * torch.tensor([[1.0, 0.0]]))
     value.backward()
     assert value.item() <= 50
     assert torch.isfinite(rare.grad).all()

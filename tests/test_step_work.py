@@ -19,6 +19,9 @@ from stylegan2_ada.ops.modulated_conv2d import synthesis_tail_reference
 from viscoin.config import ViscoinConfig
 from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier
+from viscoin.models.explainer import activations
+from viscoin.training import losses
+from viscoin.training import viscoin as training
 from viscoin.training.gan import build_generator
 from viscoin.training.runtime import Runtime, make_fabric
 from viscoin.training.viscoin import ViscoinTask, build_ensemble
@@ -95,6 +98,20 @@ def test_support_is_computed_for_images_that_are_drawn(reconstructed: int | None
     supported = counted(task.ensemble.concept_extractor.linear1)
     take_step(task)
     assert supported == [(images, True)]
+
+
+def test_the_losses_share_the_concept_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(viscoin__bimodality=0.5)
+    pooled: list[torch.Size] = []
+
+    def counting(concept_maps: Tensor) -> Tensor:
+        pooled.append(concept_maps.shape)
+        return activations(concept_maps)
+
+    for module in (training, losses):
+        monkeypatch.setattr(module, "activations", counting)
+    assert {"sparsity", "bimodality"} <= set(take_step(task))
+    assert len(pooled) == 1
 
 
 def test_support_of_some_is_that_of_all() -> None:

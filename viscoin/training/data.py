@@ -69,17 +69,19 @@ class StepBatches:
         return self._ahead[step].result()
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.rank :: self.world_size]
+        start, mine = step * self.batch_size, slice(self.rank, None, self.world_size)
+        positions = range(start, start + self.batch_size)[mine]
         images, labels = self.dataset.batch(np.array([self._index(p) for p in positions]))
-        generators = [np.random.Generator(np.random.Philox(key=[self.seed, int(p)])) for p in positions]
-        draws = np.stack([generator.random(3) for generator in generators])
+        stream = np.random.Generator(np.random.Philox(key=self.seed, counter=start))  # a position is one of its blocks
+        draws = stream.random((self.batch_size, 4))[mine]
         if self.horizontal_flip:
             for i in np.flatnonzero(draws[:, 0] < 0.5):  # one by one they stay in the cache
                 images[i] = images[i].flip(2)
         if self.padding:
-            images = _crop(images, draws[:, 1:], self.padding)
+            images = _crop(images, draws[:, 1:3], self.padding)
         if self.transforms is None:
             return images, labels
+        generators = [np.random.Generator(np.random.Philox(key=[self.seed, p + 1])) for p in positions]
         if self.transforms.changes_images:
             images = torch.stack([self.transforms(x, generator) for x, generator in zip(images, generators)])
         if alpha := self.transforms.mixup:
@@ -88,7 +90,7 @@ class StepBatches:
         return images, labels
 
     def _index(self, position: int) -> int:
-        epoch, offset = divmod(int(position), len(self.dataset))
+        epoch, offset = divmod(position, len(self.dataset))
         return int(self._order(epoch)[offset])
 
     def _permutation(self, epoch: int) -> np.ndarray:

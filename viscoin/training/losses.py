@@ -44,20 +44,23 @@ def reconstruction_l2(reconstruction: Tensor, images: Tensor) -> Tensor:
     return F.mse_loss(reconstruction, images)
 
 
-def sparsity(concept_maps: Tensor) -> Tensor:
-    """mean |phi / ||phi||_2| + mean |Phi|. Concept maps Phi (B, K, 3, 3) -> scalar; phi (B, K) is Phi max-pooled."""
+def sparsity(concept_maps: Tensor, phi: Tensor | None = None) -> Tensor:
+    """mean |phi / ||phi||_2| + mean |Phi|. Concept maps Phi (B, K, 3, 3) -> scalar.
+
+    phi (B, K) is Phi max-pooled, which is done here where it is not given.
+    """
     concept_maps = concept_maps.float()
-    return F.normalize(activations(concept_maps), dim=1).abs().mean() + concept_maps.abs().mean()
+    phi = activations(concept_maps) if phi is None else phi
+    return F.normalize(phi, dim=1).abs().mean() + concept_maps.abs().mean()
 
 
-def bimodality(concept_maps: Tensor) -> Tensor:
-    """Mean over concepts of kurtosis - 0.85 skewness^2 over the batch. Concept maps (B, K, 3, 3) -> scalar.
+def bimodality(phi: Tensor) -> Tensor:
+    """Mean over concepts of kurtosis - 0.85 skewness^2 over the batch. Concept activations (B, K), float32 -> scalar.
 
     A concept that is either there or not takes two values. Kurtosis - skewness^2 is at least 1, and 1 for two values
     alone (Pearson 1916; Sarle's bimodality coefficient is made of both). The factor below 1 prefers concepts of a
     third of all images to those of a single class. Take 100 images or more: moments of few are noise.
     """
-    phi = activations(concept_maps.float())
     standardised = (phi - phi.mean(0)) / (phi.var(0, unbiased=False) + 1e-6).sqrt()
     kurtosis, skewness = standardised.pow(4).mean(0), standardised.pow(3).mean(0)
     return (kurtosis.clamp(max=50) - 0.85 * skewness.square().clamp(max=40)).mean()  # a rare outlier must not rule

@@ -18,7 +18,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
 from viscoin.models.ensemble import Encoding, VisCoIN
-from viscoin.models.explainer import Explainer
+from viscoin.models.explainer import Explainer, activations
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
 from viscoin.runs import Run
@@ -193,9 +193,10 @@ class ViscoinTask:
             maps, targets = gather(code.concept_maps), gather(code.logits)
             logits = ensemble.explain(maps)
             terms["output_fidelity"] = config.output_fidelity * losses.output_fidelity(logits, targets)
-            terms["sparsity"] = config.sparsity * losses.sparsity(maps)
+            phi = activations(maps.float())
+            terms["sparsity"] = config.sparsity * losses.sparsity(maps, phi)
             if config.bimodality:
-                terms["bimodality"] = config.bimodality * losses.bimodality(maps)
+                terms["bimodality"] = config.bimodality * losses.bimodality(phi)
         return terms
 
     def _reconstruction_terms(self, images: Tensor, code: Encoding) -> dict[str, Tensor]:

@@ -1,14 +1,18 @@
 """Run folders: made, found again, resumed or refused; their files are whole or absent."""
 
+import errno
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from viscoin.config import load_recipe
 from viscoin.runs import Run, atomic_path, flatten, newest_run, read_metrics
@@ -87,9 +91,76 @@ def test_folder_in_use_is_refused_with_process_and_host():
     assert not (run.path / ".owner.json").exists()
 
 
+def test_folder_that_another_process_just_made_is_not_taken_over(monkeypatch):
+    """Of two that begin in the same folder the second one finds the run of the first, however close they are."""
+    lock = Run.lock
+
+    @contextmanager
+    def late(run):
+        with monkeypatch.context() as patch, lock(run):
+            patch.setattr(Run, "lock", lock)
+            if not run.recipe_path.exists():
+                run._write_header({"kind": "gan", "created": "before", "recipe": RECIPE.model_dump()})
+            yield
+
+    monkeypatch.setattr(Run, "lock", late)
+    with pytest.raises(ValueError, match="another recipe"):
+        Run.create("gan", load_recipe("birds"), Path("out"))
+    assert Run(Path("out")).header["created"] == "before"
+    assert Run.create("gan", RECIPE, Path("out")).goes_on
+
+
+def test_run_is_locked_from_its_start_to_the_end_of_the_training():
+    with Run.opened("gan", RECIPE, Path("out")) as run:
+        assert refused_elsewhere(run)
+    assert not refused_elsewhere(run)
+
+
+def refused_elsewhere(run: Run) -> bool:
+    """Whether another process cannot lock it."""
+    child = os.fork()
+    if not child:
+        try:
+            with run.lock():
+                os._exit(0)
+        except ValueError:
+            os._exit(3)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 3)
+    return code == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_keeps_nobody_out(monkeypatch, caplog, number):
+    """Least of all by a file that outlives a killed process."""
+
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Run.opened("gan", RECIPE, Path("out")) as run, run.lock():
+        pass
+    (warning,) = caplog.messages
+    assert warning.startswith("out: the file system has no locks") and os.strerror(number) in warning
+    with run.lock():
+        assert not refused_elsewhere(run)
+
+
+def test_folder_that_cannot_be_written_any_more(monkeypatch):
+    def refuse(lock, *arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), lock.lock_file)
+
+    Run.create("gan", RECIPE, Path("out"))
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(ValueError, match=r"out: cannot write there \(Read-only file system\); .*--out"):
+        Run.create("gan", RECIPE, Path("out"))
+
+
 def test_what_a_killed_process_was_writing_goes_away():
     run = Run.create("gan", RECIPE, Path("out"))
-    for folder in (run.path, run.checkpoints):
+    for folder in (run.path, run.checkpoints, run.figures):
         (folder / ".last.pt.0123.partial").touch()
     Run.create("gan", RECIPE, Path("out"))
     assert not list(run.path.rglob("*.partial"))

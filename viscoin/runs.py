@@ -1,5 +1,6 @@
 """A run is one folder: recipe.yaml, metrics.jsonl, checkpoints/, model.safetensors, figures/."""
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ RUNS = Path("runs")
 # Lengths on which nothing else depends (no schedule): a run may be continued to another one.
 EXTENDABLE = ("gan.kimg",)
 MOVABLE = ("dataset.path",)  # the same files, wherever they lie
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre and NFS, mounted without them
 
 
 class Run:
@@ -32,11 +34,14 @@ class Run:
 
     Attributes:
         listeners: called with step and values whenever metrics are logged; what one raises ends the training.
+        goes_on: whether `create` found the run there.
     """
 
     def __init__(self, path: Path) -> None:
         self.listeners: list[Callable[[int, Mapping[str, float]], None]] = []
         self._damaged: set[str] = set()  # checkpoints that could not be read
+        self._warned = False  # that this folder cannot be locked
+        self.goes_on = False
         self.path = path
         self.recipe_path = path / "recipe.yaml"
         self.metrics_path = path / "metrics.jsonl"
@@ -61,6 +66,15 @@ class Run:
             ValueError: the folder holds a run of another kind or recipe or that a live process trains, none to resume,
                 or it cannot be written.
         """
+        with cls.opened(kind, recipe, out, resume, allow_changes) as run:
+            return run
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, kind: str, recipe: Recipe, out: Path | None = None, resume: bool = False, allow_changes: bool = False
+    ) -> Iterator["Run"]:
+        """The run that `create` makes or opens, and nobody else has it within the block."""
         if out is None and not resume:
             run = cls(_new_folder(f"{Path(recipe.dataset.name).name}-{kind}"))
         elif out is None:
@@ -72,15 +86,18 @@ class Run:
             run = cls(out)
             if resume and not run.recipe_path.is_file():
                 raise ValueError(f"--resume: no {kind} run in {out}; start one without --resume")
-        goes_on = run.recipe_path.is_file()
         run._make()
         with run.lock():
-            if goes_on:
+            run.goes_on = run.recipe_path.is_file()
+            if run.goes_on:
                 run._go_on(kind, recipe, allow_changes)
             else:
                 created = datetime.now().isoformat(timespec="seconds")
                 run._write_header({"kind": kind, "created": created, "recipe": recipe.model_dump()})
-        return run
+            for folder in (run.path, run.checkpoints, run.figures):  # what a killed process was writing
+                for partial in folder.glob(".*.partial"):
+                    partial.unlink(missing_ok=True)
+            yield run
 
     def _make(self) -> None:
         try:
@@ -95,27 +112,41 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Nobody else may train in this folder meanwhile; a process may lock it several times.
 
+        Where the file system has no locks, a warning must do: a file in their place would outlive a process that is
+        killed, and keep the job out that goes on with the run on another machine.
+
         Raises:
-            ValueError: a live process has it; names process and host.
+            ValueError: a live process has it; names process and host. Or the folder cannot be written.
         """
-        lock, owner = FileLock(self.path / ".lock", timeout=0, is_singleton=True), self.path / ".owner.json"
+        lock, owner = self._lock(), self.path / ".owner.json"
         try:
             lock.acquire()
         except Timeout as error:
             raise ValueError(f"{self.path} is in use by {_owner(owner)}; wait for its end, or stop it first") from error
-        except NotImplementedError:  # a file system without locks
-            logger.warning("%s: the file system has no locks; take care that no two processes train there", self.path)
-            yield
-            return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise ValueError(
+                    f"{self.path}: cannot write there ({error.strerror}); choose another folder (--out)"
+                ) from error
+            if not self._warned:
+                logger.warning(
+                    "%s: the file system has no locks (%s); take care that no two processes train there",
+                    self.path, error.strerror,
+                )  # fmt: skip
+            self._warned = True
         try:
             if lock.lock_counter == 1:
                 facts = {"process": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat()}
-                owner.write_text(json.dumps(facts))
+                with suppress(OSError):  # it is for others to read
+                    owner.write_text(json.dumps(facts))
             yield
         finally:
             if lock.lock_counter == 1:
                 owner.unlink(missing_ok=True)
             lock.release()
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.path / ".lock", timeout=0, is_singleton=True, fallback_to_soft=False)
 
     def _write_header(self, header: Mapping[str, Any]) -> None:
         with atomic_path(self.recipe_path) as partial:
@@ -147,9 +178,6 @@ class Run:
             when = datetime.now().isoformat(timespec="seconds")
             header["changes"] = [*header.get("changes", []), {"time": when, "changed": grave}]
         self._write_header(header)
-        for folder in (self.path, self.checkpoints):  # what a killed process was writing
-            for partial in folder.glob(".*.partial"):
-                partial.unlink(missing_ok=True)
 
     @property
     def header(self) -> dict[str, Any]:

@@ -270,19 +270,17 @@ def training_run(
         return
     trackers = parse_trackers(track) if track else None
     existed = out is not None and out.exists()
-    begun = resume or (out is not None and Run(out).recipe_path.is_file())
-    run = Run.create(kind, recipe, out, resume, allow_changes)
-    typer.echo(f"run folder: {run.path}", err=True)
-    try:
-        with run.lock(), tracked(run, trackers):
-            yield run
-    except BaseException:
-        started = run.metrics_path.exists() or any(run.checkpoints.iterdir())
-        if not begun and not started:
-            run.recipe_path.unlink(missing_ok=True)
-            if not existed:
-                shutil.rmtree(run.path)
-        raise
+    with Run.opened(kind, recipe, out, resume, allow_changes) as run:
+        typer.echo(f"run folder: {run.path}", err=True)
+        try:
+            with tracked(run, trackers):
+                yield run
+        except BaseException:
+            if not (run.goes_on or run.metrics_path.exists() or any(run.checkpoints.iterdir())):
+                run.recipe_path.unlink(missing_ok=True)
+                if not existed:
+                    shutil.rmtree(run.path, ignore_errors=True)
+            raise
 
 
 def check_resolution(loaded: "LoadedModel", option: str, resolution: int) -> None:

@@ -1,6 +1,6 @@
 """Sweeps: the space, a study that several processes share, what becomes of its trials, and its figures."""
 
-import json
+import errno
 import logging
 import os
 import signal
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,6 +272,28 @@ def test_one_storage_may_hold_several_studies(tmp_path: Path) -> None:
     assert Study(settings(tmp_path / "a", storage=file)).results()[0].number == 0
 
 
+def test_lock_of_a_journal_in_a_relative_folder_can_go_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna follows the link that a killed process left behind; one that leads nowhere is waited for for ever."""
+    monkeypatch.chdir(tmp_path)
+    study = Study(settings(Path("sweep")))
+    backend = study.storage._backend  # type: ignore[attr-defined]
+    backend._lock.acquire()
+    try:
+        (link,) = Path("sweep").glob("*journal*.lock")
+        assert link.is_symlink() and link.exists()
+    finally:
+        backend._lock.release()
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(ValueError, match="its file system has no locks"):
+        Study(settings(tmp_path))
+
+
 # --- trials that do not end well
 
 
@@ -376,6 +399,39 @@ def test_a_mistake_in_the_options_leaves_no_study_behind(tmp_path: Path) -> None
     assert run_sweep(Study(settings(tmp_path, space=BOTH, trials=1)), train).best is not None
 
 
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_mistake_that_another_worker_finds_ends_this_one_with_a_word(tmp_path: Path, storage: str) -> None:
+    one, two = (Study(settings(tmp_path, storage=storage)) for _ in range(2))
+    with pytest.raises(ValueError, match="no such folder"):
+        run_sweep(one, raising(ValueError("no such folder"), begin=False))
+    with pytest.raises(ValueError, match="another worker did not begin"):
+        run_sweep(two, train)
+
+
+def test_no_study_is_removed_that_another_worker_trains_in(tmp_path: Path) -> None:
+    one, two = (Study(settings(tmp_path, trials=2)) for _ in range(2))
+    assert two.next_trial() is not None
+    run_sweep(one, raising(ValueError("no such folder"), begin=False))
+    assert states(two) == ["running", "failed"]
+
+
+@pytest.mark.parametrize("moment", ["tell", "add_trial"])
+def test_trial_is_not_lost_when_its_process_dies_while_it_queues_it_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    study = Study(settings(tmp_path, trials=1))
+    first = study.next_trial()
+    assert first is not None
+    monkeypatch.setattr(study.study, moment, raising_now)
+    with pytest.raises(KeyboardInterrupt):
+        study.queue_again(0, "stopped")
+    study._held[0].release()
+    last = Study(settings(tmp_path, trials=1))
+    second = last.next_trial()
+    assert second is not None and second.params == first.params
+    assert states(last) == ["running"] and len(last.study.get_trials()) == 2
+
+
 def test_failures_are_noted_and_three_in_a_row_end_the_sweep(tmp_path: Path) -> None:
     def sometimes(recipe: Recipe, run: Run) -> Path:
         if run.path.name in ("0001", "0002"):
@@ -400,14 +456,20 @@ def test_a_bug_is_no_trial_to_train_again(tmp_path: Path) -> None:
     assert states(study) == ["failed"]
 
 
-def test_no_trial_starts_when_the_time_is_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_trial_starts_when_the_time_is_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("viscoin.sweep.running.time", SimpleNamespace(monotonic=lambda: now))
+
     def slow(recipe: Recipe, run: Run) -> Path:
-        time.sleep(0.05)
+        nonlocal now
+        now += 30
         return train(recipe, run)
 
     with caplog.at_level(logging.INFO, "viscoin"):
-        result = run_sweep(Study(settings(tmp_path, trials=50, timeout=0.04)), slow)
-    assert len(result.trials) == 1 and "--timeout" in caplog.text
+        result = run_sweep(Study(settings(tmp_path, trials=50, timeout=50)), slow)
+    assert len(result.trials) == 2 and "the 50 s of --timeout are over" in caplog.text
 
 
 def test_an_interrupt_between_trainings_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +482,7 @@ def test_an_interrupt_between_trainings_is_no_loss(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "best.yaml").is_file()
 
 
-def raising_now(*arguments: object) -> None:
+def raising_now(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -487,6 +549,25 @@ def test_figures_are_those_that_there_is_something_for() -> None:
     assert figures.study_figures(SweepResult(result.settings, result.trials[1:2], {})) == {}
     (axes,) = figures.importances_figure(result).axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["batch size", "learning rate"]
+
+
+def test_values_between_two_steps_of_floating_point_are_drawn() -> None:
+    space = {"classifier.label_smoothing": Parameter((), 0.0, 0.2, step=0.05)}
+    values = [0.0, 0.05, 0.1, 0.05 + 0.1, 0.2]
+    trials = [
+        TrialResult(i, "finished", 0.5, {"classifier.label_smoothing": value}, (), 1.0, Path("x"))
+        for i, value in enumerate(values)
+    ]
+    assert values[3] != 0.15
+    axes = figures.parameters_figure(SweepResult(settings(Path("x"), space=space), trials, {})).axes[0]
+    assert [round(x) for x, _ in points(axes, "finished")] == [0, 1, 2, 3, 4]
+
+
+def test_courses_without_a_finite_value_make_no_figure() -> None:
+    result = made_up()
+    for state, value in (("failed", None), ("pruned", float("inf"))):
+        trial = TrialResult(0, state, value, result.trials[0].parameters, (float("nan"), float("inf")), 1.0, Path("x"))
+        assert figures.study_figures(SweepResult(result.settings, [trial], {})) == {}
 
 
 def test_importances_name_the_parameter_that_matters(tmp_path: Path) -> None:
@@ -610,16 +691,19 @@ def test_two_processes_one_of_which_is_killed(here: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupted_by_the_keyboard(here: Path) -> None:
-    long = ("--set", "classifier.epochs=30", "--trials", 1)
+    long = ("--set", "classifier.epochs=5000", "--trials", 1)  # it never ends by itself
+    runs = here / "s" / "trials"
     with worker(here, *long) as process:
-        metrics = here / "s" / "trials" / "0000" / "metrics.jsonl"
-        wait_for(metrics.is_file)
+        wait_for((runs / "0000" / "metrics.jsonl").is_file)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=400)
     assert process.returncode == 130, err
     assert "trial 0 waits in s, the same command goes on with it" in err.splitlines()[-1]
-    done = len(read_metrics(metrics))
-    assert 0 < done < 60 and (metrics.parent / "checkpoints" / "last.pt").is_file()
-    Answer("sweep", "classifier", "--space", "space.yaml", *set_options(), "--out", "s", *long).went_well()
-    steps = [json.loads(line)["step"] for line in (here / "s/trials/0001/metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps) and steps[-1] == 120
+    before = (runs / "0000" / "metrics.jsonl").read_text()
+    assert len(before.splitlines()) > 0 and (runs / "0000" / "checkpoints" / "last.pt").is_file()
+    metrics = runs / "0001" / "metrics.jsonl"
+    with worker(here, *long):
+        wait_for(lambda: metrics.is_file() and len(metrics.read_text()) > len(before))
+    assert metrics.read_text().startswith(before)
+    steps = [line["step"] for line in read_metrics(metrics)]
+    assert steps == sorted(steps)

@@ -30,6 +30,7 @@ LOOKS = {
     "failed": {"marker": "^", "color": DARK, "ms": 4, "mew": 0.0},
     "best": {"marker": "o", "color": "none", "ms": 8, "mew": 1.2, "mec": VERMILION},
 }
+COURSES = {"best": VERMILION, "finished": BLUE, "pruned": GREY}
 WIDE = 50.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 FEW = 8  # values of a range that are drawn as choices
 NAME = 26  # characters of a name of a parameter that have room
@@ -38,10 +39,10 @@ NAME = 26  # characters of a name of a parameter that have room
 def study_figures(result: SweepResult) -> dict[str, Figure]:
     """Every figure that the trials give rise to, by file name."""
     figures = {}
-    if any(trial.value is not None for trial in result.trials):
+    if any(_values(trial) for trial in result.trials if trial.value is not None):
         figures["history"] = history_figure(result)
         figures["parameters"] = parameters_figure(result)
-    if any(len(trial.course) > 1 for trial in result.trials):
+    if any(len(trial.course) > 1 and _values(trial) for trial in result.trials if trial.state in COURSES):
         figures["courses"] = courses_figure(result)
     if len(result.importances) > 1:
         figures["importances"] = importances_figure(result)
@@ -97,7 +98,7 @@ def courses_figure(result: SweepResult, width: float = COLUMN) -> Figure:
     seen: set[str] = set()
     for trial in sorted(result.trials, key=lambda trial: trial is result.best):
         kind = "best" if trial is result.best else trial.state
-        colour = {"best": VERMILION, "finished": BLUE, "pruned": GREY}.get(kind)
+        colour = COURSES.get(kind)
         if not trial.course or colour is None:
             continue
         evaluations = np.arange(1, len(trial.course) + 1)
@@ -179,7 +180,7 @@ def _scale_parameter(axes: Axes, parameter: Parameter, values: Sequence[Value]) 
         axes.set_xticks(range(len(names)), names, rotation=0 if upright else 40, ha="center" if upright else "right")
         axes.set_xlim(-0.6, len(names) - 0.4)
         shifts = np.linspace(-0.2, 0.2, 5)  # trials of the same choice side by side
-        places = [choices.index(value) if value in choices else np.nan for value in values]
+        places = [_place(value, parameter) for value in values]
         return [place + shifts[i % len(shifts)] for i, place in enumerate(places)]
     low, high = float(parameter.low), float(parameter.high)
     if parameter.log:
@@ -194,6 +195,13 @@ def _scale_parameter(axes: Axes, parameter: Parameter, values: Sequence[Value]) 
         axes.set_xlim(low - margin, high + margin)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=isinstance(parameter.low, int)))
     return [float(value) if isinstance(value, int | float) else np.nan for value in values]
+
+
+def _place(value: Value, parameter: Parameter) -> float:
+    """Where a value stands among those that the parameter may take."""
+    if parameter.step and isinstance(value, int | float):
+        return round((value - parameter.low) / parameter.step)  # Optuna's 0.15000000000000002 is 0.15
+    return parameter.choices.index(value) if value in parameter.choices else np.nan
 
 
 def _label(result: SweepResult, key: str) -> str:

@@ -5,10 +5,12 @@ for moments, and one for each trial that runs. The system frees the locks of a p
 that the next one to look sees at once which trial must be gone on with.
 """
 
+import errno
 import itertools
 import logging
 import os
 import random
+import shutil
 import socket
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3  # processes that may die of a trial without coming further; then it counts as failed
 BUSY = 60  # seconds to wait for a storage that other workers use
 FEWEST = 4  # finished trials from which importances are computed
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def load_optuna() -> ModuleType:
@@ -66,7 +69,8 @@ class Study:
             raise ValueError(
                 f"--out {settings.folder}: cannot write there ({error.strerror}); choose another folder"
             ) from error
-        self._turn = FileLock(settings.folder / ".lock")
+        # A soft lock, to which filelock falls back, would stay when its process is killed.
+        self._turn = FileLock(settings.folder / ".lock", fallback_to_soft=False)
         self._held: dict[int, FileLock] = {}
         with self._alone():
             self.study = self._open()
@@ -81,21 +85,18 @@ class Study:
             Failed: the storage is full, gone or busy for too long.
         """
         try:
-            self._turn.acquire()
-        except NotImplementedError as error:
-            raise ValueError(
-                f"--out {self.settings.folder}: its file system has no locks, which a study needs; choose another one"
-            ) from error
-        try:
-            yield
+            with self._turn:
+                yield
         except (self.optuna.exceptions.StorageInternalError, OSError) as error:
+            if getattr(error, "errno", None) in NO_LOCKS:
+                raise ValueError(
+                    f"--out {self.settings.folder}: its file system has no locks, which a study needs; choose another"
+                ) from error
             cause = first_line(error.__cause__ or error)
             raise Failed(
                 f"the study in {self.settings.folder} cannot be written ({cause}); make that possible, and the same "
                 "command goes on"
             ) from error
-        finally:
-            self._turn.release()
 
     def _open(self) -> "optuna.Study":
         path, kind = storage_file(self.settings.folder, self.settings.storage)
@@ -114,9 +115,10 @@ class Study:
 
     def _storage(self, path: Path, kind: str) -> "optuna.storages.BaseStorage":
         storages = self.optuna.storages
+        path = path.resolve()  # the journal's lock is a link to it, which Optuna follows to see whether it is stale
         if kind == "journal":
             return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
-        url = f"sqlite:///{path.resolve()}".replace("{", "{{").replace("}", "}}")
+        url = f"sqlite:///{path}".replace("{", "{{").replace("}", "}}")
         return storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY}})
 
     def _check_same(self) -> None:
@@ -142,18 +144,35 @@ class Study:
         kinds = {"median": pruners.MedianPruner, "hyperband": pruners.HyperbandPruner, "none": pruners.NopPruner}
         return kinds[self.settings.pruner]()
 
-    def forget(self) -> None:
-        """Remove the study, so that nothing in its folder contradicts other settings."""
+    def forget(self) -> bool:
+        """Remove the study if it has but one trial, so that nothing in its folder contradicts other settings."""
         with self._alone():
+            if len(self.results()) > 1:
+                return False
             self.optuna.delete_study(study_name=self.study.study_name, storage=self.storage)
             for number in list(self._held):
+                shutil.rmtree(self.folder(number), ignore_errors=True)
                 self._unlock(number)
+            return True
+
+    def _check_there(self) -> None:
+        if self.study.study_name not in self.optuna.get_all_study_names(self.storage):
+            raise ValueError(
+                f"the study in {self.settings.folder} is gone: the first training of another worker did not begin; "
+                "see what that one says, and start again"
+            )
 
     # --- which trial comes next
 
     def next_trial(self) -> "optuna.Trial | None":
-        """A trial to train, whose lock this process has; None when the study has as many as it shall have."""
+        """A trial to train, whose lock this process has; None when the study has as many as it shall have.
+
+        Raises:
+            ValueError: another worker has removed the study.
+            Failed: the storage is full, gone or busy for too long.
+        """
         with self._alone():
+            self._check_there()
             self._free_dead()
             trials = self.study.get_trials(deepcopy=False)
             waiting = any(trial.state == self.states.WAITING for trial in trials)
@@ -201,7 +220,7 @@ class Study:
 
     def _lock(self, number: int) -> bool:
         """Take the lock of a trial; false when a live process has it."""
-        lock = FileLock(self.runs / f".{number:04d}.lock", timeout=0)
+        lock = FileLock(self.runs / f".{number:04d}.lock", timeout=0, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout:
@@ -243,16 +262,18 @@ class Study:
             write_results(self.settings, self.results())
 
     def _retry(self, number: int, reason: str, stuck: int = 0) -> None:
-        trial = self.study.get_trials(deepcopy=False)[number]
-        self._end(number, None, reason)
-        self.study.add_trial(
-            self.optuna.create_trial(
-                state=self.states.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs={"retry_of": [*trial.user_attrs.get("retry_of", []), number], "stuck": stuck},
+        trials = self.study.get_trials(deepcopy=False)
+        trial = trials[number]
+        if trial in _current(trials):  # else the process that queued it once more died before it ended it
+            self.study.add_trial(
+                self.optuna.create_trial(
+                    state=self.states.WAITING,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs={"retry_of": [*trial.user_attrs.get("retry_of", []), number], "stuck": stuck},
+                )
             )
-        )
+        self._end(number, None, reason)
 
     def _end(self, number: int, value: float | None, reason: str = "", pruned: bool = False) -> None:
         if reason:

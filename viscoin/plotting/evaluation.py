@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from viscoin.plotting.style import (
     BLUE,
@@ -222,8 +223,9 @@ def feature_plane_figure(
 def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], width: float = PAGE) -> Figure:
     """Counts (C, C) of true against predicted classes; colours show shares of the true class.
 
-    Up to 8 classes every count is written, up to 40 those of errors; more classes have no room for names or numbers,
-    and a scale of colours that shows rare errors. Rows of classes without images are grey.
+    Up to 8 classes every count is written, up to 40 those of errors; more classes have no room for names or counts, but
+    for the numbers of some of them, and a scale of colours that shows rare errors. Rows of classes without images are
+    grey.
     """
     classes = len(confusion)
     totals = confusion.sum(1, keepdims=True)
@@ -240,11 +242,12 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], width: f
     if named:
         _name_classes(axes, confusion, shares, class_names, every=few)
     else:
-        axes.set(xticks=[], yticks=[])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
         figure.colorbar(image, ax=axes, label="share of the images of the true class", shrink=0.6, aspect=30)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0 if named else 2)
     axes.set(
-        xlabel="predicted class" if named else f"predicted class, {classes} in the order of the dataset",
+        xlabel="predicted class" if named else f"predicted class, {classes} counted from 0 in the order of the dataset",
         ylabel="true class" if totals.all() else "true class (grey: no images)",
     )
     axes.spines[:].set_visible(not named)

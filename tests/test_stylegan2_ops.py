@@ -129,7 +129,13 @@ def test_resampled_conv2d_equals_its_definition(up: int, down: int, kernel: int,
 
 
 @pytest.mark.parametrize(
-    "case", [{"up": 2, "padding": [2, 1, 2, 1]}, {"down": 2, "padding": 1}, {"padding": [1, 2, 1, 2]}]
+    "case",
+    [
+        {"up": 2, "padding": [2, 1, 2, 1]},
+        {"down": 2, "padding": 1},
+        {"padding": [1, 2, 1, 2]},
+        {"padding": 5},  # wider than the filter
+    ],
 )
 def test_upfirdn2d_second_order_gradient(case: dict) -> None:
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)

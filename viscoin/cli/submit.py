@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -65,8 +66,14 @@ def submit(
         typer.echo(script, nl=False)
         return
     slurm.check_slurm("sbatch", f"{_program()} {shlex.join(words.all)}")
+    existed = folder.exists()
     path = _written(script, folder)
-    number = slurm.submit(path)
+    try:
+        number = slurm.submit(path)
+    except ValueError:
+        if not existed:
+            shutil.rmtree(folder)
+        raise
     typer.echo(f"job {number}: {job.name}")
     program, place = _program(), shlex.quote(str(folder))
     lines = {
@@ -170,7 +177,7 @@ def _job(words: Words, limits: Limits, name: str | None) -> tuple["Job", Path]:
             f"--nodes {limits.nodes}, but the command has --num-nodes {options['--num-nodes']}; make them agree"
         )
     more: list[str] = []
-    if "--devices" in options:
+    if "--devices" in options and words.command[0] != "sweep":  # whose workers have one device each
         more += [] if options["--devices"] else ["--devices", str(tasks)]
         more += [] if options["--num-nodes"] else ["--num-nodes", str(limits.nodes)]
     elif tasks * limits.nodes > 1:
@@ -180,9 +187,15 @@ def _job(words: Words, limits: Limits, name: str | None) -> tuple["Job", Path]:
         )
     folder = Path(options.get("--out") or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
     folder = folder if folder.suffix != ".zip" else folder.parent
+    if re.search(r"[^\w./+,=@:-]", str(folder)):
+        raise ValueError(
+            f"--out {folder}: SLURM writes only to paths of letters, digits and . / + , = @ : _ -; rename it"
+        )
     if "--out" in options and options["--out"] is None:
+        if options.get("--resume"):
+            raise ValueError("submit: --resume needs the folder of the run that is to go on, as in --out runs/NAME")
         more += ["--out", str(folder)]
-    line = f"{_program(quoted=True)} {shlex.join([*words.all, *more])}"
+    line = f"{_program()} {shlex.join([*words.all, *more])}"
     job = Job(
         head=(f"Made by `submit` on {datetime.now():%Y-%m-%d %H:%M}; what it runs goes on with: sbatch THIS_FILE",),
         name=name,
@@ -210,7 +223,7 @@ def _check_word(option: str, value: str | None) -> None:
         raise ValueError(f"{option} {value!r}: only letters, digits and . , + - _ may be in it")
 
 
-def _program(quoted: bool = False) -> str:
+def _program() -> str:
     """How this program is called: from its folder, from elsewhere, or where it is installed."""
     if Path("main.py").is_file() and Path("main.py").resolve() == ROOT / "main.py":
         return "python main.py"
@@ -224,8 +237,6 @@ def _written(script: str, folder: Path) -> Path:
     from viscoin.runs import atomic_path
 
     path = folder / "job.sbatch"
-    if re.search(r"[\s%\\]", str(folder)):
-        raise ValueError(f"--out {folder}: SLURM cannot write to folders with spaces, % or \\ in their names")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as partial:

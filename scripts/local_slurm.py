@@ -17,17 +17,20 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 FOLDER = Path(tempfile.gettempdir()) / "viscoin-slurm"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "setpriv")
 DAEMONS = ("slurmd", "slurmctld", "munged")
-KILL_WAIT = 20  # seconds that a job gets between SIGTERM and SIGKILL
+KILL_WAIT = 60  # seconds that a job gets between SIGTERM and SIGKILL
 
 CONFIGURATION = """\
 ClusterName=local
-SlurmctldHost={host}
+SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+# Trainings derive their port from the number of their job: two of these SLURMs must not count alike.
+FirstJobId={ports[0]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
@@ -90,7 +93,9 @@ def start(folder: Path = FOLDER, nodes: int = 2, cpus: int = 8) -> Path:
         raise RuntimeError(reason)
     stop(folder)
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)  # whatever the umask: the user munge must enter, and nobody else may write
     for name in ("munge", "state", "spool"):
         (folder / name).mkdir(exist_ok=True)
     configuration = _configure(folder, nodes, cpus)
@@ -118,10 +123,10 @@ def stop(folder: Path = FOLDER) -> bool:
                 until = time.monotonic() + KILL_WAIT + 10
                 while time.monotonic() < until and _run("squeue", "--noheader", conf=configuration).strip():
                     time.sleep(0.2)
-    for name in DAEMONS:
+    for name, number in product(DAEMONS, (signal.SIGTERM, signal.SIGKILL)):
         for pid in _pids(folder, name):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, number)
         until = time.monotonic() + 10
         while time.monotonic() < until and _pids(folder, name):
             time.sleep(0.1)
@@ -130,10 +135,7 @@ def stop(folder: Path = FOLDER) -> bool:
 
 def _configure(folder: Path, nodes: int, cpus: int) -> Path:
     ports = _free_ports(nodes + 1)
-    host = socket.gethostname()
-    with suppress(OSError):
-        socket.getaddrinfo(host, None)
-        host = host.partition(".")[0]
+    host = socket.gethostname().partition(".")[0]
     lines = [
         f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=65536 "
         "Gres=gpu:2 State=UNKNOWN"
@@ -168,7 +170,7 @@ def _start_munge(folder: Path) -> None:
     )  # fmt: skip
 
 
-def _await_nodes(configuration: Path, nodes: int, seconds: float = 20) -> None:
+def _await_nodes(configuration: Path, nodes: int, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with suppress(RuntimeError):
@@ -186,7 +188,10 @@ def _run(program: str, *arguments: str, conf: Path | None = None, hint: str = ""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
     environment |= {"PATH": _path()} | ({"SLURM_CONF": str(conf)} if conf else {})
     with tempfile.TemporaryFile("w+") as output:  # not a pipe, which a daemon would keep open
-        done = subprocess.run([program, *arguments], env=environment, stdout=output, stderr=output, timeout=60)
+        try:
+            done = subprocess.run([program, *arguments], env=environment, stdout=output, stderr=output, timeout=60)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"{program}: no answer in a minute") from error
         output.seek(0)
         text = output.read()
     if done.returncode:

@@ -4,7 +4,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -341,7 +342,9 @@ def test_command_prints_differences_and_lines_that_run(
     said = Answer("export", paths["gan"], "--to", "safetensors").went_well().out
     exec(said[said.index("import json") : said.rindex("birds-generator.safetensors")], names)
     assert "mapping.w_avg" in names["weights"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["birds-concepts.pt", "birds-generator.safetensors"]
+    said = Answer("export", paths["gan"], "--to", "torchscript", "--output", 'a"b.pt').went_well().out
+    exec(said[said.index("import json") : said.rindex('a"b.pt')], names | {"z": torch.zeros(1, 8)})
+    assert {path.name for path in tmp_path.iterdir()} == {"birds-concepts.pt", "birds-generator.safetensors", 'a"b.pt'}
 
 
 @pytest.mark.parametrize(
@@ -377,6 +380,19 @@ def test_mistakes_are_named(
     Path("file").touch()
     Answer("export", paths[kind], *options).refused(*texts)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("to", ["torchscript", "safetensors"])
+def test_a_full_disk_is_told_from_what_cannot_be_exported(
+    to: str, models: dict[str, LoadedModel], images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        yield Path("/dev/full")
+
+    monkeypatch.setattr(export, "atomic_path", full)
+    with pytest.raises(ValueError, match=r"--output .*: cannot write there \(No space left on device\)"):
+        export_model(models["classifier"], to, (tmp_path / "f").with_suffix(export.SUFFIXES[to]), images)
 
 
 def test_other_models_and_files_are_refused(paths: dict[str, Path], tmp_path: Path) -> None:

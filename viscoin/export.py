@@ -155,13 +155,13 @@ def _test_images(config: DatasetConfig) -> tuple[Tensor, str]:
 
 def usage(done: Exported) -> str:
     """A few lines of Python that use an exported file."""
-    names = ", ".join(port.name for port in done.part.outputs)
+    names, path = ", ".join(port.name for port in done.part.outputs), json.dumps(str(done.path))
     inputs = [port.name for port in done.part.inputs]
     if done.to == "onnx":
         feeds = ", ".join(f'"{name}": {name}' for name in inputs)
         return (
             f"import json, onnxruntime\n"
-            f'session = onnxruntime.InferenceSession("{done.path}")\n'
+            f"session = onnxruntime.InferenceSession({path})\n"
             f'about = json.loads(session.get_modelmeta().custom_metadata_map["viscoin"])\n'
             f"[{names}] = session.run(None, {{{feeds}}})"
         )
@@ -169,14 +169,14 @@ def usage(done: Exported) -> str:
         return (
             f"import json, torch\n"
             f'files = {{"viscoin": ""}}\n'
-            f'part = torch.jit.load("{done.path}", _extra_files=files)\n'
+            f"part = torch.jit.load({path}, _extra_files=files)\n"
             f'about = json.loads(files["viscoin"])\n'
             f"[{names}] = part({', '.join(inputs)})"
         )
     return (
         f"import json\n"
         f"from safetensors import safe_open\n"
-        f'with safe_open("{done.path}", "pt") as file:\n'
+        f'with safe_open({path}, "pt") as file:\n'
         f'    about = json.loads(file.metadata()["viscoin"])\n'
         f"    weights = {{name: file.get_tensor(name) for name in file.keys()}}"
     )
@@ -315,7 +315,9 @@ def _to_onnx(part: Part, example: Sequence[Tensor], path: Path, about: str, opse
 def _to_torchscript(part: Part, example: Sequence[Tensor], path: Path, about: str) -> Run:
     with _explained(part, "torchscript"), torch.no_grad():
         traced = torch.jit.trace(part.module, tuple(example), check_trace=False)
-        traced.save(path, _extra_files={"viscoin": about})
+        data = traced.save_to_buffer(_extra_files={"viscoin": about})
+    path.write_bytes(data)
+    with _explained(part, "torchscript"):
         loaded = torch.jit.load(path)
 
     def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -56,6 +56,15 @@ def gather_objects(x: T) -> list[T]:
     return found
 
 
+def from_first(x: T) -> T:
+    """What the first process has, in all of them; anything that can be pickled."""
+    if world_size() == 1:
+        return x
+    found: list[Any] = [x]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -98,6 +98,15 @@ def test_frozen_modules_are_in_eval_mode_after_each_evaluation_too():
     assert of.model.model.layer4.training and of.model.model.fc.training
 
 
+def test_state_of_another_optimizer_is_refused():
+    """As on --allow-changes; else the first step would miss its moments, or SGD would take those of Adam."""
+    state = task(optimizer="adam").state_dict()
+    task(optimizer="adamw").load_state_dict(state)
+    for other in (task(optimizer="sgd"), task(optimizer="adam", train_layers="head")):
+        with pytest.raises(RuntimeError, match="optimizer"):
+            other.load_state_dict(state)
+
+
 # --- class weights -----------------------------------------------------------------------------------------------
 
 

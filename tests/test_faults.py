@@ -1,6 +1,7 @@
 """Faults, for real: kills at random moments, a full disk, data that vanish, workers and processes that die."""
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -13,14 +14,17 @@ import pytest
 import torch
 from test_loop import Toy
 from test_loop import train as fit_toy
-from tiny_models import Answer, set_options, write_images
+from tiny_models import Answer, set_options, tiny_recipe, write_images
 
+from stylegan2_ada.together import ProcessGone
 from viscoin.config import load_recipe
 from viscoin.datasets import ImageDataset
-from viscoin.models.files import load_model
+from viscoin.models.files import load_model, save_model
 from viscoin.runs import Run, read_metrics
+from viscoin.training import loop
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import Failed, Interrupted, fit
+from viscoin.training.loop import Failed, Interrupted, fit, recoverable
+from viscoin.training.runtime import Runtime
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
@@ -187,6 +191,47 @@ def test_disk_that_is_full_when_metrics_are_written(tmp_path, monkeypatch, numbe
     with pytest.raises(Failed, match=r"metrics.jsonl\); make room, then go on with --resume --out .*run"):
         fit_toy(run, Toy())
     assert run.last_checkpoint()["step"] == 6
+
+
+def no_room(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+
+
+def test_disk_that_is_full_when_a_model_is_written(tmp_path, monkeypatch):
+    """While it trains, and after its last step."""
+    model, run = torch.nn.Linear(2, 2), Run.create("classifier", load_recipe("birds"), tmp_path / "run")
+    model.architecture = {}
+    monkeypatch.setattr("viscoin.models.files.atomic_path", no_room)
+
+    def snapshot(step: int) -> None:
+        save_model(run.model_path, model, "classifier", recipe=run.recipe, class_names=["a"])
+
+    said = r"No space left on device \(model.safetensors\); make room, then go on with --resume --out .*run:"
+    with pytest.raises(Failed, match=said):
+        fit_toy(run, Toy(), on_evaluate=snapshot)
+    with pytest.raises(Failed, match=said):
+        recoverable(lambda recipe, run: snapshot(0))(run.recipe, run)
+    with pytest.raises(ValueError, match="another mistake"):
+        recoverable(lambda recipe, run: (_ for _ in ()).throw(ValueError("another mistake")))(run.recipe, run)
+
+
+def test_training_functions_tell_of_what_fails_around_their_steps(tmp_path, monkeypatch):
+    recipe = tiny_recipe()
+    for kind in ("classifier", "gan"):
+        module = importlib.import_module(f"viscoin.training.{kind}")
+        monkeypatch.setattr(module, "launch", no_room)
+        with pytest.raises(Failed, match="make room"):
+            getattr(module, f"train_{kind}")(recipe, Run.create(kind, recipe, tmp_path / kind), Runtime("cpu"))
+
+
+def test_process_that_is_gone_while_others_evaluate_is_no_bug(monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "world_size", lambda: 2)
+    task = Toy()
+    task.evaluate = lambda step: (_ for _ in ()).throw(ProcessGone("another process has ended"))
+    run = Run.create("classifier", load_recipe("birds"), tmp_path / "run")
+    monkeypatch.setattr(loop, "_read_once", lambda read: read())
+    with pytest.raises(Failed, match="another process of this training is gone"):
+        fit_toy(run, task)
 
 
 def test_broken_checkpoint_costs_the_steps_since_the_one_before(tmp_path, caplog):

@@ -268,6 +268,51 @@ def test_training_in_a_thread_leaves_signals_alone(run, uninterrupted):
     assert torch.equal(task.weight, uninterrupted[0])
 
 
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(0.001, [1, 11, 21]), (2, [1, 3, 5, 7]), (60, [1, 2, 3, 4])])
+def test_processes_agree_often_enough_where_steps_are_slow(run, monkeypatch, seconds, looks):
+    """A warning comes two minutes before the end; whoever has it must be heard before that is over."""
+    of = loop._Loop(run, Toy(), batches(), 100, torch.device("cpu"), "toy", LOG_EVERY, 60)
+    of.alone, seen = False, []
+    clock = of.began
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(loop.dist, "all_reduce", lambda wishes, how: seen.append(of.done))
+    for of.done in range(1, looks[-1] + 1):
+        clock += seconds
+        assert of.agree(signal.SIGTERM, True) == ((signal.SIGTERM, True) if of.done in looks else (0, False))
+    assert seen == looks
+    of.done = of.steps  # all look at the end, wherever that is
+    assert of.agree(0, False) == (0, False) and seen[-1] == of.steps
+
+
+def read_in(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    own = Run(Path(folder) / f"{rank}")
+    found = [loop._read_once(own.last_checkpoint)]
+    for name in ("last", "previous"):
+        (own.checkpoints / f"{name}.pt").write_bytes(b"torn")
+    try:
+        loop._read_once(own.last_checkpoint)
+    except ValueError as error:
+        found.append(str(error))
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+def test_all_processes_go_on_from_what_the_first_one_reads(tmp_path):
+    """Though the second one has another disk, or sees what another machine wrote only later."""
+    for rank in (0, 1):
+        run = Run.create("classifier", load_recipe("birds"), tmp_path / f"{rank}")
+        run.save_checkpoint("last", {"step": 7 - rank, "weights": torch.full((3,), float(rank))})
+    torch.multiprocessing.spawn(read_in, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        state, said = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert state["step"] == 7 and not state["weights"].any()
+        assert "0/checkpoints can be read" in said
+
+
 # --- the best model ----------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,9 @@
 """Options of the runtime: what can be had is had, and the rest is refused with a remedy."""
 
+import os
+import signal
+import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -75,3 +79,36 @@ def test_loss_scale_of_float16_is_kept_and_others_have_none():
     load_scaler(large, scaler_state(none))  # of a run in bfloat16
     load_scaler(none, scaler_state(small))  # and the other way round
     assert scaler_state(large)["scale"] == 8.0
+
+
+@pytest.mark.parametrize("well", [0, 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1])
+def test_child_that_a_signal_stopped_is_no_failure(monkeypatch, well):
+    """It has saved, and its parent may take its time to end as well."""
+    monkeypatch.setattr(runtime.time, "sleep", lambda seconds: None)
+    codes = [iter([None, well, well, well]), iter([None, None, None, -signal.SIGKILL])]
+    children = [SimpleNamespace(poll=partial(next, of_one)) for of_one in codes]
+    assert runtime._wait_for_failure(children) == "-9"
+    assert all(next(of_one, None) is None for of_one in codes)  # it looked at all of them
+
+
+def test_process_ends_when_the_one_that_started_it_is_gone(monkeypatch):
+    monkeypatch.setattr(runtime, "GRACE", 0)
+    read, write = os.pipe()
+    parent = os.fork()
+    if not parent:
+        if not os.fork():
+            try:
+                runtime._watch_parent()
+                os.write(write, b"up ")
+                time.sleep(60)
+                os.write(write, b"still there")
+            finally:
+                os._exit(0)
+        time.sleep(60)
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 3) == b"up "
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert os.read(read, 100) == b""  # the end of the last one that could write
+    os.close(read)

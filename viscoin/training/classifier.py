@@ -30,7 +30,7 @@ from viscoin.runs import Run
 from viscoin.testing.measures import confusion
 from viscoin.training.data import StepBatches
 from viscoin.training.freezing import freeze
-from viscoin.training.loop import check_finite, fit, load_best
+from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 WORKERS = 2  # threads that prepare batches while a GPU trains; a CPU has no core to spare for them
 
 
+@recoverable
 def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> Path:  # noqa: B008  it is frozen
     """Train f by the recipe and keep the weights that are best on the validation images.
 

@@ -27,7 +27,7 @@ from viscoin.runs import Run
 from viscoin.testing.gan import test_gan
 from viscoin.testing.inference import choose_images
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import check_finite, fit
+from viscoin.training.loop import check_finite, fit, recoverable
 from viscoin.training.losses import ClassifierPerceptual
 from viscoin.training.runtime import (
     Runtime,
@@ -160,6 +160,7 @@ def load_images(recipe: Recipe, split: str) -> ImageDataset:
     return load_dataset(name, split, config)
 
 
+@recoverable
 def train_gan(
     recipe: Recipe,
     run: Run,

@@ -8,22 +8,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import wraps
+from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from stylegan2_ada.distributed import mean_over_processes, sum_over_processes
+from stylegan2_ada.distributed import from_first, mean_over_processes, rank, sum_over_processes, world_size
+from stylegan2_ada.together import ProcessGone, together
+from viscoin.config import Recipe
+from viscoin.processes import is_first_process
 from viscoin.runs import Run
 from viscoin.training.data import StepBatches
 from viscoin.training.runtime import seed_step
 
 logger = logging.getLogger(__name__)
 
-AGREE_EVERY = 10  # steps between two looks at what all processes want
+P = ParamSpec("P")
+
+AGREE_EVERY, AGREE_SECONDS = 10, 5.0  # at most so much between two looks at what all processes want
 EARLY_WARNING = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM sends it before the time is up, if asked to
 SIGNALS = (signal.SIGINT, signal.SIGTERM, EARLY_WARNING)
 
@@ -92,7 +99,7 @@ def fit(
         Failed: the disk is full, or another process of this training is gone.
         ValueError: another process trains in this folder, its checkpoint fits another recipe, or a loss is not finite.
     """
-    with run.lock() if batches.rank == 0 else nullcontext(), _failures(run, batches.world_size):
+    with run.lock() if batches.rank == 0 else nullcontext(), _failures(run.path):
         loop = _Loop(run, task, batches, steps, device, title, log_every, report_seconds)
         with _stop_signals() as received, _progress(steps, loop.done, title, loop.first) as bar:
             saved_at = time.monotonic()
@@ -140,12 +147,13 @@ class _Loop:
         self._restore()
         self.start, self.began = self.done, time.monotonic()
         self.reported_at = self.began
+        self.looked, self.look_at = (self.done, self.began), self.done  # at what all want: last time, and next step
 
     def _restore(self) -> None:
-        state = self.run.last_checkpoint()
-        if self.first:
-            self.run.truncate_metrics(state["step"] if state else 0)
+        state = _read_once(self.run.last_checkpoint)
         if state is None:
+            if self.first:
+                self.run.truncate_metrics(0)
             return
         try:
             self.task.load_state_dict(state["task"])
@@ -157,6 +165,8 @@ class _Loop:
             ) from error
         self.done, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
         self.meter = [{key: value.to(self.device) for key, value in terms.items()} for terms in state.get("meter", [])]
+        if self.first:
+            self.run.truncate_metrics(self.done)
         if self.first and self.done >= self.steps:
             logger.info("%s: all %d steps of %s are done", self.title, self.done, self.run.path)
         elif self.first:
@@ -194,11 +204,15 @@ class _Loop:
         """Signal to stop by (0: none) and whether to save: what one process wants all do, after the same step."""
         if self.alone:
             return stopping, late
-        if self.done % AGREE_EVERY and self.done < self.steps:
+        if self.done < min(self.look_at, self.steps):
             return 0, False
-        wishes = torch.tensor([stopping, int(late and self.first)], device=self.device)
+        (step, at), now = self.looked, time.monotonic()
+        wishes = torch.tensor([stopping, late and self.first, (now - at) / (self.done - step)], device=self.device)
         dist.all_reduce(wishes, dist.ReduceOp.MAX)
-        return int(wishes[0]), bool(wishes[1])
+        number, save, pace = wishes.tolist()
+        self.looked = self.done, now
+        self.look_at = self.done + max(1, int(AGREE_SECONDS / max(pace, AGREE_SECONDS / AGREE_EVERY)))
+        return int(number), bool(save)
 
     def save(self) -> None:
         """Write the state of all processes, which differ in nothing but the terms not logged yet."""
@@ -233,11 +247,18 @@ def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
 
 def load_best(run: Run, task: Task) -> int:
     """Put the best checkpoint (the last one where no score was kept) back into the task; returns its step."""
-    state = run.load_checkpoint("best") or run.last_checkpoint()
+    state = _read_once(lambda: run.load_checkpoint("best") or run.last_checkpoint())
     if state is None:
         raise ValueError(f"{run.path} holds no checkpoint")
     task.load_state_dict(state["task"])
     return state["step"]
+
+
+def _read_once(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What the first process reads, in all of them: another machine may see a file late, or have a disk of its own."""
+    with together():  # where the first one cannot read, all say so
+        state = read() if rank() == 0 else None
+    return from_first(state)
 
 
 def _mean(meter: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -292,27 +313,46 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
+def recoverable(train: Callable[Concatenate[Recipe, Run, P], Path]) -> Callable[Concatenate[Recipe, Run, P], Path]:
+    """A training function that tells of failures before and after its steps as `fit` does of those within.
+
+    Raises:
+        Failed: the disk is full, or another process of this training is gone.
+    """
+
+    @wraps(train)
+    def told(recipe: Recipe, run: Run, *args: P.args, **options: P.kwargs) -> Path:
+        with _failures(run.path if is_first_process() else None):  # the others learn in there which run it is
+            return train(recipe, run, *args, **options)
+
+    return told
+
+
 @contextmanager
-def _failures(run: Run, world_size: int) -> Iterator[None]:
-    """Say of failures that are nobody's mistake what is lost and how to go on."""
+def _failures(path: Path | None) -> Iterator[None]:
+    """Say of failures that are nobody's mistake what is lost and how to go on with the run in that folder."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
+    except Failed:
+        raise
+    except (OSError, ValueError) as error:
+        full = error.__cause__ if isinstance(error, ValueError) else error  # a model that could not be written
+        if not isinstance(full, OSError) or full.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
             raise
-        reason = f"{error.strerror} ({error.filename or run.path}); make room"
+        reason = f"{full.strerror} ({full.filename or path}); make room"
     except RuntimeError as error:
-        if world_size == 1 or not _is_of_network(error):
+        if world_size() == 1 or not _is_of_network(error):
             raise
         said = " ".join(str(error).split())[:200]
         reason = f"another process of this training is gone ({said}); see its messages above"
     else:
         return
-    raise Failed(f"{reason}, then go on with --resume --out {run.path}: only the steps since its last save are lost")
+    how = f"--resume --out {path}" if path else "the same command"
+    raise Failed(f"{reason}, then go on with {how}: only the steps since its last save are lost")
 
 
 def _is_of_network(error: RuntimeError) -> bool:
     """Whether it comes from the exchange with other processes; gloo has no exception of its own."""
-    return isinstance(error, dist.DistError) or any(
+    return isinstance(error, (dist.DistError, ProcessGone)) or any(
         word in str(error).lower() for word in ("gloo", "nccl", "connection closed", "connection reset", "timed out")
     )

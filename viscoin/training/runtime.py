@@ -33,6 +33,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp-gloo", "ddp-nccl")
 GRACE = 20  # seconds in which processes end by themselves when one of them is gone
+WELL = (None, 0, 130, 138, 143)  # exit codes: still there, done, or stopped by a signal, as the others then are
 PATIENCE = timedelta(hours=2)  # of processes that wait for another one, which may test or read images alone
 
 
@@ -92,9 +93,8 @@ def make_fabric(runtime: Runtime = Runtime()) -> Fabric:
         )
     fabric.launch()
     _watch(getattr(fabric.strategy.launcher, "procs", []))
-    if fabric.global_rank > 0:
-        for name in ("viscoin", "stylegan2_ada"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+    if fabric.local_rank > 0:
+        _watch_parent()
     return fabric
 
 
@@ -105,12 +105,10 @@ def _watch(children: Sequence[Popen[bytes]]) -> None:
     """
 
     def wait() -> None:
-        while all(child.poll() in (None, 0) for child in children):
-            time.sleep(0.5)
+        codes = _wait_for_failure(children)
         time.sleep(GRACE)
         for child in children:
             child.kill()
-        codes = ", ".join(str(child.returncode) for child in children if child.returncode)
         print(f"Error: another process of this training is gone ({codes}); the same command goes on", file=sys.stderr)
         os._exit(os.EX_TEMPFAIL)
 
@@ -119,6 +117,26 @@ def _watch(children: Sequence[Popen[bytes]]) -> None:
             thread._run = lambda: True  # type: ignore[attr-defined]  # its work is done
     if children:
         threading.Thread(target=wait, daemon=True, name="children").start()
+
+
+def _wait_for_failure(children: Sequence[Popen[bytes]]) -> str:
+    """The exit codes of those that failed, once one has."""
+    while not (codes := [str(code) for child in children if (code := child.poll()) not in WELL]):
+        time.sleep(0.5)
+    return ", ".join(codes)
+
+
+def _watch_parent() -> None:
+    """End this process where the one that started it dies: an exchange between graphics cards may notice nothing."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(GRACE)
+        os._exit(os.EX_TEMPFAIL)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()
 
 
 def check_runtime(runtime: Runtime) -> tuple[str, int | None]:

@@ -19,6 +19,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
 from viscoin.models.ensemble import VisCoIN
 from viscoin.runs import atomic_path
+from viscoin.testing.execution import precision_of
 from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, own_batches
 
 IMPORTANT = 0.2  # relevance; the middle of the three thresholds of the paper
@@ -155,7 +156,8 @@ def collect_concepts(
 ) -> ConceptTable:
     """Run the ensemble over a dataset, or take the result of an earlier run from the user's cache folder.
 
-    The cache is keyed by the contents of model and dataset, never by their names. `force` computes anew.
+    The cache is keyed by the contents of model and dataset, never by their names, and by the precision that `prepare`
+    has given to the model. `force` computes anew.
 
     Raises:
         TooFewImages: fewer than two.
@@ -204,6 +206,8 @@ def _compute(
 
 def _fingerprint(model: nn.Module, dataset: ImageDataset, indices: np.ndarray) -> str:
     digest = hashlib.sha256()  # in hardware on most machines, where blake2b is not
+    if (precision := precision_of(model)) != "32-true":
+        digest.update(precision.encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(NO_MATTER):
             continue

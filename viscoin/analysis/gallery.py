@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from stylegan2_ada.together import collect, own
 from viscoin.analysis.amplification import FACTORS, AmplificationResult, amplify_images
 from viscoin.analysis.concepts import ConceptTable
 from viscoin.analysis.heatmaps import concept_heatmaps
 from viscoin.datasets import ImageDataset
 from viscoin.models.ensemble import VisCoIN
+from viscoin.testing.inference import progress
 
 CROP = 0.4  # side of a crop as a share of the image's
 STRIPS_AT_ONCE = 32
@@ -71,20 +72,24 @@ def view_concepts(
     asleep = [int(k) for k in concepts if table.dead[k]]
     if asleep:
         raise ValueError(f"concepts {', '.join(map(str, asleep))} are active in no image; nothing can be shown of them")
-    views = {}
-    with tqdm(total=len(concepts), desc="pages", unit="concept", leave=False, disable=None) as bar:
-        for start in range(0, len(concepts), STRIPS_AT_ONCE):
-            chosen = [int(k) for k in concepts[start : start + STRIPS_AT_ONCE]]
-            found = [_most_activating(table, k, examples) for k in chosen]
-            crops = iter(_crops(ensemble, dataset, table, chosen, found, device, batch_size))
-            best = table.indices[[rows[0] for rows in found]]
-            selection = F.one_hot(torch.tensor(chosen), table.activations.shape[1]).bool()
-            strips = amplify_images(ensemble, dataset.batch(best)[0], selection, factors, device, batch_size)
-            for place, (k, rows) in enumerate(zip(chosen, found)):
-                shown = [Example(int(row), float(table.activations[row, k]), next(crops)) for row in rows]
-                views[k] = _view(k, shown, strips, place)
-            bar.update(len(chosen))
-    return views
+
+    def viewed(start: int) -> list[ConceptView]:
+        chosen = [int(k) for k in concepts[start : start + STRIPS_AT_ONCE]]
+        found = [_most_activating(table, k, examples) for k in chosen]
+        crops = iter(_crops(ensemble, dataset, table, chosen, found, device, batch_size))
+        best = table.indices[[rows[0] for rows in found]]
+        selection = F.one_hot(torch.tensor(chosen), table.activations.shape[1]).bool()
+        strips = amplify_images(ensemble, dataset.batch(best)[0], selection, factors, device, batch_size)
+        views = []
+        for place, (k, rows) in enumerate(zip(chosen, found)):
+            shown = [Example(int(row), float(table.activations[row, k]), next(crops)) for row in rows]
+            views.append(_view(k, shown, strips, place))
+        bar.update(len(chosen))
+        return views
+
+    starts = own(range(0, len(concepts), STRIPS_AT_ONCE))
+    with progress(sum(len(concepts[start : start + STRIPS_AT_ONCE]) for start in starts), "pages", "concept") as bar:
+        return {view.concept: view for views in collect(map(viewed, starts)) for view in views}
 
 
 def _most_activating(table: ConceptTable, concept: int, count: int) -> np.ndarray:

@@ -1,14 +1,12 @@
 """`test classifier|viscoin|gan`: measure trained models on test images, by any number of processes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from viscoin.cli import common
+from viscoin.cli.processes import IN_FLOAT32, processes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,10 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Test the classifier, the ensemble or the generator."
 )
-T = TypeVar("T")
 
 SHOWN = 12  # images in figures of reconstructions and samples
-IN_FLOAT32: Any = {"precision": "32-true"}  # default of the options that make up a Runtime
 
 Features = Annotated[
     str,
@@ -56,67 +52,6 @@ PerceptualDistance = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class _Process:
-    """One of the processes that share a test: its device, and Fabric's precision. The first one prints and writes."""
-
-    first: bool
-    device: str
-    precision: str
-    compiled: bool
-
-    def load(self, kind: str, checkpoints: Path | None, *arguments: Any) -> common.Trial:
-        """`common.load_for_test` of the other arguments, with a model that computes as was asked for."""
-        from viscoin.testing.execution import prepare
-
-        dataset, *others = arguments
-        trial = self.in_turn(
-            lambda: common.load_for_test(kind, "--checkpoints", checkpoints, dataset, self.device, *others)
-        )
-        prepare(trial.model, self.precision, self.compiled)
-        return trial
-
-    def in_turn(self, load: Callable[[], T]) -> T:
-        """What may be downloaded, drawn or prepared at its first use; the first process goes first."""
-        from stylegan2_ada.together import one_first
-
-        return one_first(load)
-
-    def results_folder(
-        self, command: str, dataset: str, out: Path | None
-    ) -> AbstractContextManager[common.Results | None]:
-        """The folder for the results in the first process, None in the others."""
-        return common.results_folder(command, dataset, out) if self.first else nullcontext()
-
-
-@contextmanager
-def _processes(runtime: "Runtime") -> Iterator[_Process]:
-    """Start all processes of a test, which end together; a mistake that ends all is told by the first one alone.
-
-    Raises:
-        Failed: another process is gone.
-        ValueError: the runtime cannot be had, or models are not tested in its precision.
-    """
-    from stylegan2_ada.together import ProcessGone, together
-    from viscoin.testing.execution import check_precision
-    from viscoin.training.loop import Failed
-    from viscoin.training.runtime import make_fabric
-
-    check_precision(runtime.precision)
-    fabric = make_fabric(runtime)
-    device = str(fabric.device) if fabric.device.type == "cuda" else fabric.device.type
-    first, precision = fabric.global_rank == 0, fabric.strategy.precision.precision
-    try:
-        with together():
-            yield _Process(first, device, precision, runtime.compile)
-    except (ValueError, OSError) as error:
-        if first or not getattr(error, "known_to_all", False):
-            raise
-        raise typer.Exit(0) from error  # what went wrong, and the exit code, are said by the first one
-    except ProcessGone as gone:
-        raise Failed(f"{gone}; run the same command again") from gone
-
-
 @app.command()
 @common.with_runtime
 def classifier(
@@ -143,8 +78,8 @@ def classifier(
     from viscoin.testing.classifier_tables import class_table, confusion_table, error_rows, markdown_report
     from viscoin.testing.table import table_rows, text_table
 
-    with _processes(runtime) as process:
-        trial = process.load("classifier", checkpoints, dataset, skip_bad_files, dataset_path, split)
+    with processes(runtime) as process:
+        trial = process.load("classifier", "--checkpoints", checkpoints, dataset, skip_bad_files, dataset_path, split)
         images = trial.images
         with process.results_folder("test-classifier", images.name, out) as results:
             result = test_classifier(trial.model, images, trial.device, batch_size, seed, limit)
@@ -228,8 +163,8 @@ def viscoin(
         "limit": limit, "consistency_concepts": consistency_concepts, "consistency_images": consistency_images,
     }  # fmt: skip
     extent = replace(FAST if fast else FULL, **{name: size for name, size in sizes.items() if size is not None})
-    with _processes(runtime) as process:
-        trial = process.load("viscoin", checkpoints, dataset, skip_bad_files, dataset_path)
+    with processes(runtime) as process:
+        trial = process.load("viscoin", "--checkpoints", checkpoints, dataset, skip_bad_files, dataset_path)
         model, images, config = trial.model, trial.images, trial.config
         network, distance = process.in_turn(lambda: _comparisons(trial, features, inception_weights, perceptual))
         validation = None
@@ -336,8 +271,8 @@ def gan(
     from viscoin.testing.image_features import find_features, find_perceptual
 
     wanted = _listed(metrics)
-    with _processes(runtime) as process:
-        trial = process.load("gan", checkpoints, dataset, skip_bad_files, dataset_path)
+    with processes(runtime) as process:
+        trial = process.load("gan", "--checkpoints", checkpoints, dataset, skip_bad_files, dataset_path)
         f = _classifier_if_any(classifier, trial.config, needed="classifier" in (features, perceptual))
         model, images = f.model if f else None, trial.images
         network = process.in_turn(lambda: find_features(features, model, inception_weights))

@@ -18,6 +18,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
 from viscoin.models.classifier import Classifier
 from viscoin.runs import atomic_path
+from viscoin.testing.execution import precision_of
 from viscoin.testing.inference import own_batches
 from viscoin.training.losses import VGG_FILE, ClassifierPerceptual, load_lpips
 
@@ -171,8 +172,10 @@ def real_features(
 
 
 def network_digest(network: FeatureNetwork) -> str:
-    """Digest of all that the features of an image depend on: layers, weights and the resize rule."""
+    """Digest of all that the features of an image depend on: layers, weights, precision and the resize rule."""
     digest = hashlib.sha256(f"{network.name} {network.resize} {network!r}".encode())
+    if (precision := precision_of(network)) != "32-true":
+        digest.update(precision.encode())
     for key, value in [*network.named_parameters(), *network.named_buffers()]:
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

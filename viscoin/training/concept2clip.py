@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from stylegan2_ada.distributed import average_gradients, gather
 from stylegan2_ada.optimizer import load_optimizer, set_rate
+from stylegan2_ada.together import collect, once
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import Concept2ClipConfig, Recipe
 from viscoin.datasets import ImageDataset
@@ -24,10 +25,10 @@ from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import save_model
 from viscoin.models.scorers import AttributeScorer, Scorer, fit_probe, load_clip, probe_features
 from viscoin.runs import Run, atomic_path
-from viscoin.testing.inference import evaluation, image_batches
+from viscoin.testing.inference import evaluation, image_batches, own_batches
 from viscoin.testing.measures import auroc
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import check_finite, fit, load_best
+from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -58,6 +59,7 @@ class Pairs:
         return self.phi[indices], self.embeddings[indices]
 
 
+@recoverable
 def train_concept2clip(
     recipe: Recipe,
     run: Run,
@@ -178,18 +180,29 @@ def image_embeddings(scorer: Scorer, dataset: ImageDataset, indices: np.ndarray,
 
     They are found by the contents of the images and by the weights of the scorer, never by a name.
     """
-    key = hashlib.sha256(f"{scorer.name} {len(indices)} {_weights(scorer)}".encode())
-    for start in range(0, len(indices), 1024):
-        key.update(dataset.pixels[indices[start : start + 1024]].tobytes())
-    path = cache_folder() / "embeddings" / f"{key.hexdigest()[:24]}.npy"
-    if not path.is_file():
-        with evaluation(scorer, device):  # type: ignore[arg-type]
-            batches = image_batches(dataset, indices, IMAGES_IN_A_BATCH, device, f"embeddings by {scorer.name}")
-            rows = [scorer.image_embeddings(images).float().cpu().numpy() for images, _ in batches]
+
+    def kept_in() -> tuple[Path, bool]:
+        key = hashlib.sha256(f"{scorer.name} {len(indices)} {_weights(scorer)}".encode())
+        for start in range(0, len(indices), 1024):
+            key.update(dataset.pixels[indices[start : start + 1024]].tobytes())
+        path = cache_folder() / "embeddings" / f"{key.hexdigest()[:24]}.npy"
+        return path, path.is_file()
+
+    def keep() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as partial, partial.open("wb") as file:
-            np.save(file, np.concatenate(rows))
-    return np.load(path)
+            np.save(file, embeddings)
+
+    path, known = once(kept_in)
+    if known:
+        return once(lambda: np.load(path))
+    with evaluation(scorer, device):  # type: ignore[arg-type]
+        batches = own_batches(dataset, indices, IMAGES_IN_A_BATCH, device, f"embeddings by {scorer.name}")
+        embeddings = np.concatenate(
+            collect(scorer.image_embeddings(images).float().cpu().numpy() for images, _ in batches)
+        )
+    once(keep)
+    return embeddings
 
 
 def _weights(scorer: Scorer) -> str:

@@ -103,7 +103,7 @@ def viscoin() -> None:
     for name in ("viscoin", "stylegan2_ada"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [Console()]
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)  # all would say the same
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,16 +17,18 @@ import torch
 from matplotlib.colors import to_hex
 from tiny_models import Answer, set_options, tiny_recipe, write_models
 
-from viscoin.cli.sweep import table
+from viscoin.cli.sweep import show, table
 from viscoin.config import Recipe, load_recipe
 from viscoin.models.files import FORMAT, read_file, write_file
 from viscoin.plotting import study as figures
 from viscoin.runs import Run, read_metrics
 from viscoin.sweep.results import SweepResult, TrialResult, best_of
-from viscoin.sweep.running import run_sweep
+from viscoin.sweep.running import Train, run_sweep
 from viscoin.sweep.settings import METRICS, Settings, check_metric
 from viscoin.sweep.space import Parameter, Value, read_space
 from viscoin.sweep.study import Study
+from viscoin.trackers import TRACKERS, About, Known, Point
+from viscoin.tracking import tracked_sweep
 from viscoin.training.classifier import train_classifier
 from viscoin.training.loop import Failed, Interrupted
 
@@ -584,6 +586,130 @@ def test_the_table_begins_with_the_best() -> None:
     ]  # fmt: skip
     least = best_of(made_up().trials, "minimize")
     assert least is not None and least.number == 0
+
+
+# --- trackers
+
+
+class Recorder:
+    """A tracker that notes what it is sent, and cannot be reached while it is `down`."""
+
+    log: list[tuple[str, ...]]
+    down = False
+
+    def __init__(self, about: About, known: Known) -> None:
+        self.about, self.hint = about, "nowhere"
+        self.note("start", about.parent or "-", about.tags.get("trial", "-"), *about.varied)
+        known.id = about.name
+
+    def note(self, *facts: str) -> None:
+        if self.down:
+            raise ValueError("gone")
+        self.log.append((self.about.name, *facts))
+
+    def points(self, points: Sequence[Point]) -> None:
+        self.note("points", *(f"{point.name}={point.value:.3g} at {point.step}" for point in points))
+
+    def figure(self, path: Path, name: str, step: int) -> None:
+        self.note("figure", name, str(step))
+
+    def finish(self, state: str, files: Sequence[Path]) -> None:
+        self.note("finish", state, *(path.name for path in files))
+
+    def close(self) -> None:
+        self.note("close")
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    """In the place of TensorBoard."""
+    monkeypatch.setitem(TRACKERS, "tensorboard", Recorder)
+    Recorder.log, Recorder.down = [], False
+    return Recorder
+
+
+def ends(recorder: type[Recorder]) -> dict[str, str]:
+    return {name: facts[0] for name, event, *facts in recorder.log if event == "finish"}
+
+
+def follow(folder: Path, train: Train, **changes: object) -> SweepResult:
+    """A sweep as the command does it, with a tracker."""
+    study = Study(settings(folder, **changes))
+    with tracked_sweep(folder, "birds", study.settings.identity(), ["tensorboard"]) as shown:
+        result = run_sweep(study, train, ["tensorboard"])
+        show(result, shown)
+    return result
+
+
+def test_trials_are_runs_of_a_tracker_that_belong_to_the_sweep(tmp_path: Path, recorder: type[Recorder]) -> None:
+    (tmp_path / "s").mkdir()
+    result = follow(tmp_path / "s", train, trials=2)
+    assert [name for name, event, *_ in recorder.log if event == "start"] == ["s", "s/0", "s/1", "s"]
+    assert ("s/1", "start", "s", "1", "classifier.learning_rate") in recorder.log
+    value = f"value={result.trials[1].value:.3g} at 3"
+    assert recorder.log.index(("s/1", "points", value)) < recorder.log.index(
+        ("s/1", "finish", "finished", "recipe.yaml", "metrics.jsonl")
+    )
+    assert recorder.log[1] == ("s", "close")
+    best = max(trial.value or 0 for trial in result.trials)
+    assert ("s", "points", f"best={best:.3g} at 2") in recorder.log and ("s", "figure", "history", "2") in recorder.log
+    assert recorder.log[-1] == ("s", "finish", "finished", "best.yaml", "trials.csv", "model.safetensors")
+
+
+def test_pruned_and_failed_trials_are_closed_as_such_with_all_their_points(
+    tmp_path: Path, recorder: type[Recorder]
+) -> None:
+    def sometimes(recipe: Recipe, run: Run) -> Path:
+        return raising(ValueError("nan"))(recipe, run) if run.path.name == "0001" else train(recipe, run)
+
+    result = follow(tmp_path, sometimes, trials=12, pruner="median", sampler="random")
+    told = {name.partition("/")[2]: end for name, end in ends(recorder).items() if "/" in name}
+    assert told == {str(trial.number): trial.state for trial in result.trials}
+    pruned = next(trial for trial in result.trials if trial.state == "pruned")
+    sent = [facts for name, event, *facts in recorder.log if event == "points" and name.endswith(f"/{pruned.number}")]
+    assert len(sent) == len(pruned.course) and "finished" in told.values()
+
+
+def test_tracked_run_of_a_trial_goes_on_under_its_new_number(tmp_path: Path, recorder: type[Recorder]) -> None:
+    with pytest.raises(Interrupted):
+        follow(tmp_path, raising(Interrupted("stopped", signal.SIGTERM)), trials=1)
+    assert set(ends(recorder).values()) == {"interrupted"}
+    follow(tmp_path, train, trials=1)
+    name = tmp_path.name
+    assert ends(recorder) == {f"{name}/0": "interrupted", f"{name}/1": "finished", name: "finished"}
+    sent = [fact for name, event, *facts in recorder.log if event == "points" for fact in facts if "/" in name]
+    assert len(sent) == len(set(sent))
+
+
+def test_tracker_that_is_away_costs_no_trial_and_gets_all_later(
+    tmp_path: Path, recorder: type[Recorder], caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(recipe: Recipe, run: Run) -> Path:
+        recorder.down = True
+        return train(recipe, run)
+
+    result = follow(tmp_path, away, trials=3)
+    assert [trial.state for trial in result.trials] == ["finished"] * 3 and ends(recorder) == {}
+    assert "tensorboard fails (gone)" in caplog.text
+    with pytest.raises(ValueError, match="gone"):
+        follow(tmp_path, train, trials=4)
+    recorder.down = False
+    follow(tmp_path, train, trials=3)  # nothing is left to train
+    name = tmp_path.name
+    assert ends(recorder) == {f"{name}/{number}": "finished" for number in range(3)} | {name: "finished"}
+
+
+def test_given_up_trial_is_closed(tmp_path: Path, recorder: type[Recorder]) -> None:
+    for _ in range(3):
+        study = Study(settings(tmp_path, trials=1))
+        trial = study.next_trial()
+        assert trial is not None
+        Run.create("classifier", RECIPE, study.folder(trial.number)).annotate(
+            sweep={"study": tmp_path.name, "trial": trial.number, "varied": []}
+        )
+        study._held[trial.number].release()
+    follow(tmp_path, train, trials=1)
+    assert ends(recorder) == {f"{tmp_path.name}/2": "failed", tmp_path.name: "finished"}
 
 
 # --- the command

@@ -209,14 +209,17 @@ def test_figures_of_generators_are_at_steps(fake: type[Fake]) -> None:
 
 
 def test_first_of_several_trackers_is_told_when_the_second_cannot_be_had(fake: type[Fake]) -> None:
+    tried = []
+
     def missing(about: About, known: Known) -> Fake:
+        tried.append(about.name)
         raise ValueError("--track mlflow: no answer")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TRACKERS, "mlflow", missing)
         with pytest.raises(ValueError, match="no answer"), tracked(new_run(), ["tensorboard", "mlflow"]):
             pytest.fail("nothing is trained")
-    assert fake.events[-1] == "finish failed recipe.yaml"
+    assert fake.events[-1] == "finish failed recipe.yaml" and tried == ["one"]
 
 
 # --- mistakes
@@ -272,13 +275,28 @@ def twice(name: str) -> Run:
     with pytest.raises(KeyboardInterrupt), tracked(run, [name]):
         work(run, [10, 20, 30])
         raise KeyboardInterrupt
-    time.sleep(1.1 * (name == "wandb"))  # which names its folders by the second
     again = new_run(viscoin__dropout=0.5)
     with tracked(again):
         again.truncate_metrics(10)
         work(again, [20, 30, 40])
         again.model_path.write_bytes(b"weights")
     return again
+
+
+def session_end(events: Any) -> str:
+    """The status of a run in TensorBoard's table of parameters."""
+    from tensorboard.plugins.hparams.api_pb2 import Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = events.summary_metadata["_hparams_/session_end_info"].plugin_data.content
+    return Status.Name(HParamsPluginData.FromString(content).session_end_info.status)
+
+
+def session_start(events: Any) -> set[str]:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    return set(HParamsPluginData.FromString(content).session_start_info.hparams)
 
 
 def test_tensorboard() -> None:
@@ -288,10 +306,11 @@ def test_tensorboard() -> None:
     run = twice("tensorboard")
     found = EventAccumulator(str(run.path))
     found.Reload()
+    assert session_end(found) == "STATUS_SUCCESS"
     scalars = found.Scalars("train/l1")
     assert [event.step for event in scalars] == [10, 20, 30, 40]
     np.testing.assert_allclose([event.value for event in scalars], 1 / np.array([10, 20, 30, 40]), rtol=1e-6)
-    assert abs(scalars[-1].wall_time - read_metrics(run.metrics_path)[-1]["time"]) < 1
+    assert abs(scalars[-1].wall_time - read_metrics(run.metrics_path)[-1]["time"]) < 600  # seconds of the same clock
     images = found.Images("figures/reconstructions")
     assert [(image.step, image.width) for image in images] == [(10, 8), (20, 8), (30, 8), (40, 8)]
     texts = {
@@ -304,6 +323,25 @@ def test_tensorboard() -> None:
     assert "| state | interrupted |" in interrupted and "model" not in interrupted
     assert "| state | finished |" in finished and f"| model | {run.model_path} |" in finished
     assert "_hparams_/session_start_info" in found.summary_metadata
+
+
+def test_trial_in_tensorboard_is_compared_by_what_the_sweep_varies() -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Pruned(Exception):
+        pass
+
+    run = new_run()
+    run.annotate(sweep={"study": "s", "trial": 7, "varied": ["viscoin.learning_rate", "seed"]})
+    with pytest.raises(Pruned), tracked(run, ["tensorboard"], pruned=Pruned):
+        work(run, [10])
+        raise Pruned
+    found = EventAccumulator(str(run.path))
+    found.Reload()
+    assert session_start(found) == {"viscoin.learning_rate", "seed"} and session_end(found) == "STATUS_FAILURE"
+    (tags,) = [event.tensor_proto.string_val[0].decode() for event in found.Tensors("run/tags/text_summary")]
+    assert "| study | s |" in tags and "| trial | 7 |" in tags
 
 
 def client() -> Any:
@@ -341,6 +379,43 @@ def test_mlflow() -> None:
     (other,) = client().search_runs([experiment.experiment_id])
     assert other.info.run_id != found.info.run_id
     assert [metric.step for metric in client().get_metric_history(other.info.run_id, "train.l1")] == [10, 20, 30, 40]
+
+
+@pytest.mark.slow
+def test_sweep_in_mlflow_and_tensorboard(here: Path) -> None:
+    pytest.importorskip("mlflow")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (here / "space.yaml").write_text("classifier.learning_rate: [0.001, 0.002]\n")
+    given = ["sweep", *CLASSIFIER[1:-1], "--space", "space.yaml", "--sampler", "grid"]
+    Answer(*given, "--trials", 1, "--track", "mlflow,tensorboard").went_well()
+    Answer(*given).went_well()
+    folder = Path("runs/birds-classifier-sweep")
+    sweep, *trials = client().search_runs(
+        [client().get_experiment_by_name("viscoin").experiment_id], order_by=["attributes.start_time"]
+    )
+    assert (sweep.info.run_name, sweep.info.status) == ("birds-classifier-sweep", "FINISHED")
+    assert sweep.data.params["space.classifier.learning_rate"] == "0.001, 0.002"
+    assert sweep.data.params["pruner"] == "median" and sweep.data.tags["kind"] == "sweep"
+    files = {file.path for file in client().list_artifacts(sweep.info.run_id)}
+    assert files == {"best.yaml", "trials.csv", "model.safetensors", "figures"}
+    figures = {Path(file.path).name for file in client().list_artifacts(sweep.info.run_id, "figures")}
+    assert figures == {path.name for path in folder.glob("*.png")}
+    values = []
+    for number, trial in enumerate(trials):
+        run, data = Run(folder / "trials" / f"{number:04d}"), trial.data
+        assert (trial.info.run_name, trial.info.status) == (f"birds-classifier-sweep/{number}", "FINISHED")
+        assert data.tags["mlflow.parentRunId"] == sweep.info.run_id
+        assert (data.tags["trial"], data.tags["study"]) == (str(number), "birds-classifier-sweep")
+        assert data.params["classifier.learning_rate"] == str(run.recipe.classifier.learning_rate)
+        assert data.metrics["validation.accuracy"] == read_metrics(run.metrics_path)[-1]["validation.accuracy"]
+        assert {file.path for file in client().list_artifacts(trial.info.run_id)} == {"recipe.yaml", "metrics.jsonl"}
+        found = EventAccumulator(str(run.path))
+        found.Reload()
+        assert session_start(found) == {"classifier.learning_rate"} and found.Scalars("value")
+        values.append(data.metrics["value"])
+    history = client().get_metric_history(sweep.info.run_id, "best")
+    assert [(metric.step, metric.value) for metric in history] == [(1, values[0]), (2, max(values))]
 
 
 @contextmanager

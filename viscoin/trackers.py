@@ -7,6 +7,7 @@ its methods raise, the training goes on.
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -19,30 +20,47 @@ from viscoin.runs import RUNS
 
 logger = logging.getLogger(__name__)
 
-State = Literal["finished", "interrupted", "failed"]
+State = Literal["finished", "pruned", "interrupted", "failed"]
 
 PROJECT = "viscoin"  # the experiment of MLflow and the project of wandb, unless their own variables name another
 
 
 @dataclass(frozen=True)
 class About:
-    """A run at its start: its folder, its parameters by dotted key, and tags such as kind and dataset."""
+    """A run, or a sweep, at its start.
 
+    Attributes:
+        parameters: by dotted key.
+        tags: such as kind and dataset.
+        sweep: name of the sweep that the run belongs to, or that this is.
+        parent: what the tracker calls that sweep.
+        varied: keys of the parameters that the sweep varies.
+    """
+
+    name: str
     folder: Path
     parameters: dict[str, Any]
     tags: dict[str, str]
+    sweep: str | None = None
+    parent: str | None = None
+    varied: Sequence[str] = ()
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.name == self.sweep
 
 
 @dataclass
 class Known:
-    """What a tracker has: its name for the run, the last step of each metric, and figures."""
+    """What a tracker has: its name for the run, the last step of each metric, figures, and how the run ended."""
 
     id: str | None = None
     steps: dict[str, int] = field(default_factory=dict)
     figures: list[str] = field(default_factory=list)
+    state: State | None = None
 
     def forget(self) -> None:
-        self.id, self.steps, self.figures = None, {}, []
+        self.id, self.steps, self.figures, self.state = None, {}, [], None
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,9 @@ class Tracker(Protocol):
     def finish(self, state: State, files: Sequence[Path]) -> None:
         """The end of the training; `files` are its recipe and metrics and, if it has one, its model."""
 
+    def close(self) -> None:
+        """Stop for now, without an end."""
+
 
 class TensorBoardTracker:
     """Event files in the run folder."""
@@ -79,17 +100,20 @@ class TensorBoardTracker:
         from lightning_fabric.loggers import TensorBoardLogger
         from torch.utils.tensorboard.summary import hparams
 
+        shown = about.varied or about.parameters  # one column each, in the table that compares runs
         if not any(about.folder.glob("events.out.tfevents.*")):
             known.forget()
         self.logger = TensorBoardLogger(about.folder, name="", version="")
         self.writer = self.logger.experiment
-        self.hint = f"tensorboard --logdir {about.folder.parent}"
+        self.hint = f"tensorboard --logdir {about.folder if about.is_sweep else about.folder.parent}"
         self.known = known
-        values = {key: v if isinstance(v, bool | int | float) else str(v) for key, v in about.parameters.items()}
+        values = {key: about.parameters[key] for key in shown}
+        values = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
         _, start, self.end = hparams(values, {})
         if known.id is None:
-            known.id = about.folder.name
-            self.writer.file_writer.add_summary(start)
+            known.id = about.name
+            if not about.is_sweep:  # which is no row of that table
+                self.writer.file_writer.add_summary(start)
             self._table("parameters", about.parameters)
             self._table("tags", about.tags)
             self.writer.flush()
@@ -108,21 +132,38 @@ class TensorBoardTracker:
         self.writer.flush()
 
     def finish(self, state: State, files: Sequence[Path]) -> None:
-        if state == "finished":
-            self.writer.file_writer.add_summary(self.end)
+        if state in ("finished", "pruned"):  # the others may go on, and TensorBoard takes one end of a run alone
+            self.writer.file_writer.add_summary(self.end if state == "finished" else _as_failure(self.end))
         last = max(self.known.steps.values(), default=0)
         self._table("end", {"state": state} | {path.stem: path for path in files}, last)
-        self.logger.finalize(state)
+        self.close()
+
+    def close(self) -> None:
+        self.logger.finalize("")
 
     def _table(self, name: str, rows: Mapping[str, Any], step: int = 0) -> None:
         text = "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
         self.writer.add_text(f"run/{name}", text, step)
 
 
+def _as_failure(end: Any) -> Any:
+    """The end of a run as torch has it, which knows success alone."""
+    from tensorboard.plugins.hparams.api_pb2 import Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    plugin = end.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    content.session_end_info.status = Status.Value("STATUS_FAILURE")
+    plugin.content = content.SerializeToString()
+    return end
+
+
 class MLflowTracker:
     """The server of MLFLOW_TRACKING_URI, by default the SQLite file runs/mlflow.db with artifacts beside it."""
 
-    STATUS: Mapping[State, str] = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+    STATUS: Mapping[State, str] = {
+        "finished": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED",
+    }  # fmt: skip
 
     def __init__(self, about: About, known: Known) -> None:
         # A training neither waits for minutes nor reports to others than its user.
@@ -157,9 +198,9 @@ class MLflowTracker:
         experiment = self._experiment()
         runs = self.client.search_runs([experiment], f"attributes.run_id = '{known}'") if known else []
         if runs:
-            self.client.update_run(runs[0].info.run_id, status="RUNNING")
+            self.client.update_run(runs[0].info.run_id, status="RUNNING", name=about.name)
             return runs[0].info.run_id
-        return self.client.create_run(experiment, run_name=about.folder.name).info.run_id
+        return self.client.create_run(experiment, run_name=about.name).info.run_id
 
     def _experiment(self) -> str:
         """The id of the experiment, made where there is none yet."""
@@ -182,7 +223,9 @@ class MLflowTracker:
         values = {key: str(value) for key, value in about.parameters.items()}
         new = [Param(key, value) for key, value in values.items() if key not in written]
         changed = {f"changed.{key}": value for key, value in values.items() if written.get(key, value) != value}
-        tags = [RunTag(key, value) for key, value in (about.tags | changed | {"state": "running"}).items()]
+        nested = {"mlflow.parentRunId": about.parent} if about.parent else {}
+        texts = about.tags | nested | changed | {"state": "running"}
+        tags = [RunTag(key, value) for key, value in texts.items()]
         for start in range(0, max(len(new), len(tags)), 100):  # that many at once
             self.client.log_batch(self.id, params=new[start : start + 100], tags=tags[start : start + 100])
 
@@ -202,11 +245,14 @@ class MLflowTracker:
         self.client.set_tag(self.id, "state", state)
         self.client.set_terminated(self.id, self.STATUS[state])
 
+    def close(self) -> None:
+        pass  # nothing is open between two calls
+
 
 class WandbTracker:
     """Weights & Biases; with WANDB_MODE=offline a folder in that of the run, for `wandb sync` later."""
 
-    EXIT_CODES: Mapping[State, int] = {"finished": 0, "interrupted": 130, "failed": 1}
+    EXIT_CODES: Mapping[State, int] = {"finished": 0, "pruned": 0, "interrupted": 130, "failed": 1}
 
     def __init__(self, about: About, known: Known) -> None:
         os.environ.setdefault("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # seconds that a killed process loses
@@ -218,11 +264,14 @@ class WandbTracker:
             raise ValueError(
                 "--track wandb: nobody is logged in; run `wandb login`, or set WANDB_MODE=offline to keep the run here"
             )
+        if mode == "offline":  # folders are named by the second
+            while any(about.folder.glob(f"wandb/offline-run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
+                time.sleep(0.05)
         settings = wandb.Settings(console="off", silent=True, init_timeout=30, finish_timeout=600)
         try:
             self.run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT") or PROJECT, id=known.id, name=about.folder.name,
-                job_type=about.tags["kind"], tags=[about.tags["kind"], about.tags["dataset"][:64]],
+                project=os.environ.get("WANDB_PROJECT") or PROJECT, id=known.id, name=about.name,
+                group=about.sweep, job_type=about.tags["kind"], tags=[about.tags["kind"], about.tags["dataset"][:64]],
                 config=about.parameters | about.tags, allow_val_change=True, dir=about.folder.absolute(),
                 resume="allow", reinit="finish_previous", settings=settings,
             )  # fmt: skip
@@ -247,13 +296,16 @@ class WandbTracker:
         self.run.log({"step": step, f"figures/{name}": self.wandb.Image(str(path))})
 
     def finish(self, state: State, files: Sequence[Path]) -> None:
-        if state == "finished":
+        if any(path.suffix == ".safetensors" for path in files):
             artifact = self.wandb.Artifact(f"model-{self.run.id}", "model")
             for path in files:
                 artifact.add_file(str(path))
             self.run.log_artifact(artifact)
         self.run.summary["state"] = state
         self.run.finish(exit_code=self.EXIT_CODES[state])
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 TRACKERS: dict[str, Callable[[About, Known], Tracker]] = {

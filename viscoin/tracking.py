@@ -11,11 +11,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from viscoin.models.files import code_revision
 from viscoin.runs import Run, flatten, read_metrics
@@ -24,6 +26,7 @@ from viscoin.trackers import TRACKERS, About, Known, Point, State, Tracker, root
 logger = logging.getLogger(__name__)
 
 FILE = "tracking.json"
+LOCK = ".tracking.lock"  # of a sweep, on which several processes may work
 RETRY_SECONDS = 600  # after which a tracker that failed is tried again
 
 
@@ -44,14 +47,29 @@ def parse_trackers(values: Iterable[str] | None) -> list[str]:
     return names
 
 
+def followers(folder: Path) -> list[str]:
+    """Names of the trackers that follow the run or the sweep in a folder."""
+    return parse_trackers(_read(folder))
+
+
 @contextmanager
-def tracked(run: Run, names: Sequence[str] | None = None) -> Iterator[None]:
+def tracked(
+    run: Run,
+    names: Sequence[str] | None = None,
+    *,
+    pruned: type[BaseException] | tuple[()] = (),
+    models: bool = True,
+    patient: bool = False,
+) -> Iterator[None]:
     """Let trackers follow the training in this block, and tell them how it ends.
 
     What fails later than their start is warned of once, tried again now and then, and never ends the training.
 
     Args:
         names: of the trackers; by default those that followed this run before.
+        pruned: an exception of this type ends a trial that is not worth to go on with.
+        models: send them the finished model.
+        patient: a tracker that cannot start is warned of as well.
 
     Raises:
         ValueError: a package is missing, a server does not answer, or nobody is logged in.
@@ -59,38 +77,51 @@ def tracked(run: Run, names: Sequence[str] | None = None) -> Iterator[None]:
     mirrors: list[_Mirror] = []
     state: State = "failed"
     try:
-        for name in parse_trackers(_followers(run) if names is None else names):
-            mirrors.append(_Mirror(run, name))
+        for name in followers(run.path) if names is None else parse_trackers(names):
+            mirror = _Mirror(run, name, models)
+            if patient:
+                mirror.start_if_possible()
+            else:
+                logger.info("%s follows: %s", name, mirror.start().hint)
+            mirrors.append(mirror)
         run.listeners.extend(mirrors)
         yield
         state = "finished"
     except KeyboardInterrupt:
         state = "interrupted"
         raise
+    except pruned:
+        state = "pruned"
+        raise
     finally:
         for mirror in mirrors:
-            mirror.finish(state)
+            mirror.finish_if_possible(state)
         run.listeners[:] = [listener for listener in run.listeners if listener not in mirrors]
 
 
 class _Mirror:
     """Keeps one tracker at what the run folder holds."""
 
-    def __init__(self, run: Run, name: str) -> None:
-        self.run, self.name = run, name
-        self.known = Known(**_followers(run).get(name, {}))
+    def __init__(self, run: Run, name: str, models: bool) -> None:
+        self.run, self.name, self.models = run, name, models
+        self.known = Known(**_read(run.path).get(name, {}))
         self.behind, self.warned, self.retry_at = True, False, 0.0
-        self.tracker: Tracker | None = self._start()
-        logger.info("%s follows: %s", name, self.tracker.hint)
+        self.tracker: Tracker | None = None
 
     def __call__(self, step: int, values: Mapping[str, float]) -> None:
         """These values stand in metrics.jsonl now."""
         if time.monotonic() >= self.retry_at:
             self._try(lambda: self._update([Point(name, value, step, time.time()) for name, value in values.items()]))
 
+    def finish_if_possible(self, state: State) -> None:
+        self._try(lambda: self.finish(state))
+
     def finish(self, state: State) -> None:
-        files = [self.run.recipe_path, self.run.metrics_path, *[self.run.model_path] * (state == "finished")]
-        self._try(lambda: self._update([]).finish(state, [path for path in files if path.is_file()]))
+        model = [self.run.model_path] * (state == "finished" and self.models)
+        files = [self.run.recipe_path, self.run.metrics_path, *model]
+        self._update(_logged(self.run)).finish(state, [path for path in files if path.is_file()])
+        self.known.state = state
+        _write(self.run.path, self.name, self.known)
 
     def _try(self, action: Callable[[], object]) -> None:
         try:
@@ -105,57 +136,167 @@ class _Mirror:
                 )  # fmt: skip
             self.warned = True
 
-    def _start(self) -> Tracker:
-        tracker = TRACKERS[self.name](_about(self.run), self.known)
-        self._write()
+    def start_if_possible(self) -> None:
+        self._try(lambda: self._update([]))
+
+    def start(self) -> Tracker:
+        tracker = self.tracker = TRACKERS[self.name](_about(self.run, self.name), self.known)
+        self.known.state = None
+        _write(self.run.path, self.name, self.known)
         return tracker
 
     def _update(self, points: Sequence[Point]) -> Tracker:
         """Send these points (all that are missing, if it is behind) and new figures."""
-        tracker = self.tracker = self.tracker or self._start()
+        tracker = self.tracker or self.start()
         points = _logged(self.run) if self.behind else points
-        new = [point for point in points if point.step > self.known.steps.get(point.name, -1)]
-        if new:
-            tracker.points(new)
-            self.known.steps |= {point.name: point.step for point in new}
-            self._write()
+        if _send(tracker, self.known, points):
+            _write(self.run.path, self.name, self.known)
         self.behind = False
         for path in sorted(self.run.figures.glob("*.png")):
             if path.name not in self.known.figures:
                 tracker.figure(path, *_name_and_step(path, self.run))
                 self.known.figures.append(path.name)
-                self._write()
+                _write(self.run.path, self.name, self.known)
         return tracker
 
-    def _write(self) -> None:
-        """Without fsync, which takes long for something that is written with every line of metrics."""
-        path = self.run.path / FILE
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(_followers(self.run) | {self.name: asdict(self.known)}))
-        partial.replace(path)
+
+@dataclass
+class Shown:
+    """What trackers shall show of a sweep when its command ends.
+
+    Attributes:
+        step: trials that have ended.
+        metrics: of all of them together.
+        trials: folders of the runs that have ended, and how.
+    """
+
+    step: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    figures: Sequence[Path] = ()
+    files: Sequence[Path] = ()
+    trials: Mapping[Path, State] = field(default_factory=dict)
 
 
-def _followers(run: Run) -> dict[str, Any]:
-    """What tracking.json says: of each tracker, what it has of the run."""
+@contextmanager
+def tracked_sweep(
+    folder: Path, dataset: str, parameters: Mapping[str, Any], names: Sequence[str], models: bool = False
+) -> Iterator[Shown]:
+    """Let trackers show a sweep: a run of its own, to which those of its trials belong.
+
+    What the block puts into the yielded `Shown` they get at its end, and all that they miss of the trials. Several
+    processes may work on the sweep.
+
+    Args:
+        dataset: its name.
+        parameters: settings of the sweep, by name.
+        names: of the trackers.
+        models: send them the models of all finished trials.
+
+    Raises:
+        ValueError: a package is missing, a server does not answer, or nobody is logged in.
+    """
+    name = folder.absolute().name
+    tags = {"kind": "sweep", "dataset": dataset, **_origin(folder)}
+    about = About(name, folder, {key.lstrip("-"): value for key, value in parameters.items()}, tags, sweep=name)
+    for tracker_name in names:
+        with _of_sweep(about, tracker_name) as (tracker, _):
+            tracker.close()
+        logger.info("%s follows: %s", tracker_name, tracker.hint)
+    shown = Shown()
+    state: State = "failed"
     try:
-        return json.loads((run.path / FILE).read_text())
+        yield shown
+        state = "finished"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    finally:
+        for tracker_name in names:
+            try:
+                _show(about, tracker_name, shown, state, models)
+            except Exception as error:
+                logger.warning(
+                    "%s fails (%s); what it misses of the sweep it gets when the same command is run again",
+                    tracker_name, root_cause(error),
+                )  # fmt: skip
+
+
+def _show(about: About, name: str, shown: Shown, state: State, models: bool) -> None:
+    """Send what a tracker misses of the trials, and how the sweep ended."""
+    for folder, end in shown.trials.items():
+        with FileLock(about.folder / LOCK):
+            if _read(folder).get(name, {}).get("state") != end:
+                _Mirror(Run(folder), name, models).finish(end)
+    with _of_sweep(about, name) as (tracker, known):
+        _send(tracker, known, [Point(key, value, shown.step, time.time()) for key, value in shown.metrics.items()])
+        for path in shown.figures:
+            tracker.figure(path, path.stem, shown.step)
+        tracker.finish(state, [path for path in shown.files if path.is_file()])
+
+
+@contextmanager
+def _of_sweep(about: About, name: str) -> Iterator[tuple[Tracker, Known]]:
+    """The sweep at a tracker, at which no other of its processes is meanwhile."""
+    with FileLock(about.folder / LOCK):
+        known = Known(**_read(about.folder).get(name, {}))
+        tracker = TRACKERS[name](about, known)
+        _write(about.folder, name, known)
+        yield tracker, known
+        _write(about.folder, name, known)
+
+
+def _send(tracker: Tracker, known: Known, points: Sequence[Point]) -> bool:
+    """Send those that are new; whether there are any."""
+    new = [point for point in points if point.step > known.steps.get(point.name, -1)]
+    if new:
+        tracker.points(new)
+        known.steps |= {point.name: point.step for point in new}
+    return bool(new)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What tracking.json says: of each tracker, what it has."""
+    try:
+        return json.loads((folder / FILE).read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _about(run: Run) -> About:
+def _write(folder: Path, name: str, known: Known) -> None:
+    """Without fsync, which takes long for something that is written with every line of metrics."""
+    path = folder / FILE
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_read(folder) | {name: asdict(known)}))
+    partial.replace(path)
+
+
+def _about(run: Run, tracker: str) -> About:
     header = run.header
-    kind, recipe = header["kind"], header["recipe"]
-    tags = {"kind": kind, "dataset": Path(recipe["dataset"]["name"]).name, "revision": code_revision()}
+    kind, recipe, facts = header["kind"], header["recipe"], header.get("sweep")
+    tags = {"kind": kind, "dataset": Path(recipe["dataset"]["name"]).name, **_origin(run.path)}
+    parameters = flatten({key: recipe[key] for key in ("dataset", kind, "seed")})
+    if facts is None:
+        return About(run.path.absolute().name, run.path, parameters, tags)
+    study, trial = facts["study"], str(facts["trial"])
+    parent = _read(run.path.absolute().parents[1]).get(tracker, {}).get("id")
+    tags |= {"study": study, "trial": trial}
+    return About(f"{study}/{trial}", run.path, parameters, tags, study, parent, facts["varied"])
+
+
+def _origin(folder: Path) -> dict[str, str]:
+    """Tags: where the run is, and by which code."""
+    tags = {"folder": str(folder.absolute()), "revision": code_revision()}
     with suppress(PackageNotFoundError):
         tags["version"] = version("viscoin")
-    parameters = flatten({key: recipe[key] for key in ("dataset", kind, "seed")})
-    return About(run.path, parameters, tags | {"folder": str(run.path.absolute())})
+    return tags
 
 
 def _logged(run: Run) -> list[Point]:
-    """All that stands in metrics.jsonl."""
+    """All that stands in metrics.jsonl, and what a finished trial came to."""
     lines = read_metrics(run.metrics_path) if run.metrics_path.is_file() else []
+    value = run.header.get("sweep", {}).get("value")
+    if value is not None and lines:
+        lines.append({"value": value, "step": lines[-1]["step"], "time": lines[-1].get("time", 0.0)})
     return [
         Point(name, value, line["step"], line.get("time", 0.0))
         for line in lines

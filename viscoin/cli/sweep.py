@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from viscoin.config import Recipe
     from viscoin.runs import Run
     from viscoin.sweep.results import SweepResult
+    from viscoin.tracking import Shown
     from viscoin.training.runtime import Runtime
 
 KINDS = ("classifier", "gan", "viscoin")
@@ -81,6 +82,7 @@ def sweep(
             "--out", metavar="FOLDER", help="The study's folder, which several processes may share; default: in runs/."
         ),
     ] = None,
+    track: common.Track = None,
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """Train by many recipes, chosen by Optuna, and tell which is best.
@@ -100,8 +102,10 @@ def sweep(
     from viscoin.sweep.settings import Settings, check_metric
     from viscoin.sweep.space import read_space
     from viscoin.sweep.study import Study, load_optuna
+    from viscoin.tracking import followers, parse_trackers, tracked_sweep
 
     load_optuna()
+    trackers = parse_trackers(track)
     values = read_space(space, kind, resolved)
     for key in (text.partition("=")[0].strip() for text in settings or []):
         if key in values:
@@ -121,7 +125,10 @@ def sweep(
         with run.lock():
             return _train(kind, chosen, run, models, runtime)
 
-    report(run_sweep(study, train))
+    names = trackers if track else followers(folder)
+    facts = {**study.settings.identity(), "pruner": pruner}
+    with tracked_sweep(folder, Path(resolved.dataset.name).name, facts, names, keep_models) as shown:
+        show(run_sweep(study, train, names), shown)
 
 
 def _models(kind: str, classifier: Path | None, gan: Path | None, recipe: "Recipe") -> dict[str, Path]:
@@ -152,8 +159,28 @@ def _train(kind: str, recipe: "Recipe", run: "Run", models: dict[str, Path], run
     return train_viscoin(recipe, run, f.model, g.model, runtime)
 
 
-def report(result: "SweepResult") -> None:
-    """Print the trials, the best ones first, and where the best model, its recipe, the table and the figures are."""
+def show(result: "SweepResult", shown: "Shown") -> None:
+    """Print the trials, the best ones first, and where everything is; the trackers get it, too."""
+    from viscoin.runs import Run
+    from viscoin.sweep.results import ENDED
+
+    shown.figures = report(result)
+    ended = {Run(trial.folder): end for trial in result.trials for end in ENDED if trial.state == end}
+    shown.step = len(ended)
+    shown.trials = {run.path: end for run, end in ended.items() if run.recipe_path.is_file()}
+    best = result.best
+    if best is not None and best.value is not None:
+        shown.metrics = {"best": best.value}
+        shown.files = [result.settings.folder / name for name in ("best.yaml", "trials.csv")]
+        shown.files.append(Run(best.folder).model_path)
+
+
+def report(result: "SweepResult") -> list[Path]:
+    """Print the trials, the best ones first, and where the best model, its recipe, the table and the figures are.
+
+    Returns:
+        The files of the figures.
+    """
     from viscoin.plotting.study import study_figures
     from viscoin.plotting.style import figure_bytes
     from viscoin.runs import Run, atomic_path
@@ -169,11 +196,13 @@ def report(result: "SweepResult") -> None:
         if not result.settings.keep_models:
             typer.echo("models and checkpoints of the other trials are removed (--keep-models keeps them)", err=True)
     typer.echo(folder / "trials.csv")
+    paths = []
     for name, figure in study_figures(result).items():
-        path = folder / f"{name}.png"
-        with atomic_path(path) as partial:
+        paths.append(folder / f"{name}.png")
+        with atomic_path(paths[-1]) as partial:
             partial.write_bytes(figure_bytes(figure))
-        typer.echo(path)
+        typer.echo(paths[-1])
+    return paths
 
 
 def table(result: "SweepResult") -> list[str]:

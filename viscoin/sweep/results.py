@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from viscoin.runs import atomic_path
 from viscoin.sweep.settings import Settings
 from viscoin.sweep.space import Value, recipe_of
 
-ENDED = ("finished", "pruned", "failed")
+ENDED: tuple[Literal["finished", "pruned", "failed"], ...] = ("finished", "pruned", "failed")
 
 
 @dataclass(frozen=True)

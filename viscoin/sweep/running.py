@@ -2,10 +2,9 @@
 
 import gc
 import logging
-import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from viscoin.runs import Run, read_metrics
 from viscoin.sweep.results import ENDED, SweepResult, best_of
 from viscoin.sweep.space import recipe_of, show
 from viscoin.sweep.study import Study, first_line
+from viscoin.tracking import tracked
 from viscoin.training.loop import Failed, Interrupted
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ FAILURES = 3  # failed trials in a row that end the sweep
 Train = Callable[[Recipe, Run], Path]
 
 
-def run_sweep(study: Study, train: Train) -> SweepResult:
+def run_sweep(study: Study, train: Train, trackers: Sequence[str] = ()) -> SweepResult:
     """Train one trial after the other until the study has as many as it shall have, or the time is up.
 
     Args:
         train: trains the run by the recipe and returns the file of the model.
+        trackers: that follow the trials.
 
     Raises:
         Interrupted, Failed: a signal came, or something outside failed; the trial is queued once more.
@@ -48,20 +49,24 @@ def run_sweep(study: Study, train: Train) -> SweepResult:
         if trial is None:
             return study.result()
         began = time.monotonic()
-        _run_trial(study, trial, train)
+        _run_trial(study, trial, train, trackers)
         logger.info("%s", _progress(study, trial.number, time.monotonic() - began))
     logger.info("the %g s of --timeout are over; the same command goes on", timeout)
     return study.result()
 
 
-def _run_trial(study: Study, trial: "optuna.Trial", train: Train) -> None:
+def _run_trial(study: Study, trial: "optuna.Trial", train: Train, trackers: Sequence[str]) -> None:
     number, settings = trial.number, study.settings
+    facts = {"study": settings.folder.absolute().name, "trial": number, "varied": list(settings.space)}
     try:
         recipe = recipe_of(settings.recipe, trial.params)
         run = Run.create(settings.kind, recipe, study.folder(number))
-        run.listeners.append(_reporter(study, trial, run))
+        run.annotate(sweep=facts)
         logger.info("trial %d: %s", number, ", ".join(f"{key} {show(value)}" for key, value in trial.params.items()))
-        value = _score(run.model_path if run.model_path.is_file() else train(recipe, run), settings.metric)
+        with tracked(run, trackers, pruned=study.optuna.TrialPruned, models=settings.keep_models, patient=True):
+            run.listeners.append(_reporter(study, trial, run))  # the last one: it may end the training
+            value = _score(run.model_path if run.model_path.is_file() else train(recipe, run), settings.metric)
+            run.annotate(sweep=facts | {"value": value})
     except study.optuna.TrialPruned:
         study.end(number, None, pruned=True)
     except (KeyboardInterrupt, Failed, OSError, study.optuna.exceptions.StorageInternalError) as error:
@@ -92,11 +97,9 @@ def _score(model: Path, metric: str) -> float:
 
 def _fail(study: Study, number: int, error: Exception) -> None:
     """A training failed: by the trial's parameters, so that others may do well, unless none of them does."""
-    alone = len(study.results()) == 1
-    if alone and isinstance(error, ValueError) and not (study.folder(number) / "metrics.jsonl").is_file():
-        study.forget()  # a mistake in the options: leave nothing that other options would contradict
-        shutil.rmtree(study.folder(number), ignore_errors=True)
-        raise error
+    begun = (study.folder(number) / "metrics.jsonl").is_file()
+    if isinstance(error, ValueError) and not begun and study.forget():
+        raise error  # a mistake in the options; nothing is left that other options would contradict
     study.end(number, None, first_line(error))
     ended = [trial for trial in study.results() if trial.state in ENDED][-FAILURES:]
     if len(ended) == FAILURES and all(trial.state == "failed" for trial in ended):

@@ -310,6 +310,25 @@ def test_following_ends_with_the_job(here: Path, monkeypatch: pytest.MonkeyPatch
     assert ("the end" in answer.err) == (state != "COMPLETED")
 
 
+@pytest.mark.parametrize(
+    ("command", "file", "shown"),
+    [
+        (("train", "all"), "gan/metrics.jsonl", "gan  step 2  train: loss 0.5"),
+        (("sweep", "classifier", "--space", "s.yaml"), "other", "the end"),
+    ],
+)
+def test_following_what_is_not_one_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], file: str, shown: str
+) -> None:
+    monkeypatch.setattr(submit, "ASK", 0.0)
+    Path("run/gan").mkdir(parents=True)
+    write = f'echo \'{{"step": 2, "train.loss": 0.5}}\' > run/{file}; echo the end > run/slurm-7.out'
+    path = pretend(here / "bin", sbatch="echo 7", scontrol=f"{write}; echo 'JobState=COMPLETED ExitCode=0:0'")
+    monkeypatch.setenv("PATH", path)
+    answer = Answer("submit", "--follow", "--", *command, "--out", "run").went_well()
+    assert shown in answer.out + answer.err and "logs --follow" not in answer.out
+
+
 # --- processes that srun started
 
 

@@ -75,12 +75,13 @@ def submit(
             shutil.rmtree(folder)
         raise
     typer.echo(f"job {number}: {job.name}")
+    metrics = _metrics(words, folder)
     program, place = _program(), shlex.quote(str(folder))
     lines = {
         "run folder": str(folder),
         "state": f"squeue --job {number}",
         "output": f"tail -F {place}/slurm-{number}.out",
-        "metrics": f"{program} logs --follow --logs-path {place}" if job.continues else None,
+        "metrics": f"{program} logs --follow --logs-path {place}" if len(metrics) == 1 else None,
         "cancel": f"scancel {number}",
         "go on": job.resubmit,
     }
@@ -88,7 +89,7 @@ def submit(
         if text is not None:
             typer.echo(f"  {title:11} {text}")
     if follow:
-        raise typer.Exit(_followed(number, folder))
+        raise typer.Exit(_followed(number, folder, metrics))
 
 
 class Limits(NamedTuple):
@@ -246,19 +247,29 @@ def _written(script: str, folder: Path) -> Path:
     return path
 
 
-def _followed(number: str, folder: Path) -> int:
+def _metrics(words: Words, folder: Path) -> list[Path]:
+    """Files that a command writes metrics to."""
+    from viscoin.analysis.logs import METRICS
+
+    if words.command == ["train", "all"]:
+        return [folder / kind / METRICS for kind in ("classifier", "gan", "viscoin")]
+    return [folder / METRICS] if words.command[0] == "train" else []
+
+
+def _followed(number: str, folder: Path, metrics: list[Path]) -> int:
     """Print metrics and states of a job until it has ended; returns its exit code."""
-    from viscoin.analysis.logs import METRICS, describe_line, follow
+    from viscoin.analysis.logs import describe_line, follow
 
     typer.echo("Ctrl-C ends this, not the job", err=True)
     watched = _Watched(number)
+    names = [f"{path.parent.name}  " if len(metrics) > 1 else "" for path in metrics]
     try:
-        for growth in follow([folder / METRICS], pause=min(1.0, ASK)):
-            if growth.rewritten:
-                typer.echo("went back, as after a new start")
-            for _, text in growth.fresh:
+        for growth in follow(metrics, pause=min(1.0, ASK)):
+            for i in growth.rewritten:
+                typer.echo(f"{names[i]}went back, as after a new start")
+            for i, text in growth.fresh:
                 if line := describe_line(text):
-                    typer.echo(line)
+                    typer.echo(f"{names[i]}{line}")
             if watched.ended:  # already before these lines were read: there are no more
                 break
             watched.look()
@@ -268,7 +279,7 @@ def _followed(number: str, folder: Path) -> int:
     except KeyboardInterrupt:
         typer.echo(f"stopped following; job {number} goes on", err=True)
         raise typer.Exit(130) from None
-    if not watched.went_well or not (folder / METRICS).is_file():
+    if not watched.went_well or not any(path.is_file() for path in metrics):
         _show_end(folder / f"slurm-{number}.out")
     return watched.exit_code
 

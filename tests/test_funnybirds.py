@@ -332,6 +332,18 @@ def test_the_archive_is_the_published_one():
     assert funnybirds.SOURCE.file_name == "FunnyBirds.zip"
 
 
+def test_copies_across_splits_are_reported(root, caplog):
+    for path in (root / "train").rglob("*.png"):  # drawn as the test images are
+        path.write_bytes(path.read_bytes() + b"other bytes")
+    with caplog.at_level("WARNING"):
+        load(root)
+    assert "several splits" not in caplog.text
+    shutil.copy(root / "train" / "0" / "000000.png", root / "test" / "0" / "000001.png")
+    with caplog.at_level("WARNING"):
+        load(root)
+    assert "funnybirds: 1 image lies in several splits" in caplog.text
+
+
 # --- ground truth ---------------------------------------------------------------------------------------------------
 
 

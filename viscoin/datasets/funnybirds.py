@@ -15,7 +15,7 @@ may be missing: then the dataset is one without them.
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets.base import ImageDataset
+from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.download import Archive, dataset_root
-from viscoin.datasets.files import check_every_class, prepare_files, present_files
+from viscoin.datasets.files import check_every_class, prepare_files, present_files, warn_about_duplicates
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import UNREADABLE, BadImage, read_square
 
@@ -165,15 +165,30 @@ def load_funnybirds(split: str, config: DatasetConfig) -> FunnyBirdsDataset:
         ValueError: files that are missing, or do not fit together; images that cannot be used.
     """
     root = dataset_root("funnybirds", config, SOURCE, (*_tables("train"), "dataset_test.json", "train", "test"))
-    scenes = read_scenes(root, "test" if split == "test" else "train")
-    files = [scenes.file(i) for i in range(len(scenes.parameters))]
-    labels = scenes.labels
-    items = [(i, int(labels[i])) for i in present_files(files, _list_of(scenes), config.skip_bad_files)]
-    chosen = items if split == "test" else stratified(items, split, {"validation": 0.1}, config.seed)
-    numbers = np.array([number for number, _ in chosen], dtype=int)
-    check_every_class("funnybirds", split, labels[numbers], scenes.class_names, _list_of(scenes))
-    pixels, kept = prepare_files("funnybirds", split, [files[i] for i in numbers], config, root)
+    lists = {source: read_scenes(root, source) for source in ("train", "test")}
+    given = {source: _present(of_source, config.skip_bad_files) for source, of_source in lists.items()}
+    sources = {part: "test" if part == "test" else "train" for part in SPLITS}
+    parts = {part: _numbers(lists[source], given[source], part, config.seed) for part, source in sources.items()}
+    warn_about_duplicates(
+        "funnybirds", {part: [lists[sources[part]].file(i) for i in numbers] for part, numbers in parts.items()}
+    )
+    scenes, numbers = lists[sources[split]], parts[split]
+    check_every_class("funnybirds", split, scenes.labels[numbers], scenes.class_names, _list_of(scenes))
+    pixels, kept = prepare_files("funnybirds", split, [scenes.file(i) for i in numbers], config, root)
     return FunnyBirdsDataset(split, pixels, scenes, numbers[kept])
+
+
+def _present(scenes: Scenes, skip: bool) -> list[int]:
+    """Numbers of the images whose files are there."""
+    return present_files([scenes.file(i) for i in range(len(scenes.parameters))], _list_of(scenes), skip)
+
+
+def _numbers(scenes: Scenes, given: Sequence[int], split: str, seed: int) -> np.ndarray:
+    """Those of the images that belong to a split."""
+    labels = scenes.labels
+    items = [(number, int(labels[number])) for number in given]
+    chosen = items if split == "test" else stratified(items, split, {"validation": 0.1}, seed)
+    return np.array([number for number, _ in chosen], dtype=int)
 
 
 def read_scenes(root: Path, source: str) -> Scenes:

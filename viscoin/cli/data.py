@@ -111,6 +111,8 @@ def data(
 ) -> None:
     """Look at a dataset (info, show), write its split or a new one (split), or write it for other tools (export).
 
+    Every action reads the images as a training does, and keeps their squares in the user's cache folder.
+
     --seed draws the images that are shown or exported, and the split of --shares; the images of a dataset and its own
     split depend on dataset.seed (--set dataset.seed=1).
     """

@@ -84,6 +84,22 @@ def test_job_is_bash_with_explained_directives(path: Path) -> None:
     assert (ROOT / "runs").is_dir()
 
 
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_folder_that_is_given_counts_also_when_submitted_again(path: Path, here: Path) -> None:
+    (here / ".venv/bin").mkdir(parents=True)
+    (here / ".venv/bin/activate").touch()
+    numbers = {"ARRAY_JOB_ID": "6", "ARRAY_TASK_ID": "1", "NTASKS_PER_NODE": "1", "NNODES": "1", "JOB_NAME": "n"}
+    environment = surroundings(
+        pretend(here / "bin", srun='echo "$@" > called; exit 1'),
+        **{f"SLURM_{name}": value for name, value in numbers.items()},
+    )
+    subprocess.run(["bash", path, "--seed", "3", "--out", "mine"], env=environment, timeout=60)
+    (printed,) = Path("runs").glob("*/slurm-7.out")
+    again = printed.read_text().splitlines()[-1]
+    assert "exit code 1; again: sbatch" in again
+    assert [re.findall(r"--out (\S+)", text)[-1] for text in (Path("called").read_text(), again)] == ["mine", "mine"]
+
+
 # --- what a script does, with a pretended SLURM
 
 

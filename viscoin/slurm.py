@@ -147,7 +147,7 @@ def shipped_jobs() -> dict[str, Job]:
             "output": "runs/%x-%A_%a.out" if "array" in changes else "runs/%x-%j.out",
             "folder": f"runs/$SLURM_JOB_NAME-{number}",
             "activate": "source .venv/bin/activate # or: conda activate viscoin",
-            "resubmit": f"sbatch slurm/{name}.sbatch $* --out $run",
+            "resubmit": f"sbatch slurm/{name}.sbatch --out $run $*",
             "redirect": True,
             "template": True,
         }
@@ -176,14 +176,14 @@ def shipped_jobs() -> dict[str, Job]:
         "array", "Train one classifier for each number of the array, which is its seed.", "train classifier",
         "--dataset birds", ("    sbatch --array=0-9%2 slurm/array.sbatch # ten of them, two at a time",),
         command=f'python main.py train classifier {several} --seed "$SLURM_ARRAY_TASK_ID" --out "$run" "$@"',
-        resubmit="sbatch --array=$SLURM_ARRAY_TASK_ID slurm/array.sbatch $* --out $run",
+        resubmit="sbatch --array=$SLURM_ARRAY_TASK_ID slurm/array.sbatch --out $run $*",
         array="0-3", time="0-02:00:00", mem="16G",
     )  # fmt: skip
     jobs["sweep"] = job(
         "sweep", "Several workers on one study: each tries recipes until the study has its trials.", "sweep",
         "classifier --dataset birds --space space.yaml --trials 20",
-        command='python main.py sweep "$@" --out "$run"', folder="runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID",
-        resubmit="sbatch slurm/sweep.sbatch $* --out $run",
+        command='python main.py sweep --out "$run" "$@"', folder="runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID",
+        resubmit="sbatch slurm/sweep.sbatch --out $run $*",
         array="0-3", time="0-08:00:00", mem="16G",
     )  # fmt: skip
     return jobs

@@ -517,6 +517,16 @@ def wandb_records(path: Path) -> Iterator:
             record = b""
 
 
+def records_of_ended(path: Path) -> list:
+    """The same once the run's end is among them, which a process of W&B writes in its own time."""
+    end = time.monotonic() + 60
+    while True:
+        records = list(wandb_records(path))
+        if any(record.HasField("exit") for record in records) or time.monotonic() > end:
+            return records
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 def test_wandb_offline() -> None:
     pytest.importorskip("wandb")
@@ -524,7 +534,7 @@ def test_wandb_offline() -> None:
     files = sorted(Path("runs/one/wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
     rows, ids, codes, artifacts, config = [], set(), [], [], {}
-    for record in (record for file in files for record in wandb_records(file)):
+    for record in (record for file in files for record in records_of_ended(file)):
         match record.WhichOneof("record_type"):
             case "history":
                 values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}

@@ -1,17 +1,20 @@
 """Tested networks in bfloat16, or compiled: what changes, and what must not."""
 
+import json
 import shutil
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import Answer, tiny_recipe, write_models
+from tiny_models import Answer, close, tiny_recipe, write_models
 
+from viscoin.analysis.concepts import collect_concepts
 from viscoin.datasets import load_dataset
 from viscoin.models.files import load_model
 from viscoin.testing import ensemble, execution
 from viscoin.testing.baselines import concept_functions
+from viscoin.testing.image_features import ClassifierFeatures, network_digest
 from viscoin.testing.inference import evaluation
 
 
@@ -68,6 +71,25 @@ def test_scores_in_bfloat16_are_those_of_float32_within_noise(model, birds):
     assert mixed["reconstruction"] != exact["reconstruction"]
 
 
+def test_concepts_are_kept_apart_by_precision(model, birds):
+    """What float32 has found is not taken for what bfloat16 finds, nor the other way round."""
+    plain = collect_concepts(model, birds, batch_size=16).activations
+    execution.prepare(model, "bf16-mixed")
+    mixed = collect_concepts(model, birds, batch_size=16).activations
+    assert 0 < np.abs(mixed - plain).max() < 0.1 * plain.max()
+    with execution.exact():
+        assert np.array_equal(collect_concepts(model, birds, batch_size=16).activations, plain)
+
+
+def test_features_are_kept_apart_by_precision(model):
+    network = ClassifierFeatures(model.classifier)
+    before = network_digest(network)
+    execution.prepare(model, "bf16-mixed")
+    assert network_digest(network) != before
+    with execution.exact():
+        assert network_digest(network) == before
+
+
 def test_baselines_of_a_prepared_ensemble_are_its_own(model, birds):
     """Copies of parts of a prepared model must not compute with the original's weights."""
     execution.prepare(model, "bf16-mixed")
@@ -79,7 +101,7 @@ def test_baselines_of_a_prepared_ensemble_are_its_own(model, birds):
 def test_networks_are_translated_where_no_gradient_is_needed(model, birds, monkeypatch):
     called = []
 
-    def translate(function):
+    def translate(function, **options):
         return lambda *arguments, **options: called.append(function.__name__) or function(*arguments, **options)
 
     monkeypatch.setattr(execution.torch, "compile", translate)
@@ -93,8 +115,27 @@ def test_networks_are_translated_where_no_gradient_is_needed(model, birds, monke
     assert called == ["features", "forward"]
 
 
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@compiler
+def test_compiled_networks_draw_the_same_noise():
+    """Processes that share samples pass over the noise of the others' batches as eager networks draw it."""
+
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn(len(x), 3)
+
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(execution._prepared(noisy, mixed=False, compiled=compiled)(torch.zeros(4, 3)))
+    assert torch.equal(*found)
+
+
+@pytest.mark.slow
+@compiler
 def test_a_compiled_classifier_gives_the_same_numbers(place, tmp_path):
     common = [
         "test",
@@ -105,11 +146,11 @@ def test_a_compiled_classifier_gives_the_same_numbers(place, tmp_path):
         "cpu",
         "--batch-size",
     ]
-    outputs = []
+    found = []
     for extra in ([], ["--compile"]):
-        answer = Answer(*common, 20, "--out", tmp_path / "results", *extra).went_well()
-        outputs.append(answer.out)
-    assert outputs[0] == outputs[1]
+        Answer(*common, 20, "--out", tmp_path / "results", *extra).went_well()
+        found.append(json.loads((tmp_path / "results" / "results.json").read_text()))
+    assert close(*found)
 
 
 def test_float16_is_refused(place, tmp_path):

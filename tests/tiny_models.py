@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -79,6 +80,15 @@ def write_images(folder: Path, counts: dict[str, int], size: int = 24) -> Path:
             pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
     return folder
+
+
+def close(a: object, b: object) -> bool:
+    """The same results but for rounding: dictionaries and lists of numbers and texts."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(close, a, b))
+    return a == pytest.approx(b, rel=1e-3, abs=1e-5) if isinstance(a, float) else a == b
 
 
 class Answer:

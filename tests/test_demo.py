@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tiny_models import SETTINGS, Answer, write_models
+from tiny_models import SETTINGS, Answer, tiny_recipe, write_models
 
 from viscoin import demo
 from viscoin.models.files import ASSETS
+from viscoin.runs import Run
 
 # The figures that the report must hold for the shipped models (dotted), and for the fresh ones.
 KEYS = [
@@ -136,6 +137,24 @@ def test_interrupted_demo_leaves_no_report(assets, tmp_path, monkeypatch):
 def test_demo_cannot_write(assets, tmp_path):
     (tmp_path / "file").write_text("")
     Answer("demo", "--out", tmp_path / "file" / "demo").refused("--out", "file/demo")
+
+
+def test_demo_clears_no_folder_in_which_another_one_trains(tmp_path):
+    run = Run.create("viscoin", tiny_recipe(), tmp_path / "viscoin")
+    with run.lock():
+        child = os.fork()
+        if not child:
+            try:
+                demo._prepare(tmp_path)
+                os._exit(0)
+            except ValueError as error:
+                os._exit(3 if "in use by process" in str(error) else 4)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert run.recipe_path.is_file()
+    demo._prepare(tmp_path)
+    assert not run.path.exists()
 
 
 def test_demo_without_shipped_models(monkeypatch, tmp_path):

@@ -26,7 +26,7 @@ from viscoin.presets import gan_preset, gan_presets
 from viscoin.processes import is_first_process
 from viscoin.runs import Run, read_metrics
 from viscoin.training import loop
-from viscoin.training.gan import GanTask, _keep_last, check_gan, choose_precision, load_images, train_gan
+from viscoin.training.gan import GanTask, _keep_last, _save_grid, check_gan, choose_precision, load_images, train_gan
 from viscoin.training.runtime import Runtime, check_devices, make_fabric
 
 ROOT = Path(__file__).parents[1]
@@ -331,6 +331,20 @@ def test_only_the_last_models_are_kept():
     Path("last.pt").touch()
     _keep_last(Path(), "model-*.safetensors", 3)
     assert sorted(os.listdir()) == ["last.pt", *(f"model-{i:06d}k.safetensors" for i in (3, 4, 10))]
+
+
+def test_pictures_are_whole_or_absent(monkeypatch):
+    _save_grid(Path("samples.png"), torch.zeros(2, 3, 4, 4))
+    before = Path("samples.png").read_bytes()
+
+    def killed(images, path, *arguments, **options):
+        Path(path).write_bytes(before[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("viscoin.training.gan.save_image", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _save_grid(Path("samples.png"), torch.zeros(2, 3, 4, 4))
+    assert Path("samples.png").read_bytes() == before and os.listdir() == ["samples.png"]
 
 
 def test_pace_without_a_terminal(caplog, monkeypatch):

@@ -174,7 +174,8 @@ def _prepare(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for kind in KINDS:
             if (out / kind / "recipe.yaml").is_file():
-                shutil.rmtree(out / kind)
+                with Run(out / kind).lock():  # not of a demo that is running
+                    shutil.rmtree(out / kind)
     except OSError as error:
         raise ValueError(f"--out {out}: cannot write there ({error.strerror}); choose another folder") from error
 

@@ -23,7 +23,7 @@ from viscoin.config import GanConfig, Recipe
 from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import read_file, save_model
-from viscoin.runs import Run
+from viscoin.runs import Run, atomic_path
 from viscoin.testing.gan import test_gan
 from viscoin.testing.inference import choose_images
 from viscoin.training.data import StepBatches
@@ -329,7 +329,8 @@ def _layers(title: str, network: torch.nn.Module, *inputs: Tensor) -> str:
 
 
 def _save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
-    save_image(images, path, nrow=columns, normalize=True, value_range=(-1, 1))
+    with atomic_path(path) as partial:
+        save_image(images, partial, "PNG", nrow=columns, normalize=True, value_range=(-1, 1))
 
 
 def _keep_last(folder: Path, pattern: str, count: int) -> None:

@@ -1,17 +1,20 @@
 """Kill one small training again and again at random moments, let it end, and say whether that made a difference.
 
 `python kill_loop.py KIND KILLS FOLDER` prints the number of kills after which the run had not ended yet. It exits with
-1 where weights or metrics differ from those of a run that nobody killed. Children are forked, which spares imports.
+1 where weights or metrics differ from those of a run that nobody killed. Children are forked, which spares imports, and
+kill themselves: so none comes far before its end, however slow or busy the machine is.
 """
 
 import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny_models import tiny_recipe, write_models
@@ -39,7 +42,7 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def train(kind: str, models: Path, out: Path) -> None:
-    """As the command does it, with a checkpoint at nearly every step."""
+    """As the command does it, with a checkpoint at every step."""
     recipe = RECIPES[kind]
     run = Run.create(kind, recipe, out)
     with run.lock():
@@ -52,13 +55,20 @@ def train(kind: str, models: Path, out: Path) -> None:
             viscoin.train_viscoin(recipe, run, f, g, RUNTIME)
 
 
-def wait_for_saves(checkpoint: Path, count: int, child: int) -> None:
-    """Until the checkpoint was replaced so many times, or the child ended."""
-    seen = checkpoint.stat().st_ino if checkpoint.is_file() else None
-    while count and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        time.sleep(0.001)
-        now = checkpoint.stat().st_ino if checkpoint.is_file() else None
-        count, seen = count - (now != seen), now
+def die_after(saves: int, seconds: float) -> None:
+    """Kill this process so many seconds after so many saves."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    save, left = Run.save_checkpoint, iter(range(saves - 1, -1, -1))
+
+    def counted(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        if next(left, None) == 0:
+            timer.start()
+
+    Run.save_checkpoint = counted  # type: ignore[method-assign]
+    if not saves:
+        timer.start()
 
 
 RECIPES = {
@@ -72,22 +82,26 @@ def main(kind: str, kills: int, folder: Path) -> int:
     torch.set_num_threads(1)
     write_models(folder / "models")
     for module in (classifier, gan, viscoin):
-        module.fit = partial(fit, save_seconds=0.02, log_every=10)
+        module.fit = partial(fit, save_seconds=0, log_every=10)
+    seconds = []
     for _ in ("training", "nothing left to train"):
         start = time.monotonic()
         if os.waitpid(in_child(lambda: train(kind, folder / "models", folder / "whole")), 0)[1]:
             return 1
-    around = time.monotonic() - start  # what is before and after the steps
+        seconds.append(time.monotonic() - start)
+    around = seconds[1]  # what is before and after the steps
+    step = (seconds[0] - around) / Run(folder / "whole").last_checkpoint()["step"]
     moments = random.Random(kind)
     done = 0
     while done < kills:
-        child = in_child(lambda: train(kind, folder / "models", folder / "killed"))
-        if moments.random() < 0.3:
-            time.sleep(moments.uniform(0, around))
-        else:
-            wait_for_saves(folder / "killed/checkpoints/last.pt", moments.randint(1, 3), child)
-            time.sleep(moments.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
+        early = moments.random() < 0.3
+        fate = (0, moments.uniform(0, around)) if early else (moments.randint(1, 3), moments.uniform(0, step))
+
+        def doomed() -> None:
+            die_after(*fate)  # noqa: B023  it is called at once
+            train(kind, folder / "models", folder / "killed")
+
+        child = in_child(doomed)
         status = os.waitpid(child, 0)[1]
         if not os.WIFSIGNALED(status):
             if status:

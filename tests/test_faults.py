@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +30,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.paren
 LONG = ["classifier", "--epochs", "60", "--device", "cpu", "--precision", "32-true", "--out"]
 
 
-def command(folder: Path, *arguments: object) -> subprocess.Popen:
-    """`main.py train` in that folder, with a cache there."""
-    line = [sys.executable, str(HERE.parent / "main.py"), "train", *map(str, arguments), *set_options()]
-    environment = ENVIRONMENT | {"XDG_CACHE_HOME": str(folder / "cache")}
+def command(folder: Path, *arguments: object, disturb: str = "") -> subprocess.Popen:
+    """`main.py train` in that folder, with a cache there; `disturb` as in disturbed.py."""
+    line = [sys.executable, str(HERE / "disturbed.py"), "train", *map(str, arguments), *set_options()]
+    environment = ENVIRONMENT | {"XDG_CACHE_HOME": str(folder / "cache"), "DISTURB": disturb}
     return subprocess.Popen(line, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -46,12 +45,9 @@ def ended(process: subprocess.Popen, code: int) -> str:
     return err
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    log, limit = run / "metrics.jsonl", time.monotonic() + 200
-    while not (log.is_file() and any(line["step"] >= step for line in read_metrics(log))):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+def signalled(number: int) -> str:
+    """Code that sends a process this signal."""
+    return f"os.kill(os.getpid(), {int(number)})"
 
 
 # --- kills -------------------------------------------------------------------------------------------------------
@@ -75,12 +71,9 @@ def test_random_kills_change_nothing(tmp_path, kind, kills, least):
 def test_early_warning_saves_and_the_same_command_goes_on(tmp_path):
     line = [*LONG, "run", "--epochs", "30"]
     ended(command(tmp_path, *line[:-3], "whole", *line[-2:]), 0)
-    process = command(tmp_path, *line)
-    wait_for_step(tmp_path / "run", 8, process)
-    process.send_signal(signal.SIGUSR1)
-    assert "go on with --resume --out run" in ended(process, 128 + signal.SIGUSR1)
-    step = Run(tmp_path / "run").last_checkpoint()["step"]
-    assert f"going on from step {step} of run" in ended(command(tmp_path, *line), 0)
+    process = command(tmp_path, *line, disturb=f"9 {signalled(signal.SIGUSR1)}")
+    assert "stopped at step 10 of 120; go on with --resume --out run" in ended(process, 128 + signal.SIGUSR1)
+    assert "going on from step 10 of run" in ended(command(tmp_path, *line), 0)
     assert "all 120 steps of run are done" in ended(command(tmp_path, *line), 0)
     models = [load_model(tmp_path / name).model.state_dict() for name in ("whole", "run")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
@@ -114,19 +107,12 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_full_disk_loses_nothing_that_was_saved(tmp_path, small_disk):
-    process = command(tmp_path, *LONG, small_disk / "run")
-    wait_for_step(small_disk / "run", 8, process)
     ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(1 << 16)):
-                pass
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-    err = ended(process, 75)
+    fill = f"9 fill({str(ballast)!r})"
+    err = ended(command(tmp_path, *LONG, small_disk / "run", disturb=fill), 75)
     assert "No space left on device" in err and "make room" in err and f"--resume --out {small_disk / 'run'}" in err
     step = Run(small_disk / "run").last_checkpoint()["step"]
-    assert step >= 4
+    assert step == 8
     ballast.unlink()
     assert f"going on from step {step}" in ended(command(tmp_path, *LONG, small_disk / "run"), 0)
 
@@ -136,12 +122,8 @@ def test_data_that_vanish(tmp_path):
     """The images are in memory by then; who starts again is told which folder is missing."""
     write_images(tmp_path / "photos", {"cat": 30, "dog": 30})
     line = [*LONG, "run", "--dataset", "photos"]
-    process = command(tmp_path, *line)
-    wait_for_step(tmp_path / "run", 2, process)
-    for folder in ("photos", "cache"):
-        (tmp_path / folder).rename(tmp_path / f"{folder} elsewhere")
-    process.send_signal(signal.SIGTERM)
-    ended(process, 128 + signal.SIGTERM)
+    move = "[os.rename(name, name + ' elsewhere') for name in ('photos', 'cache')]"
+    ended(command(tmp_path, *line, disturb=f"2 {move}; {signalled(signal.SIGTERM)}"), 128 + signal.SIGTERM)
     before = (tmp_path / "run/checkpoints/last.pt").read_bytes()
     err = ended(command(tmp_path, *line), 2)
     assert "photos" in err.splitlines()[-1]

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_models import Answer, tiny_recipe, write_models
+from tiny_models import Answer, close, set_options, tiny_recipe, write_images, write_models
 from torch import multiprocessing, nn
 from toy_ensemble import ToyEnsemble, toy_dataset
 
 from stylegan2_ada.metrics import path_lengths
 from stylegan2_ada.networks import Generator
 from stylegan2_ada.together import collect, once, one_first, own, together
+from viscoin.analysis import gallery
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import DatasetConfig
 from viscoin.datasets import load_dataset
@@ -128,6 +128,14 @@ def bird_ensemble(generator: Generator, f: Classifier) -> VisCoIN:
     return build_ensemble(tiny_recipe().viscoin, f, generator, ["left", "right"])
 
 
+def views(model: VisCoIN, dataset) -> list[gallery.ConceptView]:
+    """Pages of all concepts, two at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "STRIPS_AT_ONCE", 2)
+        table = collect_concepts(model, dataset, batch_size=16)
+        return list(gallery.view_concepts(model, dataset, table, table.order, examples=2).values())
+
+
 def measures() -> dict:
     """Everything that shares images, samples, pairs or concepts, in batches that do not divide by the processes."""
     amounts = np.random.default_rng(0).uniform(0.1, 0.9, (26, 4)).round(2)
@@ -161,19 +169,20 @@ def measures() -> dict:
             "lengths": lengths,
             "truth": truth.test_truth(birds_explained, known, birds, scenes=5).to_dict(),
             "concepts": vars(collect_concepts(model, toy, batch_size=4)),
+            "views": [vars(view) for view in views(birds_explained, birds)],
             "kept": vars(collect_concepts(model, toy, batch_size=4)),
         }  # fmt: skip
     # processes that train call this one without more ado
     return found | {"distance": gan.test_gan(generator, f, large, 13, batch_size=4).fid}
 
 
-def run(number: int, port: int, out: Path) -> None:
+def run(number: int, out: Path) -> None:
     """One of the processes: writes down what it has found."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "XDG_CACHE_HOME": str(out / "cache")}
+    os.environ["XDG_CACHE_HOME"] = str(out / "cache")
     torch.set_num_threads(1)
     for module in RESAMPLING:
         module.RESAMPLES = RESAMPLES
-    dist.init_process_group("gloo", rank=number, world_size=PROCESSES)
+    dist.init_process_group("gloo", (out / "meeting").as_uri(), rank=number, world_size=PROCESSES)
     found = {"measures": measures(), "shares": shares(), "failures": failures()}
     (out / f"{number}.pickle").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
@@ -183,10 +192,7 @@ def run(number: int, port: int, out: Path) -> None:
 def answers(tmp_path_factory) -> list[dict]:
     """What each process has found."""
     out = tmp_path_factory.mktemp("answers")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(run, (port, out), PROCESSES)
+    multiprocessing.spawn(run, (out,), PROCESSES)
     return [pickle.loads((out / f"{number}.pickle").read_bytes()) for number in range(PROCESSES)]
 
 
@@ -212,6 +218,7 @@ def test_measures_of_three_processes_are_those_of_one_bit_for_bit(answers, alone
 
 def test_the_comparison_sees_all_images_and_drawn_noise(alone):
     assert alone["images"]["indices"].tolist() == list(range(26)) and alone["few"]["n"] == 2
+    assert [view["concept"] for view in alone["views"]] and len(alone["views"]) == 6
     assert len(alone["lengths"]) == 11 and np.ptp(alone["lengths"]) > 0
     assert alone["kept"]["labels"].shape == (26,)
     generator, _ = models()
@@ -256,19 +263,19 @@ COMMANDS = {
 }
 
 
-def close(a: object, b: object) -> bool:
-    """The same but for rounding."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(close, a, b))
-    return a == pytest.approx(b, rel=1e-3, abs=1e-6) if isinstance(a, float) else a == b
+@pytest.fixture
+def as_each_does(place, monkeypatch):
+    """This process computes as each of the others: in their folder, by one thread."""
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(place)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @two
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_commands_of_two_processes_write_the_same_numbers_once(place, kind, monkeypatch):
-    monkeypatch.chdir(place)
+def test_commands_of_two_processes_write_the_same_numbers_once(place, kind, as_each_does):
     common = ["test", kind, "--checkpoints", f"{kind}.safetensors", *COMMANDS[kind]]
     both = main(place, *common, "--out", f"{kind}-two", "--devices", 2)
     assert both.returncode == 0, both.stderr
@@ -278,6 +285,49 @@ def test_commands_of_two_processes_write_the_same_numbers_once(place, kind, monk
     assert files[0] == files[1]
     one, other = (json.loads((place / f"{kind}-{count}/results.json").read_text()) for count in ("one", "two"))
     assert close(one, other)
+
+
+@two
+def test_concepts_of_two_processes_are_those_of_one(place, as_each_does, monkeypatch):
+    model = ("--viscoin-pickle-path", "viscoin.safetensors")
+    training = ("train", "concept2clip", *model, *set_options(), "--device", "cpu", "--epochs", 2)
+    Answer(*training, "--out", "adapter").went_well()
+    common = ["concepts", *model, "--names", "auto", "--concept2clip", "adapter", "--pages", 2, "--batch-size", 16]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache-two"))  # where nothing is known
+    both = main(place, *common, "--out", "concepts-two", "--devices", 2)
+    assert both.returncode == 0, both.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache-one"))
+    alone = Answer(*common, "--out", "concepts-one", "--device", "cpu").went_well()
+    assert both.stdout.replace("concepts-two", "concepts-one") == alone.out
+    one, other = contents(place / "concepts-one"), contents(place / "concepts-two")
+    assert one.keys() == other.keys() >= {"names.csv", "concepts.json", "index.html", "co-activation.png"}
+    assert [name for name in one if one[name] != other[name]] in ([], ["names.csv"])  # of names that fit alike
+    one, other = contents(place / "cache-one/viscoin"), contents(place / "cache-two/viscoin")
+    assert one == other
+    assert [len([name for name in one if name.startswith(f"{kind}/")]) for kind in ("concepts", "embeddings")] == [2, 2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@two
+def test_what_all_processes_warn_of_is_said_once(place):
+    few = main(
+        place, "test", "viscoin", "--checkpoints", "viscoin.safetensors", "--measures", "accuracy", "--limit", 4,
+        "--dataset-path", write_small_images(place / "small"), "--devices", 2, "--out", "few",
+    )  # fmt: skip
+    assert few.returncode == 0, few.stderr
+    assert few.stderr.count("are enlarged") == 1
+
+
+def write_small_images(folder: Path) -> Path:
+    """Images smaller than those that the models are given, of their classes."""
+    names = load_dataset("birds", "validation", tiny_recipe().dataset).class_names
+    write_images(folder, dict.fromkeys(names, 10))
+    labels = [[f"{name}/{i:02}.png", number] for number, name in enumerate(names) for i in range(10)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "class_names": names}))
+    return folder
 
 
 @two

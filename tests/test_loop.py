@@ -212,10 +212,13 @@ def test_killed_run_repeats_the_steps_since_its_last_checkpoint(run, uninterrupt
     assert metrics(run) == uninterrupted[1]
 
 
-def test_stop_during_the_last_step_finishes_the_run(run, uninterrupted):
-    task = Toy(at(STEPS - 1, lambda: signal.raise_signal(signal.SIGTERM)))
-    assert train(run, task) == {"sum": float(task.weight.detach().sum())}
+def test_stop_during_the_last_step_stops_what_would_follow(run, uninterrupted):
+    with pytest.raises(Interrupted, match="stopped at step 20 of 20"):
+        train(run, Toy(at(STEPS - 1, lambda: signal.raise_signal(signal.SIGTERM))))
+    task = Toy(lambda step: pytest.fail("trained on"))
+    train(run, task)
     assert torch.equal(task.weight, uninterrupted[0])
+    assert metrics(run) == uninterrupted[1]
 
 
 def test_second_signal_stops_at_once(run):

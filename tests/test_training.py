@@ -470,7 +470,7 @@ def test_only_some_images_are_drawn_again(monkeypatch):
     monkeypatch.setattr(
         losses, "reconstruction_l1", lambda rebuilt, images: seen.setdefault("drawn", images)[0].mean() + rebuilt.mean()
     )
-    monkeypatch.setattr(losses, "sparsity", lambda maps: seen.setdefault("concepts", maps).mean())
+    monkeypatch.setattr(losses, "sparsity", lambda maps, phi: seen.setdefault("concepts", maps).mean())
     real, labels = task.validation.batch(range(4))
     task.step(real, labels, 0)
     assert len(seen["concepts"]) == 3 + 4

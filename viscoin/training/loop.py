@@ -118,7 +118,7 @@ def fit(
                 if stopping or due or late:
                     loop.save()
                     saved_at = time.monotonic()
-                if stopping and loop.done < steps:
+                if stopping:  # also after the last step: what would follow is another training, or long tests
                     raise Interrupted(
                         f"stopped at step {loop.done} of {steps}; go on with --resume --out {run.path}", stopping
                     )

@@ -21,11 +21,11 @@ from viscoin.models.ensemble import Encoding, VisCoIN
 from viscoin.models.explainer import Explainer, activations
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
-from viscoin.runs import Run
+from viscoin.runs import Run, atomic_path
 from viscoin.testing.inference import choose_images
 from viscoin.training import losses
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import check_finite, fit, load_best
+from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -60,6 +60,7 @@ def build_ensemble(
     )
 
 
+@recoverable
 def train_viscoin(
     recipe: Recipe,
     run: Run,
@@ -94,7 +95,8 @@ def train_viscoin(
     def draw(step: int) -> None:
         real = validation.batch(shown)[0]
         pairs = torch.stack([real, task.reconstruct(real)], 1).flatten(0, 1)
-        save_image(pairs, run.figures / f"reconstructions-{step:06d}.png", normalize=True, value_range=(-1, 1))
+        with atomic_path(run.figures / f"reconstructions-{step:06d}.png") as partial:
+            save_image(pairs, partial, "PNG", normalize=True, value_range=(-1, 1))
 
     fit(
         run, task, batches, config.steps, seed=recipe.seed, evaluate_every=config.evaluate_every,

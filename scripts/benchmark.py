@@ -429,7 +429,7 @@ class TrainingStep:
         from viscoin.config import load_recipe
         from viscoin.datasets import ImageDataset
         from viscoin.models.classifier import Classifier
-        from viscoin.training.data import StepBatches
+        from viscoin.training.data import StepBatches, batch_workers
         from viscoin.training.gan import build_generator
         from viscoin.training.losses import Lpips
         from viscoin.training.runtime import Runtime, make_fabric
@@ -455,7 +455,7 @@ class TrainingStep:
             self.task.perceptual = Lpips(fabric.device, pretrained=False)
         self.batches = StepBatches(
             images, recipe.viscoin.batch_size, 0, recipe.viscoin.horizontal_flip, rank=fabric.global_rank,
-            world_size=fabric.world_size,
+            world_size=fabric.world_size, workers=batch_workers(fabric.device),
         )  # fmt: skip
         self.case, self.kind, self.images = case, kind, recipe.viscoin.batch_size
         self.number = recipe.viscoin.warmup_steps

@@ -14,7 +14,7 @@ from viscoin.datasets import SPLITS, ImageDataset, base, dataset_names, files, l
 from viscoin.datasets.base import cache_folder, cached_pixels
 from viscoin.datasets.files import in_threads
 from viscoin.datasets.reading import read_region, read_rgb, square
-from viscoin.training.data import StepBatches
+from viscoin.training.data import StepBatches, batch_workers
 
 SIZE = 8
 
@@ -307,6 +307,11 @@ def test_processes_together_see_what_one_sees(world_size):
         assert all(len(part[1]) == 6 // world_size for part in parts)
         assert torch.equal(torch.stack([part[0] for part in parts], 1).flatten(0, 1), images)
         assert torch.equal(torch.stack([part[1] for part in parts], 1).flatten(), labels)
+
+
+@pytest.mark.parametrize(("device", "workers"), [("cpu", 0), ("cuda", 2)])
+def test_threads_prepare_batches_where_a_gpu_trains(device, workers):
+    assert batch_workers(torch.device(device)) == workers
 
 
 def test_batch_must_divide_over_processes():

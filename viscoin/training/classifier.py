@@ -28,7 +28,7 @@ from viscoin.models.classifier import Classifier, build_classifier, resolve_back
 from viscoin.models.files import save_model
 from viscoin.runs import Run
 from viscoin.testing.measures import confusion
-from viscoin.training.data import StepBatches
+from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.freezing import freeze
 from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
@@ -46,8 +46,6 @@ from viscoin.training.runtime import (
 from viscoin.training.transforms import Transforms
 
 logger = logging.getLogger(__name__)
-
-WORKERS = 2  # threads that prepare batches while a GPU trains; a CPU has no core to spare for them
 
 
 @recoverable
@@ -78,7 +76,7 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     )
     batches = StepBatches(
         train, batch_size, recipe.seed, config.horizontal_flip, config.padding, fabric.global_rank, fabric.world_size,
-        transforms=Transforms.of(config), workers=0 if fabric.device.type == "cpu" else WORKERS,
+        transforms=Transforms.of(config), workers=batch_workers(fabric.device),
     )  # fmt: skip
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=per_epoch,

@@ -98,6 +98,11 @@ class StepBatches:
         return generator.permutation(len(self.dataset))
 
 
+def batch_workers(device: torch.device) -> int:
+    """Threads that prepare batches for a training on `device`: none on a CPU, which has no core to spare for them."""
+    return 0 if device.type == "cpu" else 2
+
+
 def _crop(images: Tensor, draws: np.ndarray, padding: int) -> Tensor:
     size = images.shape[-1]
     padded = F.pad(images, [padding] * 4, mode="reflect")

@@ -26,7 +26,7 @@ from viscoin.models.files import read_file, save_model
 from viscoin.runs import Run, atomic_path
 from viscoin.testing.gan import test_gan
 from viscoin.testing.inference import choose_images
-from viscoin.training.data import StepBatches
+from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.loop import check_finite, fit, recoverable
 from viscoin.training.losses import ClassifierPerceptual
 from viscoin.training.runtime import (
@@ -194,7 +194,7 @@ def train_gan(
         logger.info("whole batches of %d: %g kimg in all", config.batch_size, steps * config.batch_size / 1000)
     batches = StepBatches(
         dataset, config.batch_size, recipe.seed, config.horizontal_flip,
-        rank=fabric.global_rank, world_size=fabric.world_size,
+        rank=fabric.global_rank, world_size=fabric.world_size, workers=batch_workers(fabric.device),
     )  # fmt: skip
     shown = choose_images(len(dataset), GRID // 2, recipe.seed)
 

@@ -24,7 +24,7 @@ from viscoin.models.generator import AdaptedGenerator
 from viscoin.runs import Run, atomic_path
 from viscoin.testing.inference import choose_images
 from viscoin.training import losses
-from viscoin.training.data import StepBatches
+from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
@@ -88,6 +88,7 @@ def train_viscoin(
     batches = StepBatches(
         train, whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate), recipe.seed,
         config.horizontal_flip, rank=fabric.global_rank, world_size=fabric.world_size,
+        workers=batch_workers(fabric.device),
     )  # fmt: skip
 
     shown = choose_images(len(validation), 16, recipe.seed)

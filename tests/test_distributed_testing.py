@@ -24,6 +24,7 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets import load_dataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
+from viscoin.runs import read_metrics
 from viscoin.testing import classifier, consistency, ensemble, gan, truth
 from viscoin.testing.image_features import ClassifierFeatures
 from viscoin.testing.truth import attributes, causal, localisation
@@ -285,6 +286,19 @@ def test_commands_of_two_processes_write_the_same_numbers_once(place, kind, as_e
     assert files[0] == files[1]
     one, other = (json.loads((place / f"{kind}-{count}/results.json").read_text()) for count in ("one", "two"))
     assert close(one, other)
+
+
+@two
+def test_adapter_of_two_processes_is_that_of_one(place, as_each_does, monkeypatch):
+    training = ("train", "concept2clip", "--viscoin-pickle-path", "viscoin.safetensors", *set_options(), "--epochs", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "adapter-cache-two"))
+    both = main(place, *training, "--devices", 2, "--out", "adapter-two")
+    assert both.returncode == 0, both.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "adapter-cache-one"))
+    Answer(*training, "--device", "cpu", "--out", "adapter-one").went_well()
+    one, two = (read_metrics(place / f"adapter-{count}/metrics.jsonl")[-1] for count in ("one", "two"))
+    assert two["validation.cosine"] == pytest.approx(one["validation.cosine"], abs=1e-3)
+    assert contents(place / "adapter-cache-one/viscoin") == contents(place / "adapter-cache-two/viscoin")
 
 
 @two

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from stylegan2_ada.distributed import average_gradients, gather
 from stylegan2_ada.optimizer import load_optimizer, set_rate
-from stylegan2_ada.together import collect, once
+from stylegan2_ada.together import collect, once, one_first, together
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import Concept2ClipConfig, Recipe
 from viscoin.datasets import ImageDataset
@@ -25,7 +25,7 @@ from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import save_model
 from viscoin.models.scorers import AttributeScorer, Scorer, fit_probe, load_clip, probe_features
 from viscoin.runs import Run, atomic_path
-from viscoin.testing.inference import evaluation, image_batches, own_batches
+from viscoin.testing.inference import evaluation, own_batches
 from viscoin.testing.measures import auroc
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit, load_best, recoverable
@@ -79,8 +79,9 @@ def train_concept2clip(
     check_shares("concept2clip", runtime, 1, batch_size=config.batch_size)
     fabric, run = launch(runtime, run)
     train, validation = load_splits(fabric, recipe)
-    scorer, space, scores = _scorer(config, ensemble, train, validation, fabric.device)
-    pairs, held_out = (_pairs(ensemble, scorer, dataset, fabric.device) for dataset in (train, validation))
+    with together():
+        scorer, space, scores = _scorer(config, ensemble, train, validation, fabric.device)
+        pairs, held_out = (_pairs(ensemble, scorer, dataset, fabric.device) for dataset in (train, validation))
     seed_step(recipe.seed, 0)
     model = build_adapter(config, pairs, space, ensemble_digest(ensemble))
     if isinstance(scorer, AttributeScorer) and model.probe is not None:
@@ -219,7 +220,7 @@ def _scorer(
 ) -> tuple[Scorer, dict[str, Any], dict[str, float]]:
     """The scorer of the recipe, what rebuilds its space, and how well it reads the truth where it is fitted to that."""
     if config.model != "attributes":
-        clip = load_clip(config.model, config.pretrained or "")
+        clip = one_first(lambda: load_clip(config.model, config.pretrained or ""))  # it may be downloaded
         logger.info("embedding space: %s", clip.name)
         return clip, {"model": config.model, "pretrained": config.pretrained}, {}
     if not len(train.attribute_names):
@@ -244,5 +245,5 @@ def _scorer(
 
 def _features(ensemble: VisCoIN, dataset: ImageDataset, device: torch.device) -> Tensor:
     with evaluation(ensemble, device):
-        batches = image_batches(dataset, np.arange(len(dataset)), IMAGES_IN_A_BATCH, device, "features for the probe")
-        return torch.cat([probe_features(ensemble.classifier, images).cpu() for images, _ in batches])
+        batches = own_batches(dataset, np.arange(len(dataset)), IMAGES_IN_A_BATCH, device, "features for the probe")
+        return torch.cat(collect(probe_features(ensemble.classifier, images).cpu() for images, _ in batches))

@@ -1,5 +1,6 @@
 """Trackers show what the run folder holds: no point twice, none lost, and no training ends because of them."""
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 from tiny_models import Answer, set_options, tiny_recipe
 
-from viscoin import tracking
+from viscoin import trackers, tracking
 from viscoin.runs import Run, read_metrics
 from viscoin.trackers import TRACKERS, About, Known, Point, root_cause
 from viscoin.tracking import parse_trackers, tracked
@@ -497,6 +498,19 @@ def test_training_in_mlflow_ui_also_when_it_goes_away(
     assert [metric.step for metric in history] == [10, 20, 30]
     assert len(client().list_artifacts(found.info.run_id, "figures")) == 3
     assert (found.info.run_name, found.info.status) == ("one", "FINISHED")
+
+
+def test_mlflow_database_where_the_file_system_has_no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made all the same, and nothing is left that would lock others out."""
+
+    def flock(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with trackers._one_at_a_time():
+        assert not [path for path in Path("runs").iterdir() if path.stat().st_size]
+    with trackers._one_at_a_time():
+        pass
 
 
 def wandb_records(path: Path) -> Iterator:

@@ -9,14 +9,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from filelock import FileLock
 
-from viscoin.runs import RUNS
+from viscoin.runs import NO_LOCKS, RUNS
 
 logger = logging.getLogger(__name__)
 
@@ -319,9 +319,12 @@ TRACKERS: dict[str, Callable[[About, Known], Tracker]] = {
 def _one_at_a_time() -> Iterator[None]:
     """MLflow makes its database in many steps, in which runs that start together would meet."""
     RUNS.mkdir(exist_ok=True)
-    lock = FileLock(RUNS / ".mlflow.lock", timeout=120)
-    with suppress(NotImplementedError):  # a file system without locks
+    lock = FileLock(RUNS / ".mlflow.lock", timeout=120, fallback_to_soft=False)
+    try:
         lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     try:
         yield
     finally:

@@ -5,7 +5,6 @@ for moments, and one for each trial that runs. The system frees the locks of a p
 that the next one to look sees at once which trial must be gone on with.
 """
 
-import errno
 import itertools
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
-from viscoin.runs import read_metrics
+from viscoin.runs import NO_LOCKS, read_metrics
 from viscoin.sweep.results import SweepResult, TrialResult, write_results
 from viscoin.sweep.settings import Settings, check_settings, storage_file
 from viscoin.sweep.space import Parameter, Value, show
@@ -36,7 +35,6 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3  # processes that may die of a trial without coming further; then it counts as failed
 BUSY = 60  # seconds to wait for a storage that other workers use
 FEWEST = 4  # finished trials from which importances are computed
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def load_optuna() -> ModuleType:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from viscoin.analysis.amplification import amplify_images, image_relevance, select_concepts
 from viscoin.analysis.concepts import collect_concepts
-from viscoin.analysis.heatmaps import concept_heatmaps
+from viscoin.attribution.heatmaps import concept_heatmaps
 from viscoin.config import load_recipe
 from viscoin.datasets import load_dataset
 from viscoin.models.files import ASSETS, load_model
@@ -16,7 +16,7 @@ from viscoin.plotting.amplification import amplification_figure
 from viscoin.plotting.data import contact_sheet
 from viscoin.plotting.heatmaps import heatmap_figure
 from viscoin.plotting.style import save_figure
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
 from viscoin.training.viscoin import train_viscoin

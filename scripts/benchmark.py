@@ -123,8 +123,8 @@ def concepts(
     from viscoin.analysis.concepts import collect_concepts
     from viscoin.config import DatasetConfig
     from viscoin.datasets import ImageDataset, load_dataset
+    from viscoin.inference.batches import evaluation, image_batches
     from viscoin.models.files import load_model
-    from viscoin.testing.inference import evaluation, image_batches
 
     keep_freed_memory()
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
@@ -429,9 +429,9 @@ class TrainingStep:
         from viscoin.config import load_recipe
         from viscoin.datasets import ImageDataset
         from viscoin.models.classifier import Classifier
+        from viscoin.models.perceptual import Lpips
         from viscoin.training.data import StepBatches, batch_workers
         from viscoin.training.gan import build_generator
-        from viscoin.training.losses import Lpips
         from viscoin.training.runtime import Runtime, make_fabric
         from viscoin.training.viscoin import ViscoinTask, build_ensemble
 

@@ -98,8 +98,8 @@ def users() -> dict[str, Callable[[], object]]:
     from stylegan2_ada.ops.build import find_ninja
     from viscoin.export import onnx_packages
     from viscoin.models.scorers import load_clip
+    from viscoin.runs.tracking import parse_trackers
     from viscoin.sweep.study import load_optuna
-    from viscoin.tracking import parse_trackers
 
     return {
         "gpu-ops": find_ninja,

@@ -13,17 +13,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from viscoin.analysis.logs import read_log
 from viscoin.datasets import load_dataset, to_pixels
+from viscoin.inference.batches import evaluation
 from viscoin.models.files import ASSETS, KINDS, load_model, save_model
 from viscoin.plotting.data import real_and_generated
 from viscoin.plotting.style import save_figure
 from viscoin.plotting.training import training_figure
-from viscoin.runs import Run
+from viscoin.runs.metrics import read_log
+from viscoin.runs.run import Run
 from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
 from viscoin.testing.gan import samples, test_gan
-from viscoin.testing.inference import evaluation
 from viscoin.testing.truth import test_attributes, untrained
 
 

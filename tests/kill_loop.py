@@ -20,7 +20,7 @@ import torch
 from tiny_models import tiny_recipe, write_models
 
 from viscoin.models.files import load_model
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training import classifier, gan, viscoin
 from viscoin.training.loop import fit
 from viscoin.training.runtime import Runtime

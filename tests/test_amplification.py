@@ -23,9 +23,9 @@ from viscoin.analysis.amplification_curve import (
     usual_reconstructions,
 )
 from viscoin.analysis.amplification_files import export_images
+from viscoin.inference.batches import TooFewImages
 from viscoin.plotting.amplification import concept_list
 from viscoin.plotting.sweep import save_gif, save_mp4, sweep_factors, sweep_frames
-from viscoin.testing.inference import TooFewImages
 
 HALF = SIZE // 2
 AMOUNTS = [0.2, 0.4, 0.6, 0.0]

@@ -8,12 +8,14 @@ import torch
 from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 
 from stylegan2_ada.networks import Generator
-from viscoin.analysis import amplification, concepts, heatmaps, logs
+from viscoin.analysis import amplification, concepts
+from viscoin.attribution import heatmaps
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.explainer import Explainer
 from viscoin.models.generator import AdaptedGenerator
+from viscoin.runs import metrics
 
 
 @pytest.fixture(autouse=True)
@@ -247,9 +249,9 @@ def test_heatmaps_leave_no_gradients_behind_and_work_with_one_stage(small):
 
 def test_heatmaps_refuse_unknown_concepts_and_stages(small):
     images = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(ValueError, match="--concept-indices 5 is out of range; there are 5 concepts"):
+    with pytest.raises(ValueError, match="concept_indices 5: out of range; 5 exist"):
         heatmaps.concept_heatmaps(small, images, torch.tensor([[0, 5]]))
-    with pytest.raises(ValueError, match="--stage 3 is unknown"):
+    with pytest.raises(ValueError, match="stage 3: unknown stage"):
         heatmaps.concept_heatmaps(small, images, stages=(3,))
 
 
@@ -264,7 +266,7 @@ def write(path, lines):
 def test_our_metrics_and_broken_lines(tmp_path, caplog):
     lines = [{"step": 50, "time": 1.5, "train.l1": 0.4}, '{"step": 100, "tra', {"step": 100, "validation.l1": 0.3}]
     write(tmp_path / "metrics.jsonl", lines)
-    log = logs.read_log(tmp_path)
+    log = metrics.read_log(tmp_path)
     assert log.broken == 1
     assert "1 of 3 lines are broken" in caplog.text
     assert log.measures == ["l1"]
@@ -273,21 +275,21 @@ def test_our_metrics_and_broken_lines(tmp_path, caplog):
 
 def test_the_older_tools_log(tmp_path):
     lines = [{"train_loss": 2.0, "test_acc": 0.5}, "INFO: " + json.dumps({"train_loss": 1.0, "test_acc": 0.7})]
-    log = logs.read_log(write(tmp_path / "viscoin_30.log", lines))
+    log = metrics.read_log(write(tmp_path / "viscoin_30.log", lines))
     assert log.series["train.loss"][0].tolist() == [1, 2]  # lines are counted
     assert log.series["test.acc"][1].tolist() == [0.5, 0.7]
 
 
 def test_a_log_without_numbers_or_a_missing_one(tmp_path):
     with pytest.raises(ValueError, match=r"no line with numbers \(2 of 2 lines are broken\)"):
-        logs.read_log(write(tmp_path / "a.log", ["hello", "[1, 2]"]))
+        metrics.read_log(write(tmp_path / "a.log", ["hello", "[1, 2]"]))
     with pytest.raises(ValueError, match="cannot read the log"):
-        logs.read_log(tmp_path / "b.log")
+        metrics.read_log(tmp_path / "b.log")
 
 
 def test_smoothing_keeps_a_constant_and_weighs_the_past():
-    assert logs.smooth(np.full(5, 3.0), 0.9) == pytest.approx(np.full(5, 3.0))
-    assert logs.smooth(np.array([0.0, 1.0]), 0.5) == pytest.approx([0, 2 / 3])
-    assert logs.smooth(np.array([1.0, 5.0]), 0).tolist() == [1, 5]
+    assert metrics.smooth(np.full(5, 3.0), 0.9) == pytest.approx(np.full(5, 3.0))
+    assert metrics.smooth(np.array([0.0, 1.0]), 0.5) == pytest.approx([0, 2 / 3])
+    assert metrics.smooth(np.array([1.0, 5.0]), 0).tolist() == [1, 5]
     with pytest.raises(ValueError, match="smoothing 1 is out of range"):
-        logs.smooth(np.ones(2), 1)
+        metrics.smooth(np.ones(2), 1)

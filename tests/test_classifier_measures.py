@@ -15,8 +15,8 @@ from toy_ensemble import ToyClassifier, toy_dataset
 
 from viscoin.plotting import classifier as figures
 from viscoin.plotting.evaluation import confusion_figure
+from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing import classifier
-from viscoin.testing.bootstrap import Estimate
 from viscoin.testing.classifier import ClassifierResult
 from viscoin.testing.classifier_measures import (
     ClassifierMeasures,

@@ -18,8 +18,8 @@ from viscoin.config import ClassifierConfig, DatasetConfig, Recipe, load_recipe
 from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import load_model, read_file
-from viscoin.runs import Run, read_metrics
-from viscoin.testing.measures import confusion
+from viscoin.runs.run import Run, read_metrics
+from viscoin.statistics.measures import confusion
 from viscoin.training import classifier as module
 from viscoin.training.classifier import ClassifierTask, balanced_weights, class_average, train_classifier
 from viscoin.training.data import StepBatches

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_models import SETTINGS, Answer, set_options, write_images, write_models
 
 from viscoin.models.files import load_model, read_file
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 

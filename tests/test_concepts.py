@@ -15,9 +15,9 @@ from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 
 from viscoin.analysis import concepts, gallery
 from viscoin.analysis.concept_files import concept_rows, concepts_json, correlated, csv_files, summary
-from viscoin.concept_report import FIGURES, write_concept_report
 from viscoin.datasets import ImageDataset
-from viscoin.testing.inference import TooFewImages
+from viscoin.inference.batches import TooFewImages
+from viscoin.reports.concept_pages import FIGURES, write_concept_report
 
 # Four images of class 0 ("left"), then two of class 1; concept 3 never fires, and concept 1 fires with concept 0.
 AMOUNTS = np.array([[1, 0.5, 0, 0], [0.8, 0.4, 0, 0], [0.6, 0.3, 0, 0], [0.4, 0.2, 0, 0], [0, 0, 1, 0], [0, 0, 0.6, 0]])

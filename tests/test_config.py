@@ -5,7 +5,7 @@ import yaml
 from pydantic import ValidationError
 
 from viscoin.config import RECIPES, Recipe, load_recipe, override_recipe, parse_recipe, recipe_names
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 
 
 def refusal(*arguments: object) -> str:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from toy_ensemble import ToyEnsemble, toy_dataset
 
+from viscoin.inference.batches import TooFewImages
 from viscoin.testing import consistency
-from viscoin.testing.inference import TooFewImages
 
 
 def amounts(n: int = 60, seed: int = 0) -> np.ndarray:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_models import SETTINGS, Answer, tiny_recipe, write_models
 
-from viscoin import demo
 from viscoin.models.files import ASSETS
-from viscoin.runs import Run
+from viscoin.reports import demo
+from viscoin.runs.run import Run
 
 # The figures that the report must hold for the shipped models (dotted), and for the fresh ones.
 KEYS = [

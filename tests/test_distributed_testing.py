@@ -24,7 +24,7 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets import load_dataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
-from viscoin.runs import read_metrics
+from viscoin.runs.run import read_metrics
 from viscoin.testing import classifier, consistency, ensemble, gan, truth
 from viscoin.testing.image_features import ClassifierFeatures
 from viscoin.testing.truth import attributes, causal, localisation

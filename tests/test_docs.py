@@ -21,7 +21,7 @@ from tiny_models import SETTINGS, Answer, tiny_recipe, write_images, write_model
 
 from viscoin.cli import app
 from viscoin.models.files import ASSETS, load_model
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])

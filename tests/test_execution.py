@@ -11,11 +11,12 @@ from tiny_models import Answer, close, tiny_recipe, write_models
 
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.datasets import load_dataset
+from viscoin.inference import execution
+from viscoin.inference.batches import evaluation
 from viscoin.models.files import load_model
-from viscoin.testing import ensemble, execution
+from viscoin.testing import ensemble
 from viscoin.testing.baselines import concept_functions
 from viscoin.testing.image_features import ClassifierFeatures, network_digest
-from viscoin.testing.inference import evaluation
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from stylegan2_ada.together import ProcessGone
 from viscoin.config import load_recipe
 from viscoin.datasets import ImageDataset
 from viscoin.models.files import load_model, save_model
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training import loop
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import Failed, Interrupted, fit, recoverable

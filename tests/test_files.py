@@ -11,7 +11,7 @@ from tiny_models import tiny_recipe
 from viscoin.models import files
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import find_model, load_model, read_file, save_model, write_file
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 from viscoin.training.gan import build_generator
 from viscoin.training.viscoin import build_ensemble
 

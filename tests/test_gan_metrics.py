@@ -17,10 +17,11 @@ from torch import nn
 from toy_ensemble import WEIGHT, ToyClassifier, toy_dataset
 
 from stylegan2_ada import metrics
+from viscoin.inference.batches import choose_images
+from viscoin.models.perceptual import find_perceptual
 from viscoin.plotting.evaluation import feature_plane_figure
 from viscoin.testing import gan, image_features
 from viscoin.testing.image_features import ClassifierFeatures
-from viscoin.testing.inference import choose_images
 
 
 @pytest.fixture(autouse=True)
@@ -510,14 +511,18 @@ def test_inception_from_the_hub_folder(tmp_path, monkeypatch):
 
 def test_perceptual_distances(tmp_path):
     f = network().classifier
-    distance, name = image_features.find_perceptual("auto", f)
+    distance, name = find_perceptual("auto", f)
     assert name == "classifier"
     images = torch.rand(2, 3, 8, 8)
     assert distance(images, images).tolist() == [0, 0]
-    assert image_features.find_perceptual("auto", None) is None
-    for kind, text in (("lpips", "528 MB.*--perceptual classifier"), ("classifier", "no classifier"), ("l2", "'l2'")):
+    assert find_perceptual("auto", None) is None
+    for kind, text in (
+        ("lpips", "528 MB.*choose classifier"),
+        ("classifier", "no classifier"),
+        ("l2", "perceptual l2"),
+    ):
         with pytest.raises(ValueError, match=text):
-            image_features.find_perceptual(kind, None)
+            find_perceptual(kind, None)
 
 
 # --- figure and command ---------------------------------------------------------------------------------------------

@@ -21,13 +21,14 @@ from stylegan2_ada.loss import PathLengthRegularizer
 from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer
 from viscoin.config import AugmentPreset, GanConfig, load_recipe
+from viscoin.inference.devices import check_devices
 from viscoin.models.files import load_model, read_file
 from viscoin.presets import gan_preset, gan_presets
 from viscoin.processes import is_first_process
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training import loop
 from viscoin.training.gan import GanTask, _keep_last, _save_grid, check_gan, choose_precision, load_images, train_gan
-from viscoin.training.runtime import Runtime, check_devices, make_fabric
+from viscoin.training.runtime import Runtime, make_fabric
 
 ROOT = Path(__file__).parents[1]
 RECIPE = tiny_recipe(

@@ -12,8 +12,11 @@ from tiny_models import Answer, write_models
 from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 
 from stylegan2_ada.networks import Generator
-from viscoin.analysis import heatmap_methods as methods
-from viscoin.analysis.heatmaps import HeatmapResult, concept_heatmaps
+from viscoin.attribution import cam, gradients, occlusion
+from viscoin.attribution.heatmaps import HeatmapResult, concept_heatmaps
+from viscoin.attribution.methods import METHODS
+from viscoin.attribution.subject import Subject, blurred
+from viscoin.attribution.targets import STAGES, ConceptActivation
 from viscoin.datasets import load_dataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
@@ -50,15 +53,20 @@ def noise(n: int, side: int) -> torch.Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+def subject_of(ensemble, images: torch.Tensor, concepts: torch.Tensor) -> Subject:
+    target = ConceptActivation(ensemble)
+    return Subject(target, images, concepts, target.observe(images))
+
+
 # --- methods --------------------------------------------------------------------------------------------------------
 
 
 def test_weighings_by_hand():
     feature_map = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])  # (1, 2 channels, 1, 2)
     gradient = torch.tensor([[[[2.0, -1.0]], [[-1.0, 4.0]]]])
-    assert methods.hirescam(feature_map, gradient).tolist() == [[[2 - 3, -2 + 0]]]
-    assert methods.gradcam(feature_map, gradient).tolist() == [[[0.5 + 4.5, 1 + 0]]]
-    assert methods.layercam(feature_map, gradient).tolist() == [[[2 + 0, 0 + 0]]]
+    assert cam.hirescam(feature_map, gradient).tolist() == [[[2 - 3, -2 + 0]]]
+    assert cam.gradcam(feature_map, gradient).tolist() == [[[0.5 + 4.5, 1 + 0]]]
+    assert cam.layercam(feature_map, gradient).tolist() == [[[2 + 0, 0 + 0]]]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +93,8 @@ def test_path_integral_is_complete():
     ensemble = ToyEnsemble()
     images, _ = toy_dataset([[1.0, 0.8, 0.6, 0.1]], [0]).batch([0])
     concepts = torch.tensor([[0, 3]])
-    found = methods.path_integral(methods.Subject(ensemble, images, ensemble.encode(images), concepts, None))
-    before, after = (ensemble.activations(ensemble.encode(x).concept_maps) for x in (methods.blurred(images), images))
+    found = gradients.path_integral(subject_of(ensemble, images, concepts))
+    before, after = (ensemble.activations(ensemble.encode(x).concept_maps) for x in (blurred(images), images))
     assert found.sum((2, 3)).numpy() == pytest.approx((after - before)[:, [0, 3]].numpy(), abs=1e-5)
     assert found.sum((2, 3)).abs().min() > 0.01
 
@@ -95,15 +103,15 @@ def test_path_integral_follows_the_whole_path():
     ensemble, images = real_ensemble("viscoin_resnet10", 32), noise(1, 32)
     concepts = torch.arange(6)[None]
     with torch.enable_grad():
-        subject = methods.Subject(ensemble, images, ensemble.encode(images), concepts, None)
-        found = methods.path_integral(subject, steps=200).sum((2, 3))
-    change = (subject.activations(images) - subject.activations(methods.blurred(images))).detach()
+        subject = subject_of(ensemble, images, concepts)
+        found = gradients.path_integral(subject, steps=200).sum((2, 3))
+    change = (subject.scores(images) - subject.scores(blurred(images))).detach()
     assert change.abs().max() > 1e-3
     assert found.numpy() == pytest.approx(change.numpy(), abs=0.03 * change.abs().max().item())
 
 
 def test_patches_hide_every_pixel_equally_often():
-    masks = methods._patches(32, 32)
+    masks = occlusion._patches(32, 32)
     assert masks.sum((1, 2)).max() == 16
     assert masks.sum(0).unique().tolist() == [4]
 
@@ -126,7 +134,7 @@ def test_gradients_are_those_of_finite_differences(backbone, resolution, module,
     concept = int(ensemble.activations(code.concept_maps)[0].argmax())
     value = ensemble.activations(code.concept_maps)[0, concept]
     feature_map = code.maps[stage]
-    found = methods.hirescam(feature_map, methods._gradients(value, [feature_map])[0]).sum()
+    found = cam.hirescam(feature_map, cam._gradients(value, [feature_map])[0]).sum()
 
     def scaled(size: float) -> torch.Tensor:
         prefix = getattr(model, "num_prefix_tokens", 0)
@@ -158,12 +166,12 @@ def test_gradients_include_what_goes_on_without_the_map(layout):
     else:
         feature_map = x[:, 1:].reshape(1, 2, 3, 4).permute(0, 3, 1, 2).contiguous()
         expected = (1 + 2 * source[:, 1:]).reshape(1, 2, 3, 4).permute(0, 3, 1, 2)
-    gradient = methods._gradients(feature_map.sum() + x.square().sum(), [feature_map])[0]
+    gradient = cam._gradients(feature_map.sum() + x.square().sum(), [feature_map])[0]
     torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize(("backbone", "resolution"), [("test_vit", 128), ("viscoin_resnet10", 32)])
-@pytest.mark.parametrize("stages", [(0,), (1,), (2,), ("psi",), methods.STAGES])
+@pytest.mark.parametrize("stages", [(0,), (1,), (2,), ("psi",), STAGES])
 def test_every_stage_of_every_kind_of_network(backbone, resolution, stages):
     ensemble, images = real_ensemble(backbone, resolution), noise(2, resolution)
     result = concept_heatmaps(ensemble, images, top=2, stages=stages)
@@ -173,7 +181,6 @@ def test_every_stage_of_every_kind_of_network(backbone, resolution, stages):
     highest = result.heatmaps.max((2, 3))[active]  # 0 where all that feeds a concept is its bias
     assert np.isin(highest, (0, 1)).all() and result.heatmaps.min() >= 0
     assert highest.any() or stages == ("psi",)
-    assert not ensemble.concept_extractor.conv5._forward_pre_hooks
     assert all(parameter.grad is None for parameter in ensemble.parameters())
 
 
@@ -181,7 +188,7 @@ def test_every_stage_of_every_kind_of_network(backbone, resolution, stages):
 def test_other_methods_on_a_real_network(method):
     result = concept_heatmaps(real_ensemble("viscoin_resnet10", 32), noise(2, 32), top=2, method=method)
     assert np.isfinite(result.heatmaps).all() and 0 <= result.heatmaps.min() <= result.heatmaps.max() <= 1
-    assert result.stages == () and result.title == method
+    assert result.stages == () and result.title == METHODS[method].title
 
 
 @pytest.mark.parametrize("method", ["hirescam", "change"])
@@ -215,13 +222,13 @@ def test_results_tell_classes_numbers_and_the_highest_point():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "saliency"}, "--method 'saliency' is unknown; choose one of: hirescam, gradcam, layercam"),
-        ({"stages": (3,)}, "--stage 3 is unknown"),
-        ({"stages": ()}, r"--stage \(none\) is unknown"),
-        ({"stages": (0,), "method": "grid"}, "--stage does not go with --method grid"),
-        ({"concepts": torch.tensor([[0, 4]])}, "--concept-indices 4 is out of range; there are 4 concepts"),
-        ({"concepts": torch.tensor([[-1]])}, "--concept-indices -1 is out of range"),
-        ({"concepts": torch.tensor([0])}, r"concepts \(1,\) must be \(B, M\) for 1 images"),
+        ({"method": "saliency"}, "method saliency: unknown method; choose one of: hirescam, gradcam, layercam"),
+        ({"stages": (3,)}, "stage 3: unknown stage"),
+        ({"stages": ()}, r"stage '\(none\)': unknown stage"),
+        ({"stages": (0,), "method": "grid"}, "stage: does not go with `method` grid"),
+        ({"concepts": torch.tensor([[0, 4]])}, "concept_indices 4: out of range; 4 exist"),
+        ({"concepts": torch.tensor([[-1]])}, "concept_indices -1: out of range"),
+        ({"concepts": torch.tensor([0])}, r"indices \(1,\) must be \(B, M\) for 1 images"),
     ],
 )
 def test_wrong_choices_are_refused(options, message):
@@ -251,7 +258,7 @@ def test_figures_can_be_read_on_a_column_and_on_a_page(width, named):
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     words = "\n".join(text.get_text() for text in texts)
-    assert "not active" in words and "hirescam, stage 0" in words and "concept 11" in words.replace("\n", " ")
+    assert "not active" in words and "HiResCAM, finest map" in words and "concept 11" in words.replace("\n", " ")
     assert ("wing colour" in words.replace("\n", " ")) == named
     assert figure.get_figwidth() <= width + 1e-6 and all(text.get_fontsize() >= 6.5 for text in texts)
     ink = figure.get_tightbbox()
@@ -305,7 +312,7 @@ def load_names(model):
 @pytest.mark.parametrize(
     ("options", "texts"),
     [
-        (["--method", "magic"], ["--method 'magic'", "hirescam"]),
+        (["--method", "magic"], ["--method magic", "hirescam"]),
         (["--stage", "3"], ["--stage '3'", "psi"]),
         (["--stage", "0", "--method", "occlusion"], ["--stage", "--method occlusion"]),
         (["--part", "hat"], ["--part 'hat'", "wing"]),

@@ -54,7 +54,7 @@ def saved(content: Any, name: str = "old.pth") -> Path:
 
 
 def check_outputs(model: Any, golden: dict[str, Tensor], explainer: str = "explainer") -> None:
-    concept_maps, support = model.concept_extractor([golden[f"feature_{i}"] for i in (1, 2, 3)])
+    concept_maps, support, _ = model.concept_extractor([golden[f"feature_{i}"] for i in (1, 2, 3)])
     torch.testing.assert_close(concept_maps, golden["phi"], **CLOSE)
     torch.testing.assert_close(support, golden["phi_support"], **CLOSE)
     torch.testing.assert_close(model.explainer(concept_maps), golden[f"{explainer}_logits"], **CLOSE)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from tiny_models import Answer
 
-from viscoin.analysis import logs
 from viscoin.plotting.training import training_figure
+from viscoin.runs import metrics
 
 Line = dict[str, Any] | str
 
@@ -41,7 +41,7 @@ def run(name: str, lines: list[Line]) -> Path:
     return Path("runs", name)
 
 
-def series(log: logs.Log) -> dict[str, list[tuple[float, float]]]:
+def series(log: metrics.Log) -> dict[str, list[tuple[float, float]]]:
     return {name: list(zip(steps.tolist(), values.tolist())) for name, (steps, values) in log.series.items()}
 
 
@@ -62,7 +62,7 @@ def test_nested_and_odd_lines():
         '{"step": 4} {"step": 5}',
         "\x00\xff",
     ]
-    log = logs.parse_log([line if isinstance(line, str) else json.dumps(line) for line in lines], Path("a.log"))
+    log = metrics.parse_log([line if isinstance(line, str) else json.dumps(line) for line in lines], Path("a.log"))
     assert log.broken == 4
     found = series(log)
     assert found["train.terms.a"] == [(1, 2)] and found["test.acc"] == [(2, 0.25)]
@@ -72,7 +72,7 @@ def test_nested_and_odd_lines():
 
 def test_later_values_count_after_resumes(caplog):
     lines: list[Line] = [{"step": s, "train.l1": v} for s, v in ((1, 1), (2, 2), (3, 3), (2, 20), (3, 30), (3, 31))]
-    log = logs.read_log(write(Path("a.jsonl"), [*lines[:2], {"step": 2, "validation.l1": 5}, *lines[2:]]))
+    log = metrics.read_log(write(Path("a.jsonl"), [*lines[:2], {"step": 2, "validation.l1": 5}, *lines[2:]]))
     assert series(log) == {"train.l1": [(1, 1), (2, 20), (3, 31)], "validation.l1": [(2, 5)]}
     assert log.replaced == 3
 
@@ -81,24 +81,24 @@ def test_later_values_count_after_resumes(caplog):
 def test_batches_that_start_again_in_every_epoch_are_no_resume(epoch):
     key = "iteration" if epoch else "batch"
     lines = [{"train_l1": 10 * e + b, key: b, **({"epoch": e} if epoch else {})} for e in (0, 1) for b in (0, 1, 2)]
-    log = logs.parse_log(list(map(json.dumps, lines)), Path("a.log"))
+    log = metrics.parse_log(list(map(json.dumps, lines)), Path("a.log"))
     assert series(log) == {"train.l1": [(1, 0), (2, 1), (3, 2), (4, 10), (5, 11), (6, 12)]}
 
 
 def test_several_lines_of_one_epoch_stay():
     lines = [{"epoch": e, "train_l1": v} for e, v in ((1, 1), (1, 2), (2, 3))] + [{"test_acc": 0.5}]
-    log = logs.parse_log(list(map(json.dumps, lines)), Path("a.log"))
+    log = metrics.parse_log(list(map(json.dumps, lines)), Path("a.log"))
     assert series(log) == {"train.l1": [(1, 1), (1, 2), (2, 3)], "test.acc": [(2, 0.5)]}
 
 
 def test_empty_logs_say_so():
     with pytest.raises(ValueError, match=r"the log a\.log is empty; wait .* --follow"):
-        logs.read_log(write(Path("a.log"), ["", " "]))
+        metrics.read_log(write(Path("a.log"), ["", " "]))
     Answer("logs", "--logs-path", "a.log").refused("a.log is empty")
 
 
 def test_smoothing_passes_over_what_is_not_finite():
-    found = logs.smooth(np.array([1.0, np.nan, 3.0]), 0.5)
+    found = metrics.smooth(np.array([1.0, np.nan, 3.0]), 0.5)
     assert np.isnan(found[1]) and found[2] == pytest.approx((0.25 * 1 + 0.5 * 3) / 0.75)
 
 
@@ -107,7 +107,7 @@ def test_smoothing_passes_over_what_is_not_finite():
 
 def test_names_of_runs_differ(tmp_path):
     def names(*paths: str) -> list[str]:
-        return logs.run_names([tmp_path / path for path in paths])
+        return metrics.run_names([tmp_path / path for path in paths])
 
     assert names("runs/one/metrics.jsonl", "runs/two/metrics.jsonl") == ["one", "two"]
     assert names("a/run/metrics.jsonl", "b/run/metrics.jsonl") == ["a/run", "b/run"]
@@ -116,7 +116,7 @@ def test_names_of_runs_differ(tmp_path):
 
 
 def test_compared_runs_have_colours_and_names_of_their_own():
-    found = [logs.read_log(run(name, steps(3))) for name in ("one", "two")]
+    found = [metrics.read_log(run(name, steps(3))) for name in ("one", "two")]
     figure = training_figure(found, names=["l1"])
     assert len({line.get_color() for line in figure.axes[0].lines}) == 2
     assert [entry.get_text() for entry in figure.legends[0].get_texts()] == ["one", "two", "train"]
@@ -126,7 +126,7 @@ def test_compared_runs_have_colours_and_names_of_their_own():
 
 def test_log_scale_where_there_are_positive_values():
     lines: list[Line] = [{"step": i, "a": 10.0**-i, "b": 0.0} for i in range(5)]
-    log = logs.read_log(write(Path("a.jsonl"), lines))
+    log = metrics.read_log(write(Path("a.jsonl"), lines))
     assert [axes.get_yscale() for axes in training_figure([log], log_scale=True).axes] == ["log", "linear"]
     assert [axes.get_yscale() for axes in training_figure([log]).axes] == ["linear", "linear"]
 
@@ -207,7 +207,7 @@ def test_growing_log_is_followed_until_the_run_ends():
         append(file, third + fourth),
         end(folder),
     )
-    looks = list(logs.follow([folder], sleep=script))
+    looks = list(metrics.follow([folder], sleep=script))
     assert [[json.loads(line)["step"] if "{" in line else line for _, line in look.fresh] for look in looks] == [
         [50, 100], [], [150, "broken"], [], [100], [150, 200], [],
     ]  # fmt: skip
@@ -223,9 +223,9 @@ def test_log_that_is_not_there_yet_or_is_replaced_by_another_is_followed():
     script = Script(
         lambda: write(file, steps(2)), lambda: write(file, [{"step": 1, "fid": 1.0}]), file.unlink, end_without(folder)
     )
-    looks: list[logs.Growth] = []
+    looks: list[metrics.Growth] = []
     with pytest.raises(KeyboardInterrupt):
-        looks.extend(logs.follow([folder], sleep=script))
+        looks.extend(metrics.follow([folder], sleep=script))
     assert [len(look.fresh) for look in looks] == [0, 2, 1, 0, 0]
     assert looks[2].logs[0].measures == ["fid"]
 
@@ -245,7 +245,7 @@ def test_command_that_follows(here, monkeypatch):
         seen.append(figure.read_bytes())
         append(file, "oops\n" + text(steps(40)[1:]) + text([{"step": 2000, "validation.accuracy": 0.5}]))()
 
-    monkeypatch.setattr("viscoin.analysis.logs.time.sleep", Script(look, end(folder)))
+    monkeypatch.setattr("viscoin.runs.metrics.time.sleep", Script(look, end(folder)))
     monkeypatch.setattr("viscoin.cli.logs.REDRAW", 0.0)
     answer = Answer("logs", "--logs-path", folder, "--follow", "--measures", "l1,accuracy").went_well()
     assert answer.out.splitlines()[:3] == ["step 50  train: l1 1", "broken line: 'oops'", "step 100  train: l1 0.5"]
@@ -256,7 +256,7 @@ def test_command_that_follows(here, monkeypatch):
 
 def test_command_that_is_interrupted_draws_what_there_is(here, monkeypatch):
     two = write(Path("old", "two.log"), [{"train_loss": 1.0}])
-    monkeypatch.setattr("viscoin.analysis.logs.time.sleep", Script())
+    monkeypatch.setattr("viscoin.runs.metrics.time.sleep", Script())
     options = ["--logs-path", run("one", steps(2)), "--logs-path", two, "--follow", "--out", "out"]
     answer = Answer("logs", *options, "--csv", "a.csv").went_well()
     assert "one  step 50  train: l1 1, total 2\n" in answer.out and "two  train: loss 1\n" in answer.out

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from viscoin.config import load_recipe
 from viscoin.datasets import ImageDataset
-from viscoin.runs import Run, read_metrics
+from viscoin.inference.devices import resolve_device
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training import loop
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import Interrupted, check_finite, fit, load_best
-from viscoin.training.runtime import Runtime, make_fabric, resolve_device, seed_step
+from viscoin.training.runtime import Runtime, make_fabric, seed_step
 
 STEPS, EVALUATE_EVERY, LOG_EVERY = 20, 6, 4
 

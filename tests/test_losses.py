@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from viscoin.models import perceptual
 from viscoin.models.classifier import Classifier
+from viscoin.models.perceptual import ClassifierPerceptual, Lpips
 from viscoin.training import losses
+from viscoin.training.viscoin import perceptual_distance
 
 GOLDEN = Path(__file__).parent / "golden" / "viscoin"
 
@@ -119,7 +122,7 @@ def test_style_regularization_compares_every_style_with_the_mean():
 def test_perceptual_distance_of_the_classifier(classifier):
     torch.manual_seed(1)
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
-    distance = losses.ClassifierPerceptual(classifier)
+    distance = ClassifierPerceptual(classifier)
     torch.testing.assert_close(distance(a, a), torch.zeros(2))
     torch.testing.assert_close(distance(a, b), distance(b, a))
     maps_a, maps_b = classifier.features(a).maps, classifier.features(b).maps
@@ -136,19 +139,19 @@ def test_perceptual_distance_runs_no_pass_for_given_maps(classifier, monkeypatch
     images = torch.zeros(1, 3, 64, 64)
     maps = classifier.features(images).maps
     monkeypatch.setattr(classifier, "features", lambda images: pytest.fail("f was run again"))
-    assert losses.ClassifierPerceptual(classifier)(images, images, maps, maps).item() == 0
+    assert ClassifierPerceptual(classifier)(images, images, maps, maps).item() == 0
 
 
 def test_perceptual_distance_has_a_gradient_to_the_image(classifier):
     torch.manual_seed(2)
     image = (torch.rand(1, 3, 64, 64) * 2 - 1).requires_grad_()
-    losses.ClassifierPerceptual(classifier)(image, torch.zeros(1, 3, 64, 64)).sum().backward()
+    ClassifierPerceptual(classifier)(image, torch.zeros(1, 3, 64, 64)).sum().backward()
     assert image.grad.abs().sum() > 0
 
 
 def test_lpips_of_equal_and_of_different_images():
     torch.manual_seed(3)
-    distance = losses.Lpips(network="squeeze", pretrained=False)
+    distance = Lpips(network="squeeze", pretrained=False)
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
     assert distance(a, a).tolist() == [0, 0]
     assert distance(a, b).shape == (2,)
@@ -162,16 +165,16 @@ def test_perceptual_kind_of_the_recipe(classifier, monkeypatch, tmp_path, caplog
     def unreachable(device):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(losses, "Lpips", unreachable)
-    fallback, name = losses.make_perceptual("auto", classifier)
-    assert isinstance(fallback, losses.ClassifierPerceptual)
+    monkeypatch.setattr(perceptual, "Lpips", unreachable)
+    fallback, name = perceptual_distance("auto", classifier)
+    assert isinstance(fallback, ClassifierPerceptual)
     assert name == "classifier"
     assert "528 MB" in caplog.text and str(tmp_path) in caplog.text
     assert "no route to host" in caplog.text and "feature maps of the classifier" in caplog.text
-    with pytest.raises(ValueError, match=r"perceptual_loss is 'lpips'.*no route to host.*choose classifier"):
-        losses.make_perceptual("lpips", classifier)
-    with pytest.raises(ValueError, match="'vgg'; choose auto, lpips or classifier"):
-        losses.make_perceptual("vgg", classifier)
-    monkeypatch.setattr(losses, "Lpips", lambda device: "LPIPS")
-    assert losses.make_perceptual("auto", classifier) == ("LPIPS", "lpips")
-    assert losses.make_perceptual("classifier", classifier)[1] == "classifier"
+    with pytest.raises(ValueError, match=r"perceptual_loss lpips: .*no route to host.*choose classifier"):
+        perceptual_distance("lpips", classifier)
+    with pytest.raises(ValueError, match=r"perceptual_loss vgg: .*choose auto, lpips, classifier"):
+        perceptual_distance("vgg", classifier)
+    monkeypatch.setattr(perceptual, "Lpips", lambda device: "LPIPS")
+    assert perceptual_distance("auto", classifier) == ("LPIPS", "lpips")
+    assert perceptual_distance("classifier", classifier)[1] == "classifier"

@@ -13,8 +13,9 @@ from tiny_models import Answer, tiny_recipe, write_images, write_models
 from toy_ensemble import ToyEnsemble, toy_dataset
 
 from stylegan2_ada.metrics import FeatureMoments, frechet_distance
-from viscoin.testing import bootstrap, sufficiency, table, viscoin
-from viscoin.testing.bootstrap import Estimate
+from viscoin.statistics import bootstrap
+from viscoin.statistics.bootstrap import Estimate
+from viscoin.testing import sufficiency, table, viscoin
 from viscoin.testing.ensemble import test_ensemble as measure_ensemble
 
 # --- intervals ------------------------------------------------------------------------------------------------------

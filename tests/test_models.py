@@ -14,6 +14,7 @@ from viscoin.models.concept_extractor import ConceptExtractor
 from viscoin.models.ensemble import VisCoIN, amplify
 from viscoin.models.explainer import Explainer, activations
 from viscoin.models.generator import AdaptedGenerator, ConceptTranslator
+from viscoin.models.perceptual import ClassifierPerceptual
 from viscoin.training import losses
 
 GOLDEN = Path(__file__).parent / "golden" / "viscoin" / "modules.safetensors"
@@ -69,7 +70,7 @@ def test_concept_extractor_equals_published_values(golden):
     shapes = [tuple(part.shape[1:]) for part in golden.maps]
     extractor = ConceptExtractor(shapes, golden.config["n_concepts"], golden.config["latent_channels"])
     extractor.load_state_dict(golden.state("concept_extractor."))
-    concept_maps, support = extractor(golden.maps)
+    concept_maps, support, _ = extractor(golden.maps)
     torch.testing.assert_close(concept_maps, golden["phi"], **CLOSE)
     torch.testing.assert_close(support, golden["phi_support"], **CLOSE)
 
@@ -115,7 +116,7 @@ def test_kernels_follow_from_the_feature_shapes(sizes, kernels, strides):
     layers = (extractor.conv1, extractor.conv2, extractor.conv3)
     assert tuple(layer.kernel_size[0] for layer in layers) == kernels
     assert tuple(layer.stride[0] for layer in layers) == strides
-    concept_maps, support = extractor([torch.randn(2, *shape) for shape in shapes])
+    concept_maps, support, _ = extractor([torch.randn(2, *shape) for shape in shapes])
     assert concept_maps.shape == (2, 5, 3, 3)
     assert support.shape == (2, 45)
     assert (concept_maps >= 0).all()
@@ -233,7 +234,7 @@ def loss_terms(ensemble: VisCoIN, batch: Tensor) -> dict[str, Tensor]:
     ws = ensemble.generator.mapping(code.concept_maps, code.support)
     rebuilt = ensemble.generator.synthesis(ws, noise_mode="const")
     again = ensemble.classifier.features(rebuilt)
-    perceptual = losses.ClassifierPerceptual(ensemble.classifier)
+    perceptual = ClassifierPerceptual(ensemble.classifier)
     return {
         "output_fidelity": losses.output_fidelity(ensemble.explain(code.concept_maps), code.logits),
         "l1": losses.reconstruction_l1(rebuilt, batch),

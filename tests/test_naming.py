@@ -10,7 +10,13 @@ import torch
 from tiny_models import Answer, set_options, tiny_recipe, write_images, write_models
 from toy_ensemble import ToyEnsemble, toy_dataset
 
-from viscoin.analysis.naming import (
+from viscoin.config import load_recipe
+from viscoin.datasets.birds import attribute_names
+from viscoin.models.concept2clip import Concept2Clip
+from viscoin.models.files import load_model
+from viscoin.models.scorers import AttributeScorer, fit_probe, load_clip
+from viscoin.naming.adapter import Pairs, build_adapter, ensemble_digest, image_embeddings, train_concept2clip
+from viscoin.naming.names import (
     CAPTIONS,
     ConceptName,
     Views,
@@ -25,13 +31,7 @@ from viscoin.analysis.naming import (
     null_thresholds,
     read_captions,
 )
-from viscoin.config import load_recipe
-from viscoin.datasets.birds import attribute_names
-from viscoin.models.concept2clip import Concept2Clip
-from viscoin.models.files import load_model
-from viscoin.models.scorers import AttributeScorer, fit_probe, load_clip
-from viscoin.runs import Run, read_metrics
-from viscoin.training.concept2clip import Pairs, build_adapter, ensemble_digest, image_embeddings, train_concept2clip
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training.runtime import Runtime
 
 SPACE = {"model": "attributes", "names": [], "features": 1}
@@ -317,7 +317,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(models, here, monke
     options = ("--epochs", 10, "--batch-size", 16, "--device", "cpu")
     train(models, *options, "--out", here / "whole").went_well()
     with monkeypatch.context() as patch:
-        patch.setattr("viscoin.training.concept2clip.check_finite", fails_at(25))
+        patch.setattr("viscoin.naming.adapter.check_finite", fails_at(25))
         train(models, *options, "--out", here / "parts").refused("stopped by the test")
     answer = train(models, *options, "--out", here / "parts", "--resume").went_well()
     assert "going on from step 20" in answer.err

@@ -14,10 +14,10 @@ from PIL import Image
 from viscoin.analysis.amplification import AmplificationResult
 from viscoin.analysis.amplification_curve import LambdaCurve, Reference
 from viscoin.analysis.concepts import ConceptTable
-from viscoin.analysis.heatmaps import HeatmapResult
-from viscoin.analysis.logs import Log
+from viscoin.attribution.heatmaps import HeatmapResult
 from viscoin.plotting import amplification, concepts, data, evaluation, heatmaps, style, training
-from viscoin.testing.bootstrap import Estimate
+from viscoin.runs.metrics import Log
+from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.consistency import ConceptConsistency, Consistency
 from viscoin.testing.faithfulness import Faithfulness
 from viscoin.testing.sufficiency import RANKINGS, Sufficiency

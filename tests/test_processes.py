@@ -12,7 +12,7 @@ import torch
 from tiny_models import set_options, write_models
 
 from viscoin.models.files import load_model
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training.loop import AGREE_EVERY
 
 ROOT = Path(__file__).parents[1]

@@ -20,6 +20,8 @@ from stylegan2_ada.projection import (
     style_statistics,
 )
 from viscoin.analysis import projection as library
+from viscoin.errors import Refused
+from viscoin.models import perceptual
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import LoadedModel, load_model
 from viscoin.plotting.projection import progress_figure
@@ -276,26 +278,26 @@ def test_classifier_distance_resizes_and_reads_targets_once(classifier, monkeypa
 
 def test_distance_is_lpips_where_it_can_be_had(classifier, monkeypatch, caplog):
     def gone(device):
-        raise ValueError("the VGG-16 weights of LPIPS could not be had (no route); put them there")
+        raise Refused(None, None, "could not download the VGG-16 weights of LPIPS: no route", "put them there")
 
     def needless():
         raise RuntimeError("no classifier is needed")
 
     sizes = []
     lpips = lambda a, b: sizes.append(a.shape[-1]) or squared(a, b)  # noqa: E731
-    monkeypatch.setattr(library, "load_lpips", lambda device: lpips)
+    monkeypatch.setattr(perceptual, "load_lpips", lambda device: lpips)
     for kind in ("auto", "lpips"):
         chosen = library.choose_distance(kind, needless, "cpu")
         assert (chosen.name, chosen.title, chosen.pixel_weight) == ("lpips", "LPIPS", 0)
     large = torch.zeros(1, 3, 512, 512)
     assert chosen.function(large, large).tolist() == [0] and sizes == [256]
-    monkeypatch.setattr(library, "load_lpips", gone)
+    monkeypatch.setattr(perceptual, "load_lpips", gone)
     with caplog.at_level("INFO"):
         assert library.choose_distance("auto", lambda: classifier, "cpu").name == "classifier"
     assert "no route" in caplog.text and "feature maps of the classifier" in caplog.text
-    with pytest.raises(ValueError, match=r"--distance lpips: .*no route.*or choose classifier"):
+    with pytest.raises(ValueError, match=r"distance lpips: .*no route.*or choose classifier"):
         library.choose_distance("lpips", needless, "cpu")
-    with pytest.raises(ValueError, match=r"'vgg' is unknown; choose auto, lpips, classifier"):
+    with pytest.raises(ValueError, match=r"distance vgg: unknown .*choose auto, lpips, classifier"):
         library.choose_distance("vgg", needless, "cpu")
 
 
@@ -475,7 +477,7 @@ def test_mistakes_are_named_and_nothing_is_written(options):
         (["gone.png"], ["gone.png"]),
         ([image, "--space", "z"], ["--space 'z'", "w or w+"]),
         ([image, "--learning-rate", "-1"], ["learning_rate is -1"]),
-        ([image, "--distance", "l2"], ["--distance 'l2'", "auto, lpips, classifier"]),
+        ([image, "--distance", "l2"], ["--distance l2", "auto, lpips, classifier"]),
         ([image, "--class", "finch"], ["--class 'finch'", "no conditional generator"]),
         ([image, "--image-indices", "3"], ["--image-indices", "not both"]),
         (["--image-indices", "400"], ["--image-indices 400", "out of range"]),

@@ -16,8 +16,8 @@ from viscoin.models.classifier import Classifier, resolve_backbone
 from viscoin.models.files import load_model
 from viscoin.models.generator import ConceptTranslator
 from viscoin.presets import gan_preset
-from viscoin.runs import Run, read_metrics
-from viscoin.testing.bootstrap import Estimate
+from viscoin.runs.run import Run, read_metrics
+from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.table import TITLES, markdown_table, table_rows, text_table
 from viscoin.training import gan as gan_module
 from viscoin.training.classifier import train_classifier

@@ -15,7 +15,8 @@ import torch
 from filelock import FileLock
 
 from viscoin.config import load_recipe
-from viscoin.runs import Run, atomic_path, flatten, newest_run, read_metrics
+from viscoin.files import atomic_path
+from viscoin.runs.run import Run, flatten, newest_run, read_metrics
 
 RECIPE = load_recipe("birds", {"dataset.train": 8})
 
@@ -75,7 +76,7 @@ def test_changes_that_are_allowed_are_noted(caplog):
 
 def test_folder_in_use_is_refused_with_process_and_host():
     run = Run.create("gan", RECIPE, Path("out"))
-    program = "import sys; from pathlib import Path; from viscoin.runs import Run\n"
+    program = "import sys; from pathlib import Path; from viscoin.runs.run import Run\n"
     program += "with Run(Path('out')).lock():\n    print(flush=True)\n    sys.stdin.read()"
     place = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(

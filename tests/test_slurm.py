@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny_models import Answer, set_options, tiny_recipe
 
 from viscoin.cli import submit
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 from viscoin.slurm import Job, seconds_of, shipped_jobs
 from viscoin.training.slurm import Step, fabric_plugins
 

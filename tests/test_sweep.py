@@ -21,14 +21,14 @@ from viscoin.cli.sweep import show, table
 from viscoin.config import Recipe, load_recipe
 from viscoin.models.files import FORMAT, read_file, write_file
 from viscoin.plotting import study as figures
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
+from viscoin.runs.trackers import TRACKERS, About, Known, Point
+from viscoin.runs.tracking import tracked_sweep
 from viscoin.sweep.results import SweepResult, TrialResult, best_of
 from viscoin.sweep.running import Train, run_sweep
 from viscoin.sweep.settings import METRICS, Settings, check_metric
 from viscoin.sweep.space import Parameter, Value, read_space
 from viscoin.sweep.study import Study
-from viscoin.trackers import TRACKERS, About, Known, Point
-from viscoin.tracking import tracked_sweep
 from viscoin.training.classifier import train_classifier
 from viscoin.training.loop import Failed, Interrupted
 

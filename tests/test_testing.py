@@ -9,7 +9,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from toy_ensemble import ToyClassifier, ToyEnsemble, toy_dataset
 
-from viscoin.testing import classifier, ensemble, faithfulness, inference, measures, truth
+from viscoin.inference import batches
+from viscoin.statistics import measures
+from viscoin.testing import classifier, ensemble, faithfulness, truth
 
 LEFT, RIGHT = [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]
 
@@ -59,14 +61,14 @@ def test_a_classifier_of_other_classes_is_refused():
 
 
 def test_a_sample_of_a_sorted_dataset_reaches_all_of_it():
-    chosen = inference.choose_images(1000, 50, seed=0)
+    chosen = batches.choose_images(1000, 50, seed=0)
     assert len(set(chosen)) == 50
     assert chosen.min() < 100 and chosen.max() > 900
-    assert (inference.choose_images(1000, 50, seed=0) == chosen).all()
-    assert (inference.choose_images(1000, 50, seed=1) != chosen).any()
-    assert (inference.choose_images(7, None, seed=0) == np.arange(7)).all()
+    assert (batches.choose_images(1000, 50, seed=0) == chosen).all()
+    assert (batches.choose_images(1000, 50, seed=1) != chosen).any()
+    assert (batches.choose_images(7, None, seed=0) == np.arange(7)).all()
     with pytest.raises(ValueError, match="limit is 0"):
-        inference.choose_images(7, 0, seed=0)
+        batches.choose_images(7, 0, seed=0)
 
 
 # --- the ensemble ---------------------------------------------------------------------------------------------------
@@ -183,10 +185,10 @@ def test_one_value_per_batch_is_no_distance():
 
 
 def test_random_ranks_depend_on_seed_and_index_alone():
-    ranks = inference.random_ranks(1, 2, 10)
+    ranks = batches.random_ranks(1, 2, 10)
     assert sorted(ranks) == list(range(10))
-    assert (ranks == inference.random_ranks(1, 2, 10)).all()
-    assert (ranks != inference.random_ranks(1, 3, 10)).any()
+    assert (ranks == batches.random_ranks(1, 2, 10)).all()
+    assert (ranks != batches.random_ranks(1, 3, 10)).any()
 
 
 # --- ground truth ---------------------------------------------------------------------------------------------------

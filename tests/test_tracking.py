@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 from tiny_models import Answer, set_options, tiny_recipe
 
-from viscoin import trackers, tracking
-from viscoin.runs import Run, read_metrics
-from viscoin.trackers import TRACKERS, About, Known, Point, root_cause
-from viscoin.tracking import parse_trackers, tracked
+from viscoin.runs import trackers, tracking
+from viscoin.runs.run import Run, read_metrics
+from viscoin.runs.trackers import TRACKERS, About, Known, Point, root_cause
+from viscoin.runs.tracking import parse_trackers, tracked
 
 CLASSIFIER = ["train", "classifier", *set_options(), "--set", "classifier.backbone=viscoin_resnet10", "--no-pretrained"]
 

@@ -4,7 +4,7 @@ import pytest
 from tiny_models import Answer, set_options, write_images
 
 from viscoin.models.files import load_model
-from viscoin.runs import newest_run
+from viscoin.runs.run import newest_run
 from viscoin.training import gan
 
 KINDS = ("classifier", "gan", "viscoin")

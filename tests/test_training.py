@@ -19,7 +19,7 @@ from viscoin.config import ClassifierConfig, Recipe, ViscoinConfig, override_rec
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import load_model, read_file
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training import classifier as classifier_module
 from viscoin.training import gan as gan_module
 from viscoin.training import losses
@@ -581,8 +581,10 @@ def test_parts_that_do_not_fit_the_data(tmp_path):
 
 def test_perceptual_distance_of_the_recipe_is_used(monkeypatch):
     asked = []
-    original = losses.make_perceptual
-    monkeypatch.setattr(losses, "make_perceptual", lambda kind, f: asked.append(kind) or original("classifier", f))
+    original = viscoin_module.perceptual_distance
+    monkeypatch.setattr(
+        viscoin_module, "perceptual_distance", lambda kind, f: asked.append(kind) or original("classifier", f)
+    )
     assert viscoin_task(perceptual_loss="lpips").perceptual_name == "classifier" and asked == ["lpips"]
 
 

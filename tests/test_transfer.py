@@ -14,7 +14,7 @@ from stylegan2_ada.training import GanSettings, GanTrainer
 from stylegan2_ada.transfer import Transfer, freeze_highest, load_fitting
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import save_model
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 from viscoin.training.gan import build_discriminator, build_generator, read_transfer, take_over
 
 GOLDEN = Path(__file__).parent / "golden" / "stylegan2"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from viscoin.config import ClassifierConfig, load_recipe
 from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
 from viscoin.training import classifier as classifier_module
 from viscoin.training import transforms as module
 from viscoin.training.classifier import ClassifierTask, train_classifier

@@ -20,13 +20,14 @@ from viscoin.datasets.birds import (
     image_attributes,
     swap_variant,
 )
+from viscoin.inference.batches import TooFewImages
 from viscoin.models.files import load_model
 from viscoin.plotting import truth as drawing
 from viscoin.plotting.style import COLUMN, PAGE, figure_bytes
 from viscoin.plotting.truth import purity_figure, truth_figures
-from viscoin.testing import baselines, measures
-from viscoin.testing.bootstrap import Estimate
-from viscoin.testing.inference import TooFewImages
+from viscoin.statistics import measures
+from viscoin.statistics.bootstrap import Estimate
+from viscoin.testing import baselines
 from viscoin.testing.truth import attributes, causal, localisation, result, scenes, test_truth
 
 measure_truth = test_truth

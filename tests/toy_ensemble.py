@@ -60,7 +60,7 @@ class ToyEnsemble(nn.Module):
         output = self.classifier.features(images)
         amounts = output.maps[0].amax((2, 3))
         concept_maps = amounts[..., None, None].expand(-1, -1, 3, 3) * 1
-        return Encoding(*output, concept_maps, concept_maps.flatten(1))
+        return Encoding(*output, concept_maps, concept_maps.flatten(1), output.maps[2])
 
     def concept_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         code = self.encode(images)

@@ -22,9 +22,9 @@ from torch import Tensor
 from viscoin.config import DatasetConfig
 from viscoin.datasets import DRAWN, load_dataset
 from viscoin.datasets.download import no_downloads
+from viscoin.files import atomic_path
 from viscoin.models.files import LoadedModel
 from viscoin.models.portable import Part, Port, take_part
-from viscoin.runs import atomic_path
 
 logger = logging.getLogger(__name__)
 

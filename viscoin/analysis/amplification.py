@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from viscoin.datasets import to_pixels
+from viscoin.inference.batches import evaluation, random_ranks
 from viscoin.models.ensemble import Encoding, VisCoIN, amplify
-from viscoin.testing.inference import evaluation, random_ranks
 
 FACTORS = (0.0, 1.0, 2.0, 4.0)
 TOP_CLASSES = 3

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from viscoin.analysis.amplification import check_factors, generate
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import TooFewImages, choose_images, evaluation, image_batches
 from viscoin.models.ensemble import Encoding, VisCoIN, amplify
-from viscoin.testing.inference import TooFewImages, choose_images, evaluation, image_batches
 
 STEPS = 16  # multipliers of a curve, besides 0
 REFERENCE, FEWEST = 256, 20  # validation images whose reconstructions say what is usual; so many at least

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from viscoin.analysis.amplification import AmplificationResult
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 
 COLUMNS = ("file", "image", "kind", "multiplier", "concepts", "label", "target", "f_target", "g_target", "f", "g")
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
+from viscoin.files import atomic_path
+from viscoin.inference.batches import TooFewImages, check_classes, choose_images, evaluation, own_batches
+from viscoin.inference.execution import precision_of
 from viscoin.models.ensemble import VisCoIN
-from viscoin.runs import atomic_path
-from viscoin.testing.execution import precision_of
-from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, own_batches
 
 IMPORTANT = 0.2  # relevance; the middle of the three thresholds of the paper
 NO_MATTER = ("generator.", "concept_extractor.linear")  # weights of the drawing, on which no concept depends

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from stylegan2_ada.together import collect, own
 from viscoin.analysis.amplification import FACTORS, AmplificationResult, amplify_images
 from viscoin.analysis.concepts import ConceptTable
-from viscoin.analysis.heatmaps import concept_heatmaps
+from viscoin.attribution.heatmaps import concept_heatmaps
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import progress
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.inference import progress
 
 CROP = 0.4  # side of a crop as a share of the image's
 STRIPS_AT_ONCE = 32

@@ -20,14 +20,13 @@ from stylegan2_ada.networks import Generator
 from stylegan2_ada.projection import SPACES, Distance, Projection, project, reduced, render
 from viscoin.datasets import to_images, to_pixels
 from viscoin.datasets.reading import BadImage, image_size, read_square
+from viscoin.files import atomic_path
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import FORMAT, LoadedModel, read_file, write_file
-from viscoin.runs import atomic_path
-from viscoin.training.losses import ClassifierPerceptual, Lpips, load_lpips
+from viscoin.models.perceptual import ClassifierPerceptual, Perceptual, find_perceptual
 
 logger = logging.getLogger(__name__)
 
-DISTANCES = ("auto", "lpips", "classifier")
 NOISE = "noise."
 GAP = 2  # pixels between the images of a pair
 
@@ -139,24 +138,20 @@ def choose_distance(kind: str, find_classifier: Callable[[], Classifier], device
     Raises:
         ValueError: unknown kind, "lpips" without weights, or no classifier where one is needed.
     """
-    if kind not in DISTANCES:
-        raise ValueError(f"--distance {kind!r} is unknown; choose {', '.join(DISTANCES)}")
-    if kind != "classifier":
-        try:
-            perceptual = load_lpips(device)
-            logger.info("distance: LPIPS on VGG-16")
-            return lpips_distance(perceptual)
-        except ValueError as error:
-            if kind == "lpips":
-                raise ValueError(f"--distance lpips: {error} or choose classifier") from error
-            logger.warning("%s; distance: feature maps of the classifier", error)
+    distance = (
+        None if kind == "classifier" else find_perceptual(kind, None, device, download=True, parameter="distance")
+    )
+    if distance is not None:
+        logger.info("distance: LPIPS on VGG-16")
+        return lpips_distance(distance[0])
+    logger.info("distance: feature maps of the classifier")
     try:
         return classifier_distance(find_classifier().to(device))
     except ValueError as error:
         raise ValueError(f"{error}; or name a classifier with --classifier") from error
 
 
-def lpips_distance(perceptual: Lpips) -> NamedDistance:
+def lpips_distance(perceptual: Perceptual) -> NamedDistance:
     """LPIPS at no more than 256 px, alone, as in the StyleGAN2 paper."""
     return NamedDistance(lambda images, targets: perceptual(reduced(images), reduced(targets)), "lpips", "LPIPS", 0.0)
 

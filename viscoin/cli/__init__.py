@@ -1,11 +1,8 @@
 """The command line: one file per command; each parses, calls the library and prints."""
 
 import logging
-import os
-import signal
 
 import typer
-from typer.core import TyperGroup
 
 from viscoin.cli import (
     amplify,
@@ -27,37 +24,8 @@ from viscoin.cli import (
     to_pickle,
     train,
 )
+from viscoin.cli.app import App, Commands
 from viscoin.processes import is_first_process
-
-EX_TEMPFAIL = 75  # of sysexits.h: something outside failed, and the same command goes on
-
-
-class Commands(TyperGroup):
-    """Reports mistakes of the user in one line (exit code 2); other exceptions are bugs and keep their traceback.
-
-    A training that a signal stopped has saved its state and exits with 128 + the number of the signal; one that
-    something outside stopped, such as a full disk, with 75.
-    """
-
-    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError) as error:
-            if os.environ.get("VISCOIN_TRACEBACK"):
-                raise
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as interrupt:
-            if is_first_process():
-                typer.echo(str(interrupt) or "Interrupted.", err=True)
-            raise typer.Exit(128 + getattr(interrupt, "signal", signal.SIGINT)) from interrupt
-        except RuntimeError as error:
-            if type(error).__name__ != "Failed":  # not imported: it would bring all of torch
-                raise
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(EX_TEMPFAIL) from error
 
 
 class Console(logging.Handler):
@@ -67,10 +35,7 @@ class Console(logging.Handler):
         typer.echo(self.format(record), err=True)
 
 
-# No rich help: its import takes five times as long as all the rest of `--help`.
-app = typer.Typer(
-    cls=Commands, rich_markup_mode=None, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
-)
+app = App(cls=Commands)
 app.add_typer(train.app, name="train")
 app.add_typer(test.app, name="test")
 app.add_typer(ops.app, name="ops")

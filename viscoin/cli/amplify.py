@@ -132,8 +132,8 @@ class _Subject:
 
 def _load_alone(viscoin: Path | None, device: str) -> _Subject:
     """Images from files need no dataset."""
+    from viscoin.inference.devices import resolve_device
     from viscoin.models.files import find_model, load_model
-    from viscoin.training.runtime import resolve_device
 
     where = resolve_device(device)
     loaded = load_model(find_model("viscoin", viscoin, common.DEFAULT_DATASET), "viscoin")

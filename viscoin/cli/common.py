@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from viscoin.datasets import ImageDataset
     from viscoin.models.classifier import Classifier
     from viscoin.models.files import LoadedModel
-    from viscoin.runs import Run
+    from viscoin.runs.run import Run
 
 DEFAULT_DATASET = "birds"
 
@@ -211,7 +211,7 @@ def resolve_recipe(
     """
     from viscoin.config import load_recipe, override_recipe
     from viscoin.datasets import check_dataset_name, default_recipe, prepared_resolution
-    from viscoin.runs import Run, newest_run
+    from viscoin.runs.run import Run, newest_run
 
     overrides: dict[str, Any] = {}
     if dataset_path is not None:
@@ -262,8 +262,8 @@ def training_run(
     `track` names the trackers that follow it; by default those that did before.
     Processes that a launcher started beside the first one learn later which run it is.
     """
-    from viscoin.runs import RUNS, Run
-    from viscoin.tracking import parse_trackers, tracked
+    from viscoin.runs.run import RUNS, Run
+    from viscoin.runs.tracking import parse_trackers, tracked
 
     if not is_first_process():
         yield Run(out or RUNS)
@@ -338,8 +338,8 @@ def load_for_test(
     """
     from viscoin.config import DatasetConfig
     from viscoin.datasets import check_dataset_name, load_dataset
+    from viscoin.inference.devices import resolve_device
     from viscoin.models.files import find_model, load_model
-    from viscoin.training.runtime import resolve_device
 
     where = resolve_device(device)
     dataset, path = place_of_data(dataset, dataset_path)
@@ -492,7 +492,7 @@ class Results:
 
     def numbers(self, trial: Trial, values: Mapping[str, Any]) -> None:
         """Write results.json, with the model and the data that were measured, and say where."""
-        from viscoin.runs import atomic_path
+        from viscoin.files import atomic_path
 
         header = {"model": str(trial.path), "dataset": trial.config.name, "split": trial.images.split}
         path = self.folder / "results.json"

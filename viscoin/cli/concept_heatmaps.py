@@ -67,7 +67,7 @@ def concept_heatmaps(
     )
     import torch
 
-    from viscoin.analysis import heatmaps
+    from viscoin.attribution import heatmaps
     from viscoin.plotting.heatmaps import heatmap_figure
 
     model = subject.model
@@ -114,8 +114,8 @@ class _Subject:
 def _files(viscoin: Path | None, files: Sequence[Path], device: str) -> _Subject:
     """Images from files, which need no dataset."""
     from viscoin.analysis.projection import read_targets
+    from viscoin.inference.devices import resolve_device
     from viscoin.models.files import find_model, load_model
-    from viscoin.training.runtime import resolve_device
 
     where = resolve_device(device)
     loaded = load_model(find_model("viscoin", viscoin, common.DEFAULT_DATASET), "viscoin")
@@ -156,7 +156,7 @@ def _outlines(data: "ImageDataset", indices: Sequence[int], part: str) -> "np.nd
 
 
 def _parse_stage(text: str) -> tuple[int | str, ...]:
-    from viscoin.analysis.heatmap_methods import STAGES
+    from viscoin.attribution.targets import STAGES
 
     stages = {str(stage): (stage,) for stage in STAGES} | {"all": STAGES}
     if text not in stages:

@@ -48,9 +48,9 @@ def concepts(
     from viscoin.analysis.concept_files import concepts_json, csv_files, summary
     from viscoin.analysis.concepts import collect_concepts
     from viscoin.analysis.gallery import view_concepts
-    from viscoin.concept_report import write_concept_report
     from viscoin.datasets import load_dataset
     from viscoin.plotting import concepts as plots
+    from viscoin.reports.concept_pages import write_concept_report
 
     with processes(runtime) as process:
         trial = process.load("viscoin", "--viscoin-pickle-path", viscoin, dataset, skip_bad_files, dataset_path)
@@ -101,10 +101,10 @@ def _name(
 
     The first process writes what they rest on, and prints how many are right where that shows.
     """
-    from viscoin.analysis.naming import grade_on, name_concepts, names_csv
     from viscoin.datasets import load_dataset
+    from viscoin.inference.execution import exact
     from viscoin.models.files import find_model, load_model
-    from viscoin.testing.execution import exact
+    from viscoin.naming.names import grade_on, name_concepts, names_csv
 
     config, split = trial.config, "validation" if trial.images.split != "validation" else "train"
     adapter = load_model(find_model("concept2clip", concept2clip, config.name), "concept2clip").model

@@ -19,7 +19,7 @@ def demo(
     show: common.Show = False,
 ) -> None:
     """Show the data, test the shipped models, train Psi, Theta and Omega, explain images, write report.html."""
-    from viscoin import demo as library
+    from viscoin.reports import demo as library
 
     size = library.QUICK if quick else library.FULL
     report = library.run_demo(out, size, from_scratch=from_scratch, seed=seed, device=device)

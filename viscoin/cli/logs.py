@@ -12,7 +12,7 @@ from viscoin.cli import common
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from viscoin.analysis.logs import Log
+    from viscoin.runs.metrics import Log
 
 REDRAW = 5.0  # seconds
 
@@ -49,10 +49,10 @@ def logs(
     show: common.Show = False,
 ) -> None:
     """Plot the losses and metrics of trainings, also while they run."""
-    from viscoin.analysis.logs import log_file, read_log, write_csv
+    from viscoin.files import atomic_path
     from viscoin.plotting.style import figure_bytes
     from viscoin.plotting.training import training_figure
-    from viscoin.runs import atomic_path
+    from viscoin.runs.metrics import log_file, read_log, write_csv
 
     if not 0 <= smoothing < 1:
         raise ValueError(f"--smoothing {smoothing}: choose a number from 0 to below 1")
@@ -84,7 +84,7 @@ def logs(
 
 def _followed(paths: Sequence[Path], names: Sequence[str], draw: "Callable[[Sequence[Log]], Figure]") -> "list[Log]":
     """Print and draw what comes, until the runs end or somebody interrupts; returns what there is by then."""
-    from viscoin.analysis.logs import describe_line, follow, log_file, run_names
+    from viscoin.runs.metrics import describe_line, follow, log_file, run_names
 
     for path in paths:
         if not path.exists() and not (path.parent / "recipe.yaml").is_file():
@@ -123,7 +123,7 @@ def _selected(found: "Sequence[Log]", names: Sequence[str]) -> "list[Log]":
 
 def _newest(dataset: str) -> Path:
     from viscoin.models.files import KINDS
-    from viscoin.runs import newest_run
+    from viscoin.runs.run import newest_run
 
     runs = [run for kind in KINDS if (run := newest_run(kind, dataset)) is not None]
     if not runs:

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from viscoin.cli import common
+from viscoin.cli.app import App
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or check the optional CUDA kernels.")
+app = App(help="Build or check the optional CUDA kernels.")
 
 
 @app.command()
@@ -38,7 +39,7 @@ def check(device: common.Device = "auto") -> None:
     """Compare the CUDA kernels with plain PyTorch, in numbers and in speed; exit code 1 if they differ."""
     from stylegan2_ada.ops.backend import obstacle
     from stylegan2_ada.ops.check import compare_operations
-    from viscoin.training.runtime import resolve_device
+    from viscoin.inference.devices import resolve_device
 
     where = resolve_device(device)
     reason = (

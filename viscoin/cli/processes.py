@@ -29,7 +29,7 @@ class Process:
 
     def load(self, kind: str, option: str, value: Path | None, dataset: str | None, *others: Any) -> common.Trial:
         """`common.load_for_test` on the device of this process, with a model that computes as was asked for."""
-        from viscoin.testing.execution import prepare
+        from viscoin.inference.execution import prepare
 
         trial = self.in_turn(lambda: common.load_for_test(kind, option, value, dataset, self.device, *others))
         prepare(trial.model, self.precision, self.compiled)
@@ -57,7 +57,7 @@ def processes(runtime: "Runtime") -> Iterator[Process]:
         ValueError: the runtime cannot be had, or models are not tested in its precision.
     """
     from stylegan2_ada.together import ProcessGone, together
-    from viscoin.testing.execution import check_precision
+    from viscoin.inference.execution import check_precision
     from viscoin.training.loop import Failed
     from viscoin.training.runtime import make_fabric
 

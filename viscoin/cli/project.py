@@ -61,9 +61,9 @@ def project(
     if images and image_indices:
         raise ValueError("--image-indices chooses test images of a dataset; give it or IMAGE files, not both")
     from viscoin.analysis import projection
+    from viscoin.inference.devices import resolve_device
     from viscoin.models.files import find_model, load_model
     from viscoin.plotting.projection import progress_figure
-    from viscoin.training.runtime import resolve_device
 
     search = projection.Search(space, steps, learning_rate, pixel_weight, seed)
     where = resolve_device(device)

@@ -235,7 +235,7 @@ def _program() -> str:
 
 def _written(script: str, folder: Path) -> Path:
     """The batch script, in the run folder, which SLURM does not make by itself."""
-    from viscoin.runs import atomic_path
+    from viscoin.files import atomic_path
 
     path = folder / "job.sbatch"
     try:
@@ -249,7 +249,7 @@ def _written(script: str, folder: Path) -> Path:
 
 def _metrics(words: Words, folder: Path) -> list[Path]:
     """Files that a command writes metrics to."""
-    from viscoin.analysis.logs import METRICS
+    from viscoin.runs.metrics import METRICS
 
     if words.command == ["train", "all"]:
         return [folder / kind / METRICS for kind in ("classifier", "gan", "viscoin")]
@@ -258,7 +258,7 @@ def _metrics(words: Words, folder: Path) -> list[Path]:
 
 def _followed(number: str, folder: Path, metrics: list[Path]) -> int:
     """Print metrics and states of a job until it has ended; returns its exit code."""
-    from viscoin.analysis.logs import describe_line, follow
+    from viscoin.runs.metrics import describe_line, follow
 
     typer.echo("Ctrl-C ends this, not the job", err=True)
     watched = _Watched(number)

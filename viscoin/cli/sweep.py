@@ -10,9 +10,9 @@ from viscoin.processes import is_first_process
 
 if TYPE_CHECKING:
     from viscoin.config import Recipe
-    from viscoin.runs import Run
+    from viscoin.runs.run import Run
+    from viscoin.runs.tracking import Shown
     from viscoin.sweep.results import SweepResult
-    from viscoin.tracking import Shown
     from viscoin.training.runtime import Runtime
 
 KINDS = ("classifier", "gan", "viscoin")
@@ -97,12 +97,12 @@ def sweep(
         )
     options = {"seed": seed, "dataset.attribute": attribute, "dataset.skip_bad_files": skip_bad_files or None}
     resolved = common.resolve_recipe(kind, dataset, recipe, settings, options, dataset_path=dataset_path)
-    from viscoin.runs import RUNS
+    from viscoin.runs.run import RUNS
+    from viscoin.runs.tracking import followers, parse_trackers, tracked_sweep
     from viscoin.sweep.running import run_sweep
     from viscoin.sweep.settings import Settings, check_metric
     from viscoin.sweep.space import read_space
     from viscoin.sweep.study import Study, load_optuna
-    from viscoin.tracking import followers, parse_trackers, tracked_sweep
 
     load_optuna()
     trackers = parse_trackers(track)
@@ -161,7 +161,7 @@ def _train(kind: str, recipe: "Recipe", run: "Run", models: dict[str, Path], run
 
 def show(result: "SweepResult", shown: "Shown") -> None:
     """Print the trials, the best ones first, and where everything is; the trackers get it, too."""
-    from viscoin.runs import Run
+    from viscoin.runs.run import Run
     from viscoin.sweep.results import ENDED
 
     shown.figures = report(result)
@@ -181,9 +181,10 @@ def report(result: "SweepResult") -> list[Path]:
     Returns:
         The files of the figures.
     """
+    from viscoin.files import atomic_path
     from viscoin.plotting.study import study_figures
     from viscoin.plotting.style import figure_bytes
-    from viscoin.runs import Run, atomic_path
+    from viscoin.runs.run import Run
 
     for line in table(result):
         typer.echo(line)

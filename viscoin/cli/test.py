@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viscoin.cli import common
+from viscoin.cli.app import App
 from viscoin.cli.processes import IN_FLOAT32, processes
 
 if TYPE_CHECKING:
@@ -13,15 +14,13 @@ if TYPE_CHECKING:
 
     from viscoin.config import DatasetConfig
     from viscoin.models.files import LoadedModel
-    from viscoin.testing.bootstrap import Estimate
+    from viscoin.statistics.bootstrap import Estimate
     from viscoin.testing.ensemble import Perceptual
     from viscoin.testing.image_features import FeatureNetwork
     from viscoin.testing.viscoin import ViscoinMeasures
     from viscoin.training.runtime import Runtime
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Test the classifier, the ensemble or the generator."
-)
+app = App(help="Test the classifier, the ensemble or the generator.")
 
 SHOWN = 12  # images in figures of reconstructions and samples
 
@@ -191,7 +190,8 @@ def _comparisons(
     trial: common.Trial, features: str, inception_weights: Path | None, perceptual: str
 ) -> "tuple[FeatureNetwork, tuple[Perceptual, str] | None]":
     """The network of the FID, and the perceptual distance; None means that on the maps of f, which are there anyway."""
-    from viscoin.testing.image_features import find_features, find_perceptual
+    from viscoin.models.perceptual import find_perceptual
+    from viscoin.testing.image_features import find_features
 
     f = trial.model.classifier
     network, found = find_features(features, f, inception_weights), find_perceptual(perceptual, f, trial.device)
@@ -204,9 +204,9 @@ def _comparisons(
 def _ensemble_figures(
     trial: common.Trial, result: "ViscoinMeasures", estimates: "dict[str, Estimate]", seed: int
 ) -> "dict[str, Figure]":
-    from viscoin.demo import draw_reconstructions
     from viscoin.plotting import evaluation
     from viscoin.plotting.truth import truth_figures
+    from viscoin.reports.pictures import draw_reconstructions
 
     tested, shown = result.ensemble, common.choose_images(None, trial.images, SHOWN, seed)
     figures = {}
@@ -265,10 +265,11 @@ def gan(
     skip_bad_files: common.SkipBadFiles = False,
 ) -> None:
     """FID, KID, precision and recall, IS and path length of the generator."""
-    from viscoin.demo import draw_samples
+    from viscoin.models.perceptual import find_perceptual
     from viscoin.plotting.evaluation import feature_plane_figure
+    from viscoin.reports.pictures import draw_samples
     from viscoin.testing.gan import measure_gan
-    from viscoin.testing.image_features import find_features, find_perceptual
+    from viscoin.testing.image_features import find_features
 
     wanted = _listed(metrics)
     with processes(runtime) as process:

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from viscoin.cli import common
+from viscoin.cli.app import App
 
 if TYPE_CHECKING:
     from viscoin.training.runtime import Runtime
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Train the classifier, the generator or the ensemble."
-)
+app = App(help="Train the classifier, the generator or the ensemble.")
 
 
 @app.command()
@@ -288,7 +287,7 @@ def everything(
     """Train the classifier, the generator and the ensemble by one recipe, one after the other."""
     options = {"seed": seed, "dataset.attribute": attribute, "dataset.skip_bad_files": skip_bad_files or None}
     resolved = common.resolve_recipe("viscoin", dataset, recipe, settings, options, dataset_path=dataset_path)
-    from viscoin.runs import Run, newest_run
+    from viscoin.runs.run import Run, newest_run
     from viscoin.training.classifier import train_classifier
     from viscoin.training.gan import check_gan, train_gan
     from viscoin.training.viscoin import train_viscoin
@@ -359,7 +358,7 @@ def concept2clip(
     resolved = common.resolve_recipe(
         "concept2clip", dataset, recipe, settings, options, out, resume, dataset_path=dataset_path
     )
-    from viscoin.training.concept2clip import train_concept2clip
+    from viscoin.naming.adapter import train_concept2clip
 
     ensemble = common.load_ensemble(viscoin, resolved.dataset)
     with common.training_run("concept2clip", resolved, out, resume, allow_changes, track) as run:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 
 SPLITS = ("train", "validation", "test")
 

@@ -37,7 +37,7 @@ from viscoin.datasets.files import (
 )
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import Box, image_size, square_around
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 
 PAGE = "https://data.caltech.edu/records/65de6-vp158"
 SOURCE = Archive(

@@ -19,7 +19,7 @@ from viscoin.datasets import reading
 from viscoin.datasets.base import cache_folder, cached_pixels
 from viscoin.datasets.listing import warn_once
 from viscoin.datasets.reading import UNREADABLE, BadImage, Box, ImageFile, image_size, read_region, square
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 
 Crops = Sequence[Box | None]
 Place = tuple[str, ImageFile]  # split and file

@@ -21,7 +21,7 @@ from viscoin.datasets.listing import INDEX, Need, Tree, list_images, parse_index
 from viscoin.datasets.output import check_output, new_folder, png_bytes
 from viscoin.datasets.reading import BadImage, read_rgb
 from viscoin.datasets.zip import open_zip
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 
 CROPS = ("center", "center-wide", "none")
 WIDE = 3 / 4  # height divided by width

@@ -20,7 +20,7 @@ from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
 from viscoin.datasets.output import new_folder
 from viscoin.datasets.zip import open_zip
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 
 CSV_NAME = "split.csv"
 COLUMNS = ("file", "class", "split")

@@ -34,14 +34,14 @@ class ConceptExtractor(nn.Module):
         self.linear1 = nn.Linear(3 * latent_channels * CONCEPT_GRID**2, width)
         self.linear2 = nn.Linear(width, width, bias=False)
 
-    def forward(self, maps: Sequence[Tensor], supported: int | None = None) -> tuple[Tensor, Tensor]:
-        """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0 and support (B, 9K) >= 0.
+    def forward(self, maps: Sequence[Tensor], supported: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0, support (B, 9K) >= 0, and `latent`.
 
         Args:
             supported: give the support of the first so many images alone; None for all.
         """
         latent = self.latent(maps)
-        return self.concept_maps(latent), self.support(latent[:supported])
+        return self.concept_maps(latent), self.support(latent[:supported]), latent
 
     def latent(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i) -> what concepts and support are both read from, (B, 3 latent_channels, H, W)."""

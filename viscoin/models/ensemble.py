@@ -19,6 +19,7 @@ class Encoding(NamedTuple):
     maps: tuple[Tensor, ...]  # the three feature maps of f, (B, C_i, H_i, W_i)
     concept_maps: Tensor  # Phi, (B, K, 3, 3), >= 0
     support: Tensor  # Phi', (B, 9K)
+    latent: Tensor  # of Psi, what concepts and support are read from, (B, C, h, w)
 
 
 class VisCoIN(nn.Module):

@@ -1,10 +1,8 @@
 """Model files: one .safetensors with all that is needed to rebuild the model, found by option, run or name."""
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from viscoin.config import Recipe
-from viscoin.runs import Run, atomic_path, newest_run, write_tensors
+from viscoin.files import atomic_path, write_tensors
+from viscoin.runs.revision import code_revision
+from viscoin.runs.run import Run, newest_run
 
 FORMAT = "viscoin/1"
 KINDS = ("classifier", "gan", "viscoin")
@@ -209,19 +209,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-@cache
-def code_revision() -> str:
-    """The commit of this code, or "unknown" where it does not lie in a git repository."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"

@@ -72,7 +72,7 @@ class ConceptsPart(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         logits, maps = self.classifier.features(images)
-        concept_maps, support = self.concept_extractor(maps)
+        concept_maps, support, _ = self.concept_extractor(maps)
         phi = activations(concept_maps)
         contributions = phi[:, None, :] * self.explainer.weight
         return logits, self.explainer(concept_maps), phi, contributions, concept_maps, support

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from viscoin.datasets.base import cache_folder
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 
 LICENCE = (
     "weights by NVIDIA under the NVIDIA Source Code License for StyleGAN2-ADA: research and evaluation only, "

@@ -29,7 +29,7 @@ from viscoin.plotting.style import (
     styled,
     wrap,
 )
-from viscoin.testing.bootstrap import LEVEL
+from viscoin.statistics.bootstrap import LEVEL
 from viscoin.testing.classifier import ClassifierResult
 from viscoin.testing.classifier_measures import (
     BINS,

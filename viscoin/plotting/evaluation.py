@@ -26,7 +26,7 @@ from viscoin.plotting.style import (
     styled,
     wrap,
 )
-from viscoin.testing.bootstrap import Estimate
+from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.consistency import Consistency
 from viscoin.testing.faithfulness import Faithfulness
 from viscoin.testing.sufficiency import Sufficiency

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from viscoin.analysis.heatmaps import HeatmapResult
+from viscoin.attribution.heatmaps import HeatmapResult
 from viscoin.plotting.style import COLUMN, HEAT, LINE, PAGE, SKY, SMALL, ImageTable, styled, wrap
 
 LABEL = 1.35  # inches beside the images; on a column, labels lie under them

@@ -9,8 +9,8 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from viscoin.analysis.amplification import AmplificationResult
+from viscoin.files import atomic_path
 from viscoin.plotting.style import DARK, HEAT
-from viscoin.runs import atomic_path
 
 RATE = 20  # frames a second
 STEPS = 40  # frames from the smallest to the largest multiplier

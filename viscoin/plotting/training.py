@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from viscoin.analysis.logs import Log, run_names, smooth, split_name
 from viscoin.plotting.style import BLUE, GREEN, GREY, MEDIUM, PAGE, PALETTE, SMALL, VERMILION, new_figure, styled, wrap
+from viscoin.runs.metrics import Log, run_names, smooth, split_name
 
 COLOURS = {"train": BLUE, "validation": VERMILION, "test": GREEN, "": GREY}
 DASHES = {"train": "-", "validation": "--", "test": ":", "": "-"}

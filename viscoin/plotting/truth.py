@@ -33,7 +33,7 @@ from viscoin.plotting.style import (
     styled,
     wrap,
 )
-from viscoin.testing.bootstrap import Estimate
+from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.truth.attributes import group_of
 from viscoin.testing.truth.examples import Example
 from viscoin.testing.truth.result import FunctionTruth, TruthResult

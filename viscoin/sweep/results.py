@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from viscoin.runs import atomic_path
+from viscoin.files import atomic_path
 from viscoin.sweep.settings import Settings
 from viscoin.sweep.space import Value, recipe_of
 

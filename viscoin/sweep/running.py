@@ -14,11 +14,11 @@ import torch
 
 from viscoin.config import Recipe
 from viscoin.models.files import read_file
-from viscoin.runs import Run, read_metrics
+from viscoin.runs.run import Run, read_metrics
+from viscoin.runs.tracking import tracked
 from viscoin.sweep.results import ENDED, SweepResult, best_of
 from viscoin.sweep.space import recipe_of, show
 from viscoin.sweep.study import Study, first_line
-from viscoin.tracking import tracked
 from viscoin.training.loop import Failed, Interrupted
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from viscoin.config import Recipe
-from viscoin.runs import MOVABLE, flatten
+from viscoin.runs.run import MOVABLE, flatten
 from viscoin.sweep.space import Space
 
 # What the trainings log of held-out images and which way is better; the first one is the default.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
-from viscoin.runs import NO_LOCKS, read_metrics
+from viscoin.runs.run import NO_LOCKS, read_metrics
 from viscoin.sweep.results import SweepResult, TrialResult, write_results
 from viscoin.sweep.settings import Settings, check_settings, storage_file
 from viscoin.sweep.space import Parameter, Value, show

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import evaluation, own_batches
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.inference import evaluation, own_batches
 
 # Images (B, 3, H, W) in [-1, 1] -> activations (B, K) of each concept function, by its name.
 ConceptFunctions = Callable[[Tensor], dict[str, np.ndarray]]

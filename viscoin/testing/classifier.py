@@ -9,8 +9,8 @@ from torch import nn
 
 from stylegan2_ada.together import collect
 from viscoin.datasets import ImageDataset
-from viscoin.testing import measures
-from viscoin.testing.inference import check_classes, choose_images, evaluation, own_batches
+from viscoin.inference.batches import check_classes, choose_images, evaluation, own_batches
+from viscoin.statistics import measures
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torchmetrics.functional import classification as scores
 
-from viscoin.testing.bootstrap import LEVEL, Estimate, bootstrap
+from viscoin.statistics.bootstrap import LEVEL, Estimate, bootstrap
 from viscoin.testing.classifier import ClassifierResult
 
 TOP = 5

@@ -13,9 +13,9 @@ from sklearn.svm import SVC
 
 from stylegan2_ada.together import collect, own
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import TooFewImages, evaluation, progress
 from viscoin.models.ensemble import VisCoIN, amplify
-from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import TooFewImages, evaluation, progress
+from viscoin.statistics.bootstrap import Estimate, bootstrap
 
 FACTORS = (2.0, 3.0)  # lambda, in units of the largest activation of the concept in the data
 IMAGES, FEWEST_IMAGES = 100, 20  # most activating images of a concept: as many as in the paper; so many at least

@@ -13,14 +13,14 @@ from torch import Tensor
 from stylegan2_ada.metrics import FeatureMoments, frechet_distance
 from stylegan2_ada.together import collect
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import TooFewImages, check_classes, choose_images, evaluation, own_batches
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing import measures
-from viscoin.testing.bootstrap import Estimate, bootstrap, jackknife
+from viscoin.models.perceptual import ClassifierPerceptual
+from viscoin.statistics import measures
+from viscoin.statistics.bootstrap import Estimate, bootstrap, jackknife
 from viscoin.testing.faithfulness import Faithfulness, Generated, concatenate, probability_falls
 from viscoin.testing.image_features import ClassifierFeatures, FeatureNetwork, to_uint8
-from viscoin.testing.inference import TooFewImages, check_classes, choose_images, evaluation, own_batches
 from viscoin.testing.sufficiency import Sufficiency, kept_counts, kept_hits
-from viscoin.training.losses import ClassifierPerceptual
 
 Falls = list[Faithfulness] | None  # of one batch; None where no image of it is tested for faithfulness
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from viscoin.inference.batches import random_ranks
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import random_ranks
+from viscoin.statistics.bootstrap import Estimate, bootstrap
 
 THRESHOLDS = (0.1, 0.2, 0.4)
 

@@ -17,8 +17,9 @@ from stylegan2_ada.metrics import FeatureMoments, frechet_distance
 from stylegan2_ada.networks import Generator, draw_noise
 from stylegan2_ada.together import collect, once, own, together
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import choose_images, evaluation, own_batches, progress
+from viscoin.inference.execution import exact
 from viscoin.models.classifier import Classifier
-from viscoin.testing.execution import exact
 from viscoin.testing.image_features import (
     ClassifierFeatures,
     Distance,
@@ -27,7 +28,6 @@ from viscoin.testing.image_features import (
     real_features,
     to_uint8,
 )
-from viscoin.testing.inference import choose_images, evaluation, own_batches, progress
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,10 @@ from stylegan2_ada.metrics import InceptionFeatures, inception_weights
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
+from viscoin.files import atomic_path
+from viscoin.inference.batches import own_batches
+from viscoin.inference.execution import precision_of
 from viscoin.models.classifier import Classifier
-from viscoin.runs import atomic_path
-from viscoin.testing.execution import precision_of
-from viscoin.testing.inference import own_batches
-from viscoin.training.losses import VGG_FILE, ClassifierPerceptual, load_lpips
 
 logger = logging.getLogger(__name__)
 
@@ -106,32 +105,6 @@ def timm_features(backbone: str, pretrained: bool = True) -> ClassifierFeatures:
                 "choose --features classifier"
             ) from error
     return ClassifierFeatures(model, backbone, has_classes=n_classes > 1)
-
-
-def find_perceptual(
-    kind: str, classifier: Classifier | None, device: torch.device | str = "cpu"
-) -> tuple[Distance, str] | None:
-    """The distance that the option `--perceptual` means, and its name; None where `auto` finds none.
-
-    Args:
-        kind: "lpips", "classifier", or "auto": LPIPS where the weights of VGG-16 are on disk, else feature maps of f.
-
-    Raises:
-        ValueError: unknown kind, no classifier where one is needed, or weights that cannot be had.
-    """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-    if kind == "lpips" or (kind == "auto" and path.is_file()):
-        try:
-            return load_lpips(device), "lpips"
-        except ValueError as error:
-            raise ValueError(f"--perceptual lpips: {error}, or choose --perceptual classifier") from error
-    if kind not in ("auto", "classifier"):
-        raise ValueError(f"--perceptual {kind!r}: choose auto, lpips or classifier")
-    if classifier is not None:
-        return ClassifierPerceptual(classifier.to(device).eval()), "classifier"
-    if kind == "classifier":
-        raise ValueError("--perceptual classifier: there is no classifier of this dataset; name one by --classifier")
-    return None
 
 
 def real_features(

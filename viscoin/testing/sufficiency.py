@@ -9,9 +9,9 @@ import torch
 from scipy.integrate import trapezoid
 from torch import Tensor
 
+from viscoin.inference.batches import random_ranks
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import random_ranks
+from viscoin.statistics.bootstrap import Estimate, bootstrap
 
 RANKINGS = ("relevance", "activation", "random")
 

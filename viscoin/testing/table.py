@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from viscoin.testing.bootstrap import Estimate
+from viscoin.statistics.bootstrap import Estimate
 
 TITLES = {
     r"classifier\.accuracy": "accuracy of f",

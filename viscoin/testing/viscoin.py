@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import TooFewImages
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.bootstrap import Estimate
+from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.consistency import CONCEPTS, IMAGES, Consistency, test_consistency
 from viscoin.testing.ensemble import EnsembleResult, Perceptual, test_ensemble
 from viscoin.testing.image_features import FeatureNetwork
-from viscoin.testing.inference import TooFewImages
 from viscoin.testing.truth import TruthResult, test_truth
 from viscoin.testing.truth.result import SCENES
 

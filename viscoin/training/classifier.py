@@ -26,8 +26,8 @@ from viscoin.config import ClassifierConfig, Recipe
 from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
-from viscoin.runs import Run
-from viscoin.testing.measures import confusion
+from viscoin.runs.run import Run
+from viscoin.statistics.measures import confusion
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.freezing import freeze
 from viscoin.training.loop import check_finite, fit, load_best, recoverable

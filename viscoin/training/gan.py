@@ -21,24 +21,17 @@ from stylegan2_ada.training import GanSettings, GanTrainer
 from stylegan2_ada.transfer import freeze_highest, load_fitting
 from viscoin.config import GanConfig, Recipe
 from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
+from viscoin.files import atomic_path
+from viscoin.inference.batches import choose_images
+from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import read_file, save_model
-from viscoin.runs import Run, atomic_path
+from viscoin.models.perceptual import ClassifierPerceptual
+from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
-from viscoin.testing.inference import choose_images
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.loop import check_finite, fit, recoverable
-from viscoin.training.losses import ClassifierPerceptual
-from viscoin.training.runtime import (
-    Runtime,
-    check_runtime,
-    check_shares,
-    digest,
-    fast_layout,
-    launch,
-    resolve_device,
-    seed_step,
-)
+from viscoin.training.runtime import Runtime, check_runtime, check_shares, digest, fast_layout, launch, seed_step
 
 if TYPE_CHECKING:
     from stylegan2_ada.augment import AugmentController, AugmentPipe

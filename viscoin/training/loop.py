@@ -22,7 +22,7 @@ from stylegan2_ada.distributed import from_first, mean_over_processes, rank, sum
 from stylegan2_ada.together import ProcessGone, together
 from viscoin.config import Recipe
 from viscoin.processes import is_first_process
-from viscoin.runs import Run
+from viscoin.runs.run import Run
 from viscoin.training.data import StepBatches
 from viscoin.training.runtime import seed_step
 

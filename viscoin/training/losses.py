@@ -5,23 +5,13 @@ maps are taken to float32 first, for mixed precision.
 """
 
 import logging
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from viscoin.models.classifier import Classifier
 from viscoin.models.explainer import activations
 
 logger = logging.getLogger(__name__)
-
-Maps = Sequence[Tensor]
-Perceptual = Callable[..., Tensor]
-
-VGG_FILE, VGG_SIZE = "vgg16-397923af.pth", "528 MB"
 
 
 def output_fidelity(explainer_logits: Tensor, classifier_logits: Tensor) -> Tensor:
@@ -92,85 +82,6 @@ def style_regularization(ws: Tensor, mean_style: Tensor) -> Tensor:
     return F.mse_loss(ws, mean_style.expand_as(ws))
 
 
-class ClassifierPerceptual:
-    """Perceptual distance on f's own three feature maps, as LPIPS (Zhang et al., arXiv 1801.03924, Eq. 1) is on VGG's.
-
-    d(a, b) = sum over maps of the mean over positions of || a / ||a|| - b / ||b|| ||^2, norms taken over channels.
-    """
-
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
-
-    def __call__(self, a: Tensor, b: Tensor, maps_a: Maps | None = None, maps_b: Maps | None = None) -> Tensor:
-        """Distances (B,) between images (B, 3, H, W) in [-1, 1]; runs f only for maps that are not given."""
-        maps_a = self.classifier.features(a).maps if maps_a is None else maps_a
-        maps_b = self.classifier.features(b).maps if maps_b is None else maps_b
-        return self.distance(maps_a, maps_b)
-
-    def distance(self, maps_a: Maps, maps_b: Maps) -> Tensor:
-        """Distances (B,) between feature maps of f."""
-        layers = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in zip(maps_a, maps_b, strict=True)]
-        return torch.stack(layers).sum(0)
-
-
-class Lpips:
-    """LPIPS (Zhang et al., arXiv 1801.03924) of the `lpips` package, by default on VGG-16 as in the paper.
-
-    The package does ImageNet scaling itself. Weights that are missing are downloaded to torch's hub folder.
-    """
-
-    def __init__(self, device: torch.device | str = "cpu", network: str = "vgg", pretrained: bool = True) -> None:
-        import lpips
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torchvision")  # lpips uses torchvision's older keywords
-            model: nn.Module = lpips.LPIPS(net=network, pnet_rand=not pretrained, verbose=False)
-        self.model = model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-
-    def __call__(self, a: Tensor, b: Tensor, maps_a: Maps | None = None, maps_b: Maps | None = None) -> Tensor:
-        """Distances (B,) between images (B, 3, H, W) in [-1, 1]; maps of f are not needed."""
-        return self.model(a, b).flatten()
-
-
-def make_perceptual(kind: str, classifier: Classifier) -> tuple[Perceptual, str]:
-    """The perceptual distance of a recipe and its name, "lpips" or "classifier"; logs which one is used.
-
-    Args:
-        kind: "lpips", "classifier", or "auto": LPIPS where VGG-16 weights lie in the cache or can be downloaded.
-        classifier: f; the result runs on its device.
-
-    Raises:
-        ValueError: unknown kind, or "lpips" without weights.
-    """
-    if kind not in ("auto", "lpips", "classifier"):
-        raise ValueError(f"viscoin.perceptual_loss is {kind!r}; choose auto, lpips or classifier")
-    if kind == "classifier":
-        logger.info("perceptual distance: feature maps of the classifier")
-        return ClassifierPerceptual(classifier), "classifier"
-    try:
-        perceptual = load_lpips(next(classifier.parameters()).device)
-    except ValueError as error:
-        if kind == "lpips":
-            raise ValueError(f"viscoin.perceptual_loss is 'lpips', but {error} or choose classifier") from error
-        logger.warning("%s; perceptual distance: feature maps of the classifier", error)
-        return ClassifierPerceptual(classifier), "classifier"
-    logger.info("perceptual distance: LPIPS on VGG-16")
-    return perceptual, "lpips"
-
-
-def load_lpips(device: torch.device | str) -> Lpips:
-    """LPIPS on VGG-16; ValueError where its weights neither lie in the cache nor can be downloaded."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-    if not weights.is_file():
-        logger.info("downloading VGG-16 weights for LPIPS (%s) to %s", VGG_SIZE, weights)
-    try:
-        return Lpips(device)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the VGG-16 weights of LPIPS ({VGG_SIZE}) could not be had ({error}); put {VGG_FILE} into {weights.parent}"
-        ) from error
-
-
 def _soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target_logits.detach().float().softmax(1))
 
@@ -178,7 +89,3 @@ def _soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
 def _entropy(x: Tensor) -> Tensor:
     """Entropy in nats of softmax(x) over the last dimension; finite, like its gradient, where probabilities are 0."""
     return -(x.softmax(-1) * x.log_softmax(-1)).sum(-1)
-
-
-def _unit(maps: Tensor) -> Tensor:
-    return F.normalize(maps.float(), dim=1)

@@ -1,5 +1,6 @@
 """Training of Psi, Theta and Omega on a frozen classifier and a frozen generator (Parekh et al. 2025, Sec. 3)."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from stylegan2_ada.networks import Generator
 from stylegan2_ada.optimizer import load_optimizer
 from viscoin.config import Recipe, ViscoinConfig
 from viscoin.datasets import ImageDataset
+from viscoin.files import atomic_path
+from viscoin.inference.batches import choose_images
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
 from viscoin.models.ensemble import Encoding, VisCoIN
 from viscoin.models.explainer import Explainer, activations
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
-from viscoin.runs import Run, atomic_path
-from viscoin.testing.inference import choose_images
+from viscoin.models.perceptual import Perceptual, find_perceptual
+from viscoin.runs.run import Run
 from viscoin.training import losses
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.loop import check_finite, fit, load_best, recoverable
@@ -39,6 +42,8 @@ from viscoin.training.runtime import (
     setup_optimizer,
     whole_batch,
 )
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_IMAGES = 1000
 OPTIONS = {"classifier": "--classifier", "generator": "--gan"}
@@ -132,6 +137,18 @@ def compile_networks(ensemble: VisCoIN) -> None:
     generator.synthesis.compile()
 
 
+def perceptual_distance(kind: str, classifier: Classifier) -> tuple[Perceptual, str]:
+    """The distance of a recipe and its name, "lpips" or "classifier"; "auto" downloads LPIPS where that is possible."""
+    device = next(classifier.parameters()).device
+    found = find_perceptual(kind, classifier, device, download=True, parameter="viscoin.perceptual_loss")
+    if found is None:
+        raise RuntimeError("with a classifier there is always a perceptual distance")
+    logger.info(
+        "perceptual distance: %s", "LPIPS on VGG-16" if found[1] == "lpips" else "feature maps of the classifier"
+    )
+    return found
+
+
 class ViscoinTask:
     """All losses of the method; the score rewards agreement with f on images and on their reconstructions."""
 
@@ -142,7 +159,7 @@ class ViscoinTask:
         self.config, self.fabric, self.validation = config, fabric, validation
         self.ensemble = fast_layout(ensemble).to(fabric.device)
         self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
-        self.perceptual, self.perceptual_name = losses.make_perceptual(config.perceptual_loss, ensemble.classifier)
+        self.perceptual, self.perceptual_name = perceptual_distance(config.perceptual_loss, self.ensemble.classifier)
         groups: list[dict[str, Any]] = [
             {"params": [*self.ensemble.concept_extractor.parameters(), *self.ensemble.explainer.parameters()]},
             {

@@ -9,10 +9,10 @@ import torch
 
 from stylegan2_ada.together import collect
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import TooFewImages, choose_images, evaluation, own_batches
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import TooFewImages, choose_images, evaluation, own_batches
-from viscoin.testing.measures import auroc
+from viscoin.statistics.bootstrap import Estimate, bootstrap
+from viscoin.statistics.measures import auroc
 
 RAREST = 0.05
 RESAMPLES = 500

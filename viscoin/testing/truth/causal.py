@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from viscoin.testing.bootstrap import Estimate, bootstrap
+from viscoin.statistics.bootstrap import Estimate, bootstrap
 from viscoin.testing.truth.attributes import RESAMPLES, AttributeScore, group_of
 from viscoin.testing.truth.scenes import GROUPS, Interventions, Responses
 

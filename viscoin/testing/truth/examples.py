@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from viscoin.analysis.heatmaps import concept_heatmaps
+from viscoin.attribution.heatmaps import concept_heatmaps
 from viscoin.datasets.base import to_images
 from viscoin.datasets.birds import (
     ATTRIBUTE_GROUPS,

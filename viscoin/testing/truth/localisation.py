@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from stylegan2_ada.together import collect, own
-from viscoin.analysis.heatmaps import concept_heatmaps
+from viscoin.attribution.heatmaps import concept_heatmaps
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import evaluation, progress
 from viscoin.models.ensemble import VisCoIN, amplify
-from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import evaluation, progress
-from viscoin.testing.measures import known_mean
+from viscoin.statistics.bootstrap import Estimate, bootstrap
+from viscoin.statistics.measures import known_mean
 from viscoin.testing.truth.attributes import RESAMPLES, AttributeScore
 from viscoin.testing.truth.scenes import Interventions
 

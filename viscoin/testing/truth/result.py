@@ -10,11 +10,11 @@ import torch
 from stylegan2_ada.together import collect, own
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.birds.dataset import BirdsDataset
+from viscoin.inference.batches import choose_images
 from viscoin.models.ensemble import VisCoIN
+from viscoin.statistics.bootstrap import Estimate
+from viscoin.statistics.measures import known_mean
 from viscoin.testing.baselines import CONCEPTS, all_activations, concept_functions
-from viscoin.testing.bootstrap import Estimate
-from viscoin.testing.inference import choose_images
-from viscoin.testing.measures import known_mean
 from viscoin.testing.truth.attributes import AttributeResult, PairedAreas, attribute_scores, best_other
 from viscoin.testing.truth.causal import Causal, activation_range, causal_tests, purity, reaction_shares
 from viscoin.testing.truth.examples import Example, choose_examples

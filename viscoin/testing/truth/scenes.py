@@ -20,8 +20,8 @@ from viscoin.datasets.birds import (
 )
 from viscoin.datasets.birds.dataset import BirdsDataset
 from viscoin.datasets.funnybirds import FunnyBirdsDataset
+from viscoin.inference.batches import batches, progress, random_ranks
 from viscoin.testing.baselines import ConceptFunctions
-from viscoin.testing.inference import batches, progress, random_ranks
 from viscoin.testing.truth.attributes import group_of
 
 GROUPS = tuple(ATTRIBUTE_GROUPS)

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -19,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from viscoin.config import Recipe, parse_recipe
+from viscoin.files import atomic_path, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -252,15 +252,6 @@ class Run:
         return None
 
 
-def write_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """`torch.save`, which on a full disk ends in an OSError, too."""
-    with path.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-
-
 def _new_folder(name: str) -> Path:
     """A folder in runs/ that nobody else has: two runs may start in the same second."""
     stem = RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -328,27 +319,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` when the block ends well, and vanishes when not."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    """Have the new name of a file survive a power failure, where the system can do that."""
-    with suppress(OSError):
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

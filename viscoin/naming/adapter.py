@@ -20,13 +20,14 @@ from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import Concept2ClipConfig, Recipe
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
+from viscoin.files import atomic_path
+from viscoin.inference.batches import evaluation, own_batches
 from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import save_model
 from viscoin.models.scorers import AttributeScorer, Scorer, fit_probe, load_clip, probe_features
-from viscoin.runs import Run, atomic_path
-from viscoin.testing.inference import evaluation, own_batches
-from viscoin.testing.measures import auroc
+from viscoin.runs.run import Run
+from viscoin.statistics.measures import auroc
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (

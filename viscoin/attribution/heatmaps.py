@@ -1,29 +1,23 @@
-"""Where in the image a concept is: maps of phi_k itself, never of a layer."""
+"""Where in the image a concept is, or what speaks for a class: maps of one score, never of a layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from viscoin.analysis.heatmap_methods import (
-    METHODS,
-    STAGES,
-    WEIGHINGS,
-    Subject,
-    activation_grid,
-    activation_maps,
-    recorded_latent,
-    unit,
-)
+from viscoin.attribution.concepts import activation_grid, concepts_of
+from viscoin.attribution.methods import FINEST, check_method, maps_of, title_of
+from viscoin.attribution.subject import Subject, unit
+from viscoin.attribution.targets import ConceptActivation, Stage, Target
 from viscoin.datasets import to_pixels
+from viscoin.errors import Refused
+from viscoin.inference.batches import evaluation
 from viscoin.models.ensemble import VisCoIN
-from viscoin.testing.inference import evaluation
 
 DEFAULT_METHOD = "hirescam"
-FINEST = (0,)
 
 
 @dataclass(frozen=True)
@@ -48,12 +42,12 @@ class HeatmapResult:
     relevance: np.ndarray
     predicted: np.ndarray
     method: str = DEFAULT_METHOD
-    stages: tuple[int | str, ...] = FINEST
+    stages: tuple[Stage, ...] = FINEST
 
     @property
     def title(self) -> str:
-        """ "hirescam, stage 0", or the method alone."""
-        return ", stage ".join([self.method, *(["x".join(map(str, self.stages))] if self.stages else [])])
+        """The method as its paper writes it, and the map: "HiResCAM, finest map"."""
+        return title_of(self.method, self.stages)
 
     def to_dict(self, class_names: Sequence[str], labels: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """For each image its classes, and for each concept its numbers and the highest point (x, y), in pixels."""
@@ -71,16 +65,53 @@ class HeatmapResult:
         return {"concept": int(self.concepts[i, m]), **numbers, "highest_point": point}
 
 
+def heatmaps(
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    chosen: Tensor,
+    method: str = DEFAULT_METHOD,
+    stages: Sequence[Stage] | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Maps (B, M, H, W) >= 0 of the chosen scores in images (B, 3, H, W) in [-1, 1], each with maximum 1 or all 0.
+
+    Args:
+        model: what the target belongs to; it is moved to the device, and otherwise stays as it is.
+        target: of `targets.py`: activations of concepts, logits of f, or logits of g.
+        chosen: (B, M) indices of scores.
+        method, stages: as `concept_heatmaps`.
+
+    Raises:
+        Refused: an unknown method or stage, one that the target does not have, or a score that is out of range.
+    """
+    stages = check_method(method, stages)
+    with evaluation(model, device, gradients=True):
+        return unit(maps_of(_observed(target, images, device, chosen), method, stages))
+
+
+def _observed(target: Target, images: Tensor, device: torch.device | str, chosen: Tensor) -> Subject:
+    wrong = chosen[(chosen < 0) | (chosen >= target.n_scores)]
+    if len(wrong):
+        raise Refused(f"{target.noun}_indices", int(wrong[0]), f"out of range; {target.n_scores} exist, counted from 0")
+    if chosen.ndim != 2 or len(chosen) != len(images):
+        raise Refused(None, None, f"indices {tuple(chosen.shape)} must be (B, M) for {len(images)} images")
+    images = images.to(device, memory_format=torch.channels_last)
+    with torch.enable_grad():
+        observed = target.observe(images.clone().requires_grad_())
+    return Subject(target, images, chosen.to(observed.scores.device), observed)
+
+
 def concept_heatmaps(
     ensemble: VisCoIN,
     images: Tensor,
     concepts: Tensor | None = None,
     top: int = 4,
-    stages: Sequence[int | str] | None = None,
+    stages: Sequence[Stage] | None = None,
     device: torch.device | str = "cpu",
     method: str = DEFAULT_METHOD,
 ) -> HeatmapResult:
-    """Maps of phi_k in images, by the method that `heatmap_methods` describes under its name.
+    """Maps of phi_k in images, by a method of `methods.py`.
 
     The default, HiResCAM on the finest feature map of f, finds the causes of phi_k on the built-in birds as well as any
     other: better than at coarser stages or their product, and not behind hundreds of occlusions.
@@ -96,20 +127,18 @@ def concept_heatmaps(
     Raises:
         ValueError: an unknown method or stage, stages for a method without, or a concept that is out of range.
     """
-    stages = _check_method(method, stages)
-    with (
-        evaluation(ensemble, device, gradients=True),
-        torch.enable_grad(),
-        recorded_latent(ensemble, "psi" in stages) as latent,
-    ):
-        images = images.to(device, memory_format=torch.channels_last)
-        code = ensemble.encode(images.clone().requires_grad_())
-        phi = ensemble.activations(code.concept_maps).detach()
+    stages, target = check_method(method, stages), ConceptActivation(ensemble)
+    with evaluation(ensemble, device, gradients=True):
+        some = torch.zeros(len(images), 0, dtype=torch.long)
+        subject = _observed(target, images, device, some if concepts is None else concepts)
+        (_, code), phi = concepts_of(subject), subject.observed.scores.detach()
         predicted = ensemble.explain(code.concept_maps).argmax(1)
         relevance = ensemble.relevance(phi, predicted).detach()
-        concepts = _checked(concepts, relevance, top).to(phi.device)
-        subject = Subject(ensemble, images, code, concepts, latent[0] if latent else None)
-        heat = activation_maps(subject, WEIGHINGS[method], stages) if stages else METHODS[method](subject)
+        if concepts is None:
+            ranked = relevance.argsort(dim=1, descending=True, stable=True)
+            subject = replace(subject, chosen=ranked[:, : min(top, target.n_scores)])
+        heat = maps_of(subject, method, stages)
+    concepts = subject.chosen
     chosen = phi.gather(1, concepts)
     return HeatmapResult(
         images=to_pixels(images),
@@ -122,31 +151,3 @@ def concept_heatmaps(
         method=method,
         stages=stages,
     )
-
-
-def _check_method(method: str, stages: Sequence[int | str] | None) -> tuple[int | str, ...]:
-    """The stages to use: none for methods that know none."""
-    if method not in (*WEIGHINGS, *METHODS):
-        raise ValueError(f"--method {method!r} is unknown; choose one of: {', '.join((*WEIGHINGS, *METHODS))}")
-    if method in METHODS:
-        if stages is not None:
-            raise ValueError(f"--stage does not go with --method {method}; only with {', '.join(WEIGHINGS)}")
-        return ()
-    stages = FINEST if stages is None else tuple(stages)
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        wrong = ", ".join(map(str, unknown)) or "(none)"
-        raise ValueError(f"--stage {wrong} is unknown; choose 0 (finest), 1 or 2 of f, psi, or all")
-    return stages
-
-
-def _checked(concepts: Tensor | None, relevance: Tensor, top: int) -> Tensor:
-    count = relevance.shape[1]
-    if concepts is None:
-        return relevance.argsort(dim=1, descending=True, stable=True)[:, : min(top, count)]
-    if concepts.ndim != 2 or len(concepts) != len(relevance):
-        raise ValueError(f"concepts {tuple(concepts.shape)} must be (B, M) for {len(relevance)} images")
-    wrong = concepts[(concepts < 0) | (concepts >= count)]
-    if len(wrong):
-        raise ValueError(f"--concept-indices {wrong[0]} is out of range; there are {count} concepts, from 0")
-    return concepts

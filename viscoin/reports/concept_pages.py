@@ -13,9 +13,9 @@ from viscoin.analysis.concept_files import class_rows, concept_rows, correlated,
 from viscoin.analysis.concepts import ConceptTable, concept_name
 from viscoin.analysis.gallery import ConceptView
 from viscoin.datasets import ImageDataset
+from viscoin.files import atomic_path
 from viscoin.plotting.style import HEAT
-from viscoin.report import template_environment
-from viscoin.runs import atomic_path
+from viscoin.reports.demo_page import template_environment
 
 LARGEST = 256  # side of a picture in the pages, pixels
 PRO, CONTRA = 10, 4  # concepts of a class, and classes of a concept, that are listed for and against

@@ -1,4 +1,4 @@
-"""The trackers that `viscoin.tracking` keeps up to date; each speaks to one library of `pip install viscoin[tracking]`.
+"""Trackers kept up to date by `viscoin.runs.tracking`; each speaks to one library of `viscoin[tracking]`.
 
 To make a tracker begins a run there, or goes on with the known one; a ValueError then says what is missing. Whatever
 its methods raise, the training goes on.
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from filelock import FileLock
 
-from viscoin.runs import NO_LOCKS, RUNS
+from viscoin.runs.run import NO_LOCKS, RUNS
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from viscoin.models.files import code_revision
-from viscoin.runs import Run, flatten, read_metrics
-from viscoin.trackers import TRACKERS, About, Known, Point, State, Tracker, root_cause
+from viscoin.runs.revision import code_revision
+from viscoin.runs.run import Run, flatten, read_metrics
+from viscoin.runs.trackers import TRACKERS, About, Known, Point, State, Tracker, root_cause
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,10 @@ from tqdm import tqdm
 
 from stylegan2_ada.together import own, turn
 from viscoin.datasets import ImageDataset
+
+# Models within `evaluation`: how many callers are inside, and the mode of each module before the first came.
+_MODES: dict[nn.Module, list[Any]] = {}
+_MODES_LOCK = Lock()
 
 
 class TooFewImages(ValueError):
@@ -68,15 +74,24 @@ def _images(
 
 @contextmanager
 def evaluation(model: nn.Module, device: torch.device | str, gradients: bool = False) -> Iterator[None]:
-    """The model on the device, in eval mode and float32, without gradients unless asked for; then in its old mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.to(device).eval()
+    """The model on the device, in eval mode and float32, without gradients unless asked for; then in its old mode.
+
+    Several threads may share a model: the first one in switches its mode, the last one out switches it back.
+    """
+    with _MODES_LOCK:
+        if model not in _MODES:
+            _MODES[model] = [0, {module: module.training for module in model.modules()}]
+            model.to(device).eval()
+        _MODES[model][0] += 1
     try:
         with torch.inference_mode(not gradients), torch.autocast(torch.device(device).type, enabled=False):
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        with _MODES_LOCK:
+            _MODES[model][0] -= 1
+            if not _MODES[model][0]:
+                for module, mode in _MODES.pop(model)[1].items():
+                    module.training = mode
 
 
 def check_classes(n_outputs: int, dataset: ImageDataset) -> None:

@@ -13,13 +13,13 @@ from scipy.stats import rankdata, spearmanr
 
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import evaluation
 from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.scorers import Scorer
-from viscoin.testing.bootstrap import Estimate, bootstrap
-from viscoin.testing.inference import evaluation
-from viscoin.testing.measures import auroc
-from viscoin.training.concept2clip import ensemble_digest, image_embeddings
+from viscoin.naming.adapter import ensemble_digest, image_embeddings
+from viscoin.statistics.bootstrap import Estimate, bootstrap
+from viscoin.statistics.measures import auroc
 
 CAPTIONS = Path(__file__).parents[1] / "captions"
 LEVEL = 0.2  # share of directions drawn at random that may pass for clear

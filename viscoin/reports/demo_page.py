@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from viscoin.files import atomic_path
 from viscoin.plotting.style import figure_bytes, save_figure
-from viscoin.runs import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,29 +20,31 @@ from stylegan2_ada.metrics import FeatureMoments, frechet_distance
 from stylegan2_ada.networks import Generator
 from viscoin.analysis.amplification import amplify_images, image_relevance, select_concepts
 from viscoin.analysis.concepts import ConceptTable, collect_concepts
-from viscoin.analysis.heatmaps import concept_heatmaps
-from viscoin.analysis.logs import read_log
+from viscoin.attribution.heatmaps import concept_heatmaps
 from viscoin.config import DatasetConfig, Recipe, load_recipe
-from viscoin.datasets import ImageDataset, load_dataset, to_pixels
+from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.inference.batches import choose_images, evaluation, image_batches, pooled
+from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import ASSETS, KINDS, load_model
 from viscoin.plotting.amplification import amplification_figure
 from viscoin.plotting.concepts import class_concept_importance
-from viscoin.plotting.data import contact_sheet, part_masks, real_and_generated, reconstructions
+from viscoin.plotting.data import contact_sheet, part_masks
 from viscoin.plotting.evaluation import attribute_figure, confusion_figure, faithfulness_figure
 from viscoin.plotting.heatmaps import heatmap_figure
 from viscoin.plotting.training import training_figure
-from viscoin.report import write_report
-from viscoin.runs import Run
+from viscoin.reports.demo_page import write_report
+from viscoin.reports.pictures import draw_reconstructions, draw_samples
+from viscoin.runs.metrics import read_log
+from viscoin.runs.run import Run
 from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
-from viscoin.testing.gan import samples, test_gan
-from viscoin.testing.inference import choose_images, evaluation, image_batches, pooled
+from viscoin.testing.gan import test_gan
 from viscoin.testing.truth import test_attributes, untrained
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import train_gan
-from viscoin.training.runtime import Runtime, resolve_device
+from viscoin.training.runtime import Runtime
 from viscoin.training.viscoin import train_viscoin
 
 logger = logging.getLogger(__name__)
@@ -308,26 +310,6 @@ def _draw_data(images: ImageDataset) -> dict[str, Figure]:
         "data": contact_sheet(images.pixels[shown], [images.class_names[images.labels[i]] for i in shown], columns=8),
         "parts": part_masks(images.pixels[few], masks, images.part_names),
     }
-
-
-def draw_samples(generator: Generator, images: ImageDataset, count: int, seed: int) -> Figure:
-    """Random real images beside as many samples of a generator."""
-    device = next(generator.parameters()).device
-    real = images.pixels[choose_images(len(images), count, seed)]
-    with evaluation(generator, device):
-        drawn = np.concatenate([to_pixels(part) for part in samples(generator, images, len(real), seed, device, 64)])
-    return real_and_generated(real, drawn)
-
-
-def draw_reconstructions(
-    ensemble: VisCoIN, images: ImageDataset, indices: Sequence[int], device: torch.device
-) -> Figure:
-    """Images above their reconstructions."""
-    batch, _ = images.batch(indices)
-    with evaluation(ensemble, device):
-        code = ensemble.encode(batch.to(device))
-        rebuilt = to_pixels(ensemble.decode(code.concept_maps, code.support))
-    return reconstructions(images.pixels[np.asarray(indices)], rebuilt)
 
 
 def _draw_top_images(table: ConceptTable, images: ImageDataset, concepts: int = 6, columns: int = 7) -> Figure:

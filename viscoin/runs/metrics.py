@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from viscoin.runs import Run, atomic_path, flatten
+from viscoin.files import atomic_path
+from viscoin.runs.run import Run, flatten
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,72 @@
+"""How commands run and how their mistakes are reported: one line, and an exit code that says whose fault it was."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from viscoin.errors import Refused
+from viscoin.processes import is_first_process
+
+USER_ERROR = 2
+EX_TEMPFAIL = 75  # of sysexits.h: something outside failed, and the same command resumes
+
+
+class Command(TyperCommand):
+    """A command that names a refused parameter as its option."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except Refused as error:
+            if os.environ.get("VISCOIN_TRACEBACK"):
+                raise
+            options = {parameter.name: max(parameter.opts, key=len) for parameter in self.params}
+            fail(error.sentence(options.get), USER_ERROR, error)
+
+
+class Commands(TyperGroup):
+    """Reports mistakes of the user in one line (exit code 2); other exceptions are bugs and keep their traceback.
+
+    A training that a signal stopped has saved its state and exits with 128 + the number of the signal; one that
+    something outside stopped, such as a full disk, with 75.
+    """
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            if os.environ.get("VISCOIN_TRACEBACK"):
+                raise
+            fail(str(error), USER_ERROR, error)
+        except KeyboardInterrupt as interrupt:
+            if is_first_process():
+                typer.echo(str(interrupt) or "Interrupted.", err=True)
+            raise typer.Exit(128 + getattr(interrupt, "signal", signal.SIGINT)) from interrupt
+        except RuntimeError as error:
+            if type(error).__name__ != "Failed":  # not imported: it would bring all of torch
+                raise
+            fail(str(error), EX_TEMPFAIL, error)
+
+
+def fail(message: str, code: int, cause: BaseException) -> None:
+    """Print one line and exit."""
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code) from cause
+
+
+class App(typer.Typer):
+    """A group of commands; no rich help, whose import takes five times as long as all the rest of `--help`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            rich_markup_mode=None, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, **options
+        )
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return super().command(*arguments, cls=Command, **options)

@@ -24,7 +24,7 @@ from viscoin.cli import (
     to_pickle,
     train,
 )
-from viscoin.cli.app import App, Commands
+from viscoin.cli.app import Command, Commands, group
 from viscoin.processes import is_first_process
 
 
@@ -35,7 +35,7 @@ class Console(logging.Handler):
         typer.echo(self.format(record), err=True)
 
 
-app = App(cls=Commands)
+app = group(cls=Commands)
 app.add_typer(train.app, name="train")
 app.add_typer(test.app, name="test")
 app.add_typer(ops.app, name="ops")
@@ -56,7 +56,7 @@ for command in (
     dataset.dataset,
     data.data,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 @app.callback()

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from viscoin.cli import common
-from viscoin.cli.app import App
+from viscoin.cli.app import Command, group
 
-app = App(help="Build or check the optional CUDA kernels.")
+app = group(help="Build or check the optional CUDA kernels.")
 
 
-@app.command()
+@app.command(cls=Command)
 def build(
     arch: Annotated[
         str | None,
@@ -34,7 +34,7 @@ def build(
     typer.echo(f"{built.path}\nfor {built.architectures}, with {built.cuda_home}, in {built.seconds:.0f} s")
 
 
-@app.command()
+@app.command(cls=Command)
 def check(device: common.Device = "auto") -> None:
     """Compare the CUDA kernels with plain PyTorch, in numbers and in speed; exit code 1 if they differ."""
     from stylegan2_ada.ops.backend import obstacle

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viscoin.cli import common
-from viscoin.cli.app import App
+from viscoin.cli.app import Command, group
 from viscoin.cli.processes import IN_FLOAT32, processes
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from viscoin.testing.viscoin import ViscoinMeasures
     from viscoin.training.runtime import Runtime
 
-app = App(help="Test the classifier, the ensemble or the generator.")
+app = group(help="Test the classifier, the ensemble or the generator.")
 
 SHOWN = 12  # images in figures of reconstructions and samples
 
@@ -51,7 +51,7 @@ PerceptualDistance = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 @common.with_runtime
 def classifier(
     checkpoints: Annotated[Path | None, common.model_option("--checkpoints", "Classifier f")] = None,
@@ -101,7 +101,7 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more classes" if len(names) > most else "")
 
 
-@app.command()
+@app.command(cls=Command)
 @common.with_runtime
 def viscoin(
     checkpoints: common.ViscoinModel = None,
@@ -230,7 +230,7 @@ def _listed(names: str | None) -> list[str] | None:
     return [name.strip() for name in names.split(",")] if names else None
 
 
-@app.command()
+@app.command(cls=Command)
 @common.with_runtime
 def gan(
     checkpoints: Annotated[Path | None, common.model_option("--checkpoints", "Generator G")] = None,

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from viscoin.cli import common
-from viscoin.cli.app import App
+from viscoin.cli.app import Command, group
 
 if TYPE_CHECKING:
     from viscoin.training.runtime import Runtime
 
-app = App(help="Train the classifier, the generator or the ensemble.")
+app = group(help="Train the classifier, the generator or the ensemble.")
 
 
-@app.command()
+@app.command(cls=Command)
 @common.with_runtime
 def classifier(
     *,
@@ -100,7 +100,7 @@ def classifier(
         common.announce(train_classifier(resolved, run, runtime))
 
 
-@app.command()
+@app.command(cls=Command)
 @common.with_runtime
 def gan(
     *,
@@ -217,7 +217,7 @@ def _transferred(source: Path | None) -> dict[str, Any]:
     return {} if source is None else {"gan.transfer": str(source), "gan.ema_rampup": None, "gan.ada_kimg": 100.0}
 
 
-@app.command()
+@app.command(cls=Command)
 @common.with_runtime
 def viscoin(
     *,
@@ -262,7 +262,7 @@ def viscoin(
         common.announce(train_viscoin(resolved, run, f.model, g.model, runtime))
 
 
-@app.command("all")
+@app.command("all", cls=Command)
 @common.with_runtime
 def everything(
     *,
@@ -313,7 +313,7 @@ def everything(
         common.announce(paths[kind])
 
 
-@app.command()
+@app.command(cls=Command)
 @common.with_runtime
 def concept2clip(
     *,

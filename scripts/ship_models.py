@@ -15,7 +15,8 @@ from torch import nn
 
 from viscoin.datasets import load_dataset, to_pixels
 from viscoin.inference.batches import evaluation
-from viscoin.models.files import ASSETS, KINDS, load_model, save_model
+from viscoin.kinds import CHAIN as KINDS
+from viscoin.models.files import ASSETS, load_model, save_model
 from viscoin.plotting.data import real_and_generated
 from viscoin.plotting.style import save_figure
 from viscoin.plotting.training import training_figure

@@ -249,7 +249,7 @@ def test_heatmaps_leave_no_gradients_behind_and_work_with_one_stage(small):
 
 def test_heatmaps_refuse_unknown_concepts_and_stages(small):
     images = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(ValueError, match="concept_indices 5: out of range; 5 exist"):
+    with pytest.raises(ValueError, match="concept_indices 5: out of range; there are 5 concepts"):
         heatmaps.concept_heatmaps(small, images, torch.tensor([[0, 5]]))
     with pytest.raises(ValueError, match="stage 3: unknown stage"):
         heatmaps.concept_heatmaps(small, images, stages=(3,))

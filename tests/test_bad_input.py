@@ -77,7 +77,7 @@ def test_unfinished_run_folder(here):
     [
         (["--set", "classifier.optimizer=magic"], ["classifier.optimizer", "'magic'", "'adam'", "'sgd'"]),
         (["--set", "classifier.epohcs=3"], ["classifier.epohcs", "did you mean 'epochs'"]),
-        (["--set", "classifier.epochs"], ["--set", "'classifier.epochs'", "KEY=VALUE"]),
+        (["--set", "classifier.epochs"], ["--set", "--set classifier.epochs", "KEY=VALUE"]),
         (["--set", "classifier.epochs=0"], ["classifier.epochs", "0"]),
         (["--learning-rate", "-1"], ["classifier.learning_rate", "-1"]),
         (["--set", "classifier.backbone=resnet5000"], ["'resnet5000'", "did you mean"]),
@@ -339,7 +339,7 @@ def test_resume_without_a_run(here):
         (["--concept-top-k", 7], ["--concept-top-k 7", "6 concepts"]),
         (["--concept-threshold", 1.5], ["--concept-threshold 1.5"]),
         (["--concept-indices", "6"], ["--concept-indices 6", "6 concepts"]),
-        (["--concept-indices", "1,two"], ["--concept-indices", "'two'"]),
+        (["--concept-indices", "1,two"], ["--concept-indices", "--concept-indices two"]),
         (["--concept-top-k", 2, "--image-indices", "3,40"], ["--image-indices 40", "40 test images"]),
         (["--concept-top-k", 2, "--image-indices", "-1"], ["--image-indices -1"]),
     ],

@@ -123,7 +123,7 @@ def test_bugs_keep_their_traceback(monkeypatch, models):
     def broken(*_args, **_options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("viscoin.models.files.find_model", broken)
+    monkeypatch.setattr("viscoin.inference.loading.find_model", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         Answer("test", "classifier")
 
@@ -207,10 +207,10 @@ def test_resume_needs_no_options(here):
 
 
 def test_folders_are_used_whole(here):
-    from viscoin.cli.common import resolve_recipe
+    from viscoin.training.pipeline import RunOptions, resolve_recipe
 
     data = write_images(here / "data", {"a": 5, "b": 5})
-    recipe = resolve_recipe("classifier", f"{data}/", None, ["dataset.test=7"], {})
+    recipe = resolve_recipe("classifier", RunOptions(f"{data}/", settings=["dataset.test=7"]))
     assert (recipe.dataset.name, recipe.dataset.train, recipe.dataset.test) == (str(data), None, 7)
 
 

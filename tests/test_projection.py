@@ -20,10 +20,12 @@ from stylegan2_ada.projection import (
     style_statistics,
 )
 from viscoin.analysis import projection as library
+from viscoin.config import DatasetConfig
 from viscoin.errors import Refused
+from viscoin.inference.loading import Subject, read_pictures
 from viscoin.models import perceptual
 from viscoin.models.classifier import Classifier
-from viscoin.models.files import LoadedModel, load_model
+from viscoin.models.files import load_model
 from viscoin.plotting.projection import progress_figure
 
 NOISES = {"b4.conv1": 4, "b8.conv0": 8, "b8.conv1": 8, "b16.conv0": 16, "b16.conv1": 16}
@@ -379,7 +381,8 @@ def test_names_of_images_are_told_apart(tmp_path):
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (16, 16), "red").save(path)
-    images, names = library.read_targets(paths, 16)
+    found = read_pictures(paths, 16)
+    images, names = found.images, found.names
     assert images.shape == (5, 3, 16, 16) and images[0, :, 0, 0].tolist() == [1, -1, -1]
     assert names == ["a", "a-2", "a-3", "a-2-2", "b"]
 
@@ -389,13 +392,17 @@ def test_other_sizes_are_cropped_with_a_line(tmp_path, caplog):
     wide[:, 10:30] = 255  # the square in the middle
     Image.fromarray(wide).save(tmp_path / "wide.png")
     with caplog.at_level("INFO"):
-        images, _ = library.read_targets([tmp_path / "wide.png"], 16)
+        images = read_pictures([tmp_path / "wide.png"], 16).images
     assert images.min() > 0.9
     assert "wide.png is 40x20 px: centre-cropped and resized to 16 px" in caplog.text
 
 
+def subject(generator: Generator, names: list[str]) -> Subject:
+    return Subject(generator, Path("g"), torch.device("cpu"), names, DatasetConfig())
+
+
 def test_class_of_a_conditional_generator():
-    loaded = LoadedModel(tiny_generator(c_dim=3), "gan", {"class_names": ["cat", "dog", "owl"]}, Path("g"))
+    loaded = subject(tiny_generator(c_dim=3), ["cat", "dog", "owl"])
     conditions = library.class_conditions
     assert conditions(loaded, "dog", None, 2).tolist() == [[0, 1, 0]] * 2
     assert conditions(loaded, "2", None, 1).tolist() == [[0, 0, 1]]
@@ -406,7 +413,7 @@ def test_class_of_a_conditional_generator():
             conditions(loaded, wrong, None, 1)
     with pytest.raises(ValueError, match="conditional generator; name the class of the images: --class"):
         conditions(loaded, None, None, 1)
-    plain = LoadedModel(tiny_generator(), "gan", {"class_names": ["cat"]}, Path("g"))
+    plain = subject(tiny_generator(), ["cat"])
     assert conditions(plain, None, torch.tensor([0]), 1) is None
     with pytest.raises(ValueError, match="--class 'cat': g is no conditional generator"):
         conditions(plain, "cat", None, 1)

@@ -9,9 +9,9 @@ import timm
 import torch
 from tiny_models import Answer, tiny_recipe, write_images, write_models
 
-from viscoin.cli import common
 from viscoin.config import RECIPES, Recipe, load_recipe, recipe_names
 from viscoin.datasets import dataset_names, default_recipe
+from viscoin.inference import loading
 from viscoin.models.classifier import Classifier, resolve_backbone
 from viscoin.models.files import load_model
 from viscoin.models.generator import ConceptTranslator
@@ -22,6 +22,7 @@ from viscoin.testing.table import TITLES, markdown_table, table_rows, text_table
 from viscoin.training import gan as gan_module
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import build_discriminator, build_generator, check_gan, train_gan
+from viscoin.training.pipeline import RunOptions, resolve_recipe
 from viscoin.training.runtime import Runtime
 from viscoin.training.viscoin import train_viscoin
 
@@ -137,12 +138,10 @@ def test_expected_results_stand_beside_measured_ones():
 
 def test_expected_results_come_from_the_recipe_of_the_model_on_its_own_dataset(tmp_path, monkeypatch):
     model = write_models(tmp_path, tiny_recipe(expected={"classifier.accuracy": 0.25}))["viscoin"]
-    assert common.load_for_test("viscoin", "--checkpoints", model, None, "cpu").expected == {
-        "classifier.accuracy": 0.25
-    }
-    monkeypatch.setattr(common, "check_classes", lambda *arguments: None)
+    assert loading.load_subject("viscoin", model, device="cpu").expected == {"classifier.accuracy": 0.25}
+    monkeypatch.setattr(loading, "check_classes", lambda *arguments: None)
     photos = str(write_images(tmp_path / "photos", {"a": 5, "b": 5}))
-    assert common.load_for_test("viscoin", "--checkpoints", model, photos, "cpu").expected == {}
+    assert loading.load_subject("viscoin", model, photos, device="cpu").expected == {}
 
 
 # --- whether they fit together at full size
@@ -193,7 +192,7 @@ def test_two_steps_of_each_training(name, tmp_path):
 
 
 def resolved(dataset=None, recipe=None, settings=(), **options) -> Recipe:
-    return common.resolve_recipe("classifier", dataset, recipe, list(settings), options)
+    return resolve_recipe("classifier", RunOptions(dataset, recipe=recipe, settings=list(settings)), options)
 
 
 def test_a_dataset_starts_from_its_own_recipe_and_a_folder_from_that_of_folders(tmp_path):

@@ -17,16 +17,18 @@ import torch
 from matplotlib.colors import to_hex
 from tiny_models import Answer, set_options, tiny_recipe, write_models
 
-from viscoin.cli.sweep import show, table
+from viscoin.cli.sweep import report
 from viscoin.config import Recipe, load_recipe
+from viscoin.kinds import KINDS
 from viscoin.models.files import FORMAT, read_file, write_file
 from viscoin.plotting import study as figures
 from viscoin.runs.run import Run, read_metrics
 from viscoin.runs.trackers import TRACKERS, About, Known, Point
 from viscoin.runs.tracking import tracked_sweep
-from viscoin.sweep.results import SweepResult, TrialResult, best_of
+from viscoin.sweep.results import SweepResult, TrialResult, best_of, text_table
 from viscoin.sweep.running import Train, run_sweep
-from viscoin.sweep.settings import METRICS, Settings, check_metric
+from viscoin.sweep.search import show
+from viscoin.sweep.settings import Settings, check_metric
 from viscoin.sweep.space import Parameter, Value, read_space
 from viscoin.sweep.study import Study
 from viscoin.training.classifier import train_classifier
@@ -579,7 +581,7 @@ def test_importances_name_the_parameter_that_matters(tmp_path: Path) -> None:
 
 
 def test_the_table_begins_with_the_best() -> None:
-    lines = table(made_up())
+    lines = text_table(made_up())
     assert lines[0].split() == ["trial", "state", "validation.accuracy", "learning_rate", "batch_size"]
     assert [line.split()[:2] for line in lines[1:]] == [
         ["3", "finished"], ["4", "finished"], ["0", "finished"], ["2", "pruned"], ["1", "failed"],
@@ -637,7 +639,7 @@ def follow(folder: Path, train: Train, **changes: object) -> SweepResult:
     study = Study(settings(folder, **changes))
     with tracked_sweep(folder, "birds", study.settings.identity(), ["tensorboard"]) as shown:
         result = run_sweep(study, train, ["tensorboard"])
-        show(result, shown)
+        show(result, shown, report(result))
     return result
 
 
@@ -765,7 +767,7 @@ def test_every_kind_logs_the_metrics_that_are_offered(here: Path, kind: str) -> 
     answer = Answer("sweep", kind, "--space", "space.yaml", "--sampler", "grid", *given, *set_options(), "--out", "s")
     assert "2 of 20 trials done" in answer.went_well().err
     (model,) = Path("s").glob("trials/*/model.safetensors")
-    assert read_file(model)[1]["scores"].keys() == METRICS[kind].keys()
+    assert read_file(model)[1]["scores"].keys() == KINDS[kind].metrics.keys()
 
 
 def test_classifiers_log_the_metrics_that_are_offered(tmp_path: Path) -> None:
@@ -774,7 +776,7 @@ def test_classifiers_log_the_metrics_that_are_offered(tmp_path: Path) -> None:
         recipe = tiny_recipe(classifier__best_metric=measure)
         path = train_classifier(recipe, Run.create("classifier", recipe, tmp_path / measure))
         scores |= read_file(path)[1]["scores"].keys()
-    assert scores == METRICS["classifier"].keys()
+    assert scores == KINDS["classifier"].metrics.keys()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_DATASET = "birds"
 
 
 ACCUMULATE = "parts in which a batch goes through the networks one after the other, to save memory"
@@ -23,7 +24,7 @@ class Section(BaseModel):
 class DatasetConfig(Section):
     """Which images, how many and how large. `None` counts mean all that the dataset has."""
 
-    name: str = "birds"
+    name: str = DEFAULT_DATASET
     resolution: int = Field(64, ge=16, description="side of the square images, pixels")
     classes: int | None = Field(None, ge=2, description="number of classes, for generated datasets")
     train: int | None = Field(None, ge=1)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what may be written into JSON."""
 
 import os
 import uuid
@@ -41,3 +41,12 @@ def _sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def without_nan(values: Any) -> Any:
+    """The same with None for every NaN, which JSON does not know."""
+    if isinstance(values, Mapping):
+        return {key: without_nan(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_nan(value) for value in values]
+    return None if isinstance(values, float) and values != values else values

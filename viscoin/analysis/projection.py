@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +17,11 @@ from torch.nn import functional as F
 
 from stylegan2_ada.networks import Generator
 from stylegan2_ada.projection import SPACES, Distance, Projection, project, reduced, render
-from viscoin.datasets import to_images, to_pixels
-from viscoin.datasets.reading import BadImage, image_size, read_square
+from viscoin.datasets import to_pixels
 from viscoin.files import atomic_path
+from viscoin.inference.loading import Subject
 from viscoin.models.classifier import Classifier
-from viscoin.models.files import FORMAT, LoadedModel, read_file, write_file
+from viscoin.models.files import FORMAT, read_file, write_file
 from viscoin.models.perceptual import ClassifierPerceptual, Perceptual, find_perceptual
 
 logger = logging.getLogger(__name__)
@@ -103,31 +102,6 @@ class Search:
             raise ValueError(f"--space {self.space!r} is unknown; choose {' or '.join(SPACES)}")
 
 
-def read_targets(paths: Sequence[Path], resolution: int) -> tuple[Tensor, list[str]]:
-    """Images (B, 3, H, W) in [-1, 1] from files, centre-cropped and resized with a line that says so, and names.
-
-    Raises:
-        ValueError: a file that is missing or no image.
-    """
-    pixels = np.stack([_read(path, resolution) for path in paths])
-    names: list[str] = []
-    for path in paths:
-        candidates = chain([path.stem], (f"{path.stem}-{i}" for i in count(2)))
-        names.append(next(name for name in candidates if name not in names))
-    return to_images(pixels), names
-
-
-def _read(path: Path, resolution: int) -> np.ndarray:
-    try:
-        pixels = read_square(path, resolution)
-    except BadImage as error:
-        raise ValueError(f"{path} cannot be used as an image ({error}); give PNG or JPEG files") from error
-    width, height = image_size(path)
-    if (width, height) != (resolution, resolution):
-        logger.info("%s is %dx%d px: centre-cropped and resized to %d px", path, width, height, resolution)
-    return pixels
-
-
 def choose_distance(kind: str, find_classifier: Callable[[], Classifier], device: torch.device | str) -> NamedDistance:
     """The distance that `kind` means; logs which one is used.
 
@@ -178,7 +152,7 @@ def classifier_distance(classifier: Classifier) -> NamedDistance:
     return NamedDistance(distance, "classifier", "classifier distance", 10.0)
 
 
-def class_conditions(loaded: LoadedModel, option: str | None, labels: Tensor | None, n: int) -> Tensor | None:
+def class_conditions(loaded: Subject, option: str | None, labels: Tensor | None, n: int) -> Tensor | None:
     """Conditions (n, c_dim) of a generator: the class of `--class`, else the labels (n,) of the images.
 
     Raises:

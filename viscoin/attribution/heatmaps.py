@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from viscoin.attribution.concepts import activation_grid, concepts_of
 from viscoin.attribution.methods import FINEST, check_method, maps_of, title_of
 from viscoin.attribution.subject import Subject, unit
-from viscoin.attribution.targets import ConceptActivation, Stage, Target
+from viscoin.attribution.targets import STAGES, ConceptActivation, Stage, Target
 from viscoin.datasets import to_pixels
 from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation
@@ -93,7 +93,11 @@ def heatmaps(
 def _observed(target: Target, images: Tensor, device: torch.device | str, chosen: Tensor) -> Subject:
     wrong = chosen[(chosen < 0) | (chosen >= target.n_scores)]
     if len(wrong):
-        raise Refused(f"{target.noun}_indices", int(wrong[0]), f"out of range; {target.n_scores} exist, counted from 0")
+        raise Refused(
+            f"{target.noun}_indices",
+            int(wrong[0]),
+            f"out of range; there are {target.n_scores} {target.nouns}, counted from 0",
+        )
     if chosen.ndim != 2 or len(chosen) != len(images):
         raise Refused(None, None, f"indices {tuple(chosen.shape)} must be (B, M) for {len(images)} images")
     images = images.to(device, memory_format=torch.channels_last)
@@ -151,3 +155,15 @@ def concept_heatmaps(
         method=method,
         stages=stages,
     )
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """Stages by name: one of 0, 1, 2 and psi, or all.
+
+    Raises:
+        Refused: unknown.
+    """
+    known: dict[str, tuple[Stage, ...]] = {str(stage): (stage,) for stage in STAGES} | {"all": STAGES}
+    if text not in known:
+        raise Refused("stage", text, "unknown stage", f"choose one of: {', '.join(known)} (0 is the finest)")
+    return known[text]

@@ -31,6 +31,7 @@ class Target(Protocol):
     """A model and S scores that it gives to an image. Observing changes nothing about the model."""
 
     noun: str  # what one score belongs to, for people
+    nouns: str
 
     @property
     def n_scores(self) -> int:
@@ -46,7 +47,7 @@ class Target(Protocol):
 class ConceptActivation:
     """phi_k of the concept extractor Psi, for each of K concepts."""
 
-    noun = "concept"
+    noun, nouns = "concept", "concepts"
 
     def __init__(self, ensemble: VisCoIN) -> None:
         self.ensemble = ensemble
@@ -66,7 +67,7 @@ class ConceptActivation:
 class ClassifierLogit:
     """Logits of the classifier f."""
 
-    noun = "class"
+    noun, nouns = "class", "classes"
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
@@ -86,7 +87,7 @@ class ClassifierLogit:
 class ExplainerLogit:
     """Logits of the explainer g = Theta o Psi o f."""
 
-    noun = "class"
+    noun, nouns = "class", "classes"
 
     def __init__(self, ensemble: VisCoIN) -> None:
         self.ensemble = ensemble

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli import options
+from viscoin.cli.results import print_table, results_folder
+from viscoin.files import without_nan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +52,8 @@ def data(
         ),
     ],
     action: Annotated[str, typer.Argument(metavar="|".join(ACTIONS), help="What to do.", show_default=False)],
-    dataset_path: common.DatasetPath = None,
-    settings: common.Settings = None,
+    dataset_path: options.DatasetPath = None,
+    settings: options.Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="info: print JSON instead of tables.")] = False,
     split: Annotated[
         str | None,
@@ -98,15 +100,15 @@ def data(
     attributes: Annotated[
         bool, typer.Option("--attributes", help="export: attributes too, in labels.json or attributes.csv.")
     ] = False,
-    seed: common.Seed = 0,
+    seed: options.Seed = 0,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out", metavar="FOLDER|FILE.zip", help="Where results go; default: a new folder in runs/, not for export."
         ),
     ] = None,
-    show: common.Show = False,
-    skip_bad_files: common.SkipBadFiles = False,
+    show: options.Show = False,
+    skip_bad_files: options.SkipBadFiles = False,
     force: Annotated[bool, typer.Option("--force", help="split, export: replace an output that exists.")] = False,
 ) -> None:
     """Look at a dataset (info, show), write its split or a new one (split), or write it for other tools (export).
@@ -122,8 +124,10 @@ def data(
         "--limit": limit, "--attributes": attributes, "--force": force,
     }  # fmt: skip
     _check_action(name, action, given)
-    options = {"dataset.resolution": resolution, "dataset.skip_bad_files": skip_bad_files or None}
-    config = common.resolve_recipe("data", name, None, settings, options, dataset_path=dataset_path).dataset
+    from viscoin.training.pipeline import RunOptions, resolve_recipe
+
+    given_data = RunOptions(name, dataset_path, settings=settings, skip_bad_files=skip_bad_files)
+    config = resolve_recipe("data", given_data, {"dataset.resolution": resolution}).dataset
     if action == "info":
         _info(config, as_json, out, show)
     elif action == "show":
@@ -154,7 +158,7 @@ def _info(config: "DatasetConfig", as_json: bool, out: Path | None, show: bool) 
     from viscoin.plotting import data as figures
 
     found = inspect_dataset(config.name, config)
-    text = json.dumps(common.without_nan(found.to_dict()), indent=2) + "\n"
+    text = json.dumps(without_nan(found.to_dict()), indent=2) + "\n"
     if as_json:
         typer.echo(text, nl=False)
     else:
@@ -167,7 +171,7 @@ def _info(config: "DatasetConfig", as_json: bool, out: Path | None, show: bool) 
     if found.sizes is not None and len(np.unique(found.sizes, axis=0)) > 1:
         pages["image-sizes"] = [figures.image_sizes(found.sizes, found.resolution)]
     elsewhere = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with elsewhere, common.results_folder("data-info", config.name, out) as results:
+    with elsewhere, results_folder("data-info", config.name, out) as results:
         results.text("info.json", text)
         results.figures(_numbered(pages), show)
 
@@ -292,7 +296,7 @@ def _show(
         masks,
         images.part_names if parts else (),
     )
-    with common.results_folder("data-show", config.name, out) as results:
+    with results_folder("data-show", config.name, out) as results:
         results.figures(_numbered({f"contact-sheet-{split}": sheets}), show)
 
 
@@ -361,7 +365,7 @@ def _split(
         found = splitting.read_split(source, found)
     on_disk = all(row.path for row in found.rows)
     kind = tree or ("link" if (shares or source) and on_disk else "none")
-    with common.results_folder("data-split", config.name, out) as results:
+    with results_folder("data-split", config.name, out) as results:
         _write_split(found, results.folder, kind)
         _print_split(found)
         typer.echo(results.folder / splitting.CSV_NAME)
@@ -413,7 +417,7 @@ def _export(
     if out is None:
         raise ValueError("--out: say where to write, as in --out birds-images, or --out birds.zip with --format zip")
     done = export_dataset(config.name, config, out, kind, split, limit, attributes, seed, force)
-    common.print_table(
+    print_table(
         str(done.path),
         {
             **{f"{part} images": number for part, number in done.counts.items()},

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli import options
+from viscoin.cli.results import print_table
 
 PREVIEW = 28  # images
 
@@ -48,11 +49,11 @@ def dataset(
     split: Annotated[
         str, typer.Option("--split", metavar="train|validation|test|all", help="Which images to take.")
     ] = "all",
-    seed: common.Seed = 0,
+    seed: options.Seed = 0,
     preview: Annotated[
         Path | None, typer.Option("--preview", metavar="FILE.png", help="Draw some of the images with their classes.")
     ] = None,
-    skip_bad_files: common.SkipBadFiles = False,
+    skip_bad_files: options.SkipBadFiles = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
 ) -> None:
     """Prepare images for training: square PNGs of one size with labels, as StyleGAN tools read and write them."""
@@ -61,7 +62,7 @@ def dataset(
     if preview is not None and preview.suffix.lower() != ".png":
         raise ValueError(f"--preview {preview}: must end in .png")
     done = prepare_dataset(source, output, resolution, crop, labels, max_images, split, seed, skip_bad_files, force)
-    common.print_table(
+    print_table(
         str(done.path),
         {
             "images": done.count,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli import options
 
 
 def demo(
@@ -14,9 +14,9 @@ def demo(
         bool, typer.Option("--from-scratch", help="Train f and G as well, by the recipe (hours without a GPU).")
     ] = False,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")] = Path("runs/demo"),
-    seed: common.Seed = 0,
-    device: common.Device = "auto",
-    show: common.Show = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    show: options.Show = False,
 ) -> None:
     """Show the data, test the shipped models, train Psi, Theta and Omega, explain images, write report.html."""
     from viscoin.reports import demo as library

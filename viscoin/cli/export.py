@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli import options
+from viscoin.cli.results import print_table
 
 if TYPE_CHECKING:
+    from viscoin.config import DEFAULT_DATASET
     from viscoin.export import Exported
 
 
@@ -67,7 +69,7 @@ def export(
             help="Whose test images to compare on; default: the model's, or the birds where those are not here.",
         ),
     ] = None,
-    dataset_path: common.DatasetPath = None,
+    dataset_path: options.DatasetPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
 ) -> None:
     """Write part of a model for programs without this project, after comparing it with PyTorch.
@@ -76,11 +78,12 @@ def export(
     differs from PyTorch by more than --tolerance, it is not kept. Its metadata say what goes in and what comes out.
     """
     from viscoin.export import SUFFIXES, export_model, images_for_check, usage
+    from viscoin.inference.loading import locate_dataset
     from viscoin.models.files import find_model, load_model
     from viscoin.models.portable import default_part
 
-    dataset, dataset_path = common.place_of_data(dataset, dataset_path)
-    loaded = load_model(find_model("viscoin", model, common.DEFAULT_DATASET))
+    dataset, dataset_path = locate_dataset(dataset, dataset_path)
+    loaded = load_model(find_model("viscoin", model, DEFAULT_DATASET))
     if output is None:
         name = f"{Path(loaded.metadata['dataset']).name}-{part or default_part(loaded)}"
         output = Path(f"{name}{SUFFIXES.get(to, '')}")
@@ -109,5 +112,5 @@ def _print_differences(done: "Exported") -> None:
     typer.echo(f"{done.path}: {done.part.description}")
     for kind, outputs in done.differences.items():
         shown = {name: f"{one.absolute:.1e}, values up to {one.largest:.3g}" for name, one in outputs.items()}
-        common.print_table(f"largest difference from PyTorch on {kind}", shown)
+        print_table(f"largest difference from PyTorch on {kind}", shown)
     typer.echo(f"largest difference relative to the values: {done.largest:.1e} (tolerance: {done.tolerance:g})")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli.results import print_table
 
 if TYPE_CHECKING:
     from stylegan2_ada.nvidia_pickle import PickledNetwork
@@ -56,7 +56,7 @@ def import_gan(
     for (kind, role, file), model in zip(wanted, models, strict=True):
         names = _class_names(model.c_dim, classes)
         save_model(file, model, kind, recipe=recipe, class_names=names, origin=origin)
-        common.print_table(f"{role} of {path}", _facts(model, networks[role]))
+        print_table(f"{role} of {path}", _facts(model, networks[role]))
         typer.echo(file)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli.results import print_table
 
 if TYPE_CHECKING:
     from viscoin.config import Recipe
@@ -62,7 +62,7 @@ def import_viscoin(
     name = dataset or (given.recipe["dataset"]["name"] if given else source.stem)
     recipe = _recipe(model.architecture if whole else model.architecture["architecture"], name, count)
     save_model(output, model, "viscoin" if whole else "parts", recipe=recipe, class_names=names, origin=source.name)
-    common.print_table(str(source), _facts(recipe, model, noted, checkpoint.dropped))
+    print_table(str(source), _facts(recipe, model, noted, checkpoint.dropped))
     if not whole:
         typer.echo(f"{source} holds no classifier, so this is no whole ensemble; --classifier MODEL adds one", err=True)
     typer.echo(output)

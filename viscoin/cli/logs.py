@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli import options
+from viscoin.cli.results import results_folder, show_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def logs(
             help="Run folder or log file; repeat to compare. Default: the newest run.",
         ),
     ] = None,
-    dataset: common.DatasetOfRun = None,
+    dataset: options.DatasetOfRun = None,
     measures: Annotated[
         list[str] | None,
         typer.Option("--measures", metavar="M,N", help="Measures to show, as in l1,accuracy; default: all."),
@@ -46,9 +47,10 @@ def logs(
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Where the figure goes; default: figures/ of the run."),
     ] = None,
-    show: common.Show = False,
+    show: options.Show = False,
 ) -> None:
     """Plot the losses and metrics of trainings, also while they run."""
+    from viscoin.config import DEFAULT_DATASET
     from viscoin.files import atomic_path
     from viscoin.plotting.style import figure_bytes
     from viscoin.plotting.training import training_figure
@@ -57,11 +59,11 @@ def logs(
     if not 0 <= smoothing < 1:
         raise ValueError(f"--smoothing {smoothing}: choose a number from 0 to below 1")
     names = [name.strip() for text in measures or [] for name in text.split(",") if name.strip()]
-    given = logs_path or [_newest(dataset or common.DEFAULT_DATASET)]
+    given = logs_path or [_newest(dataset or DEFAULT_DATASET)]
     paths = list({log_file(path).resolve(): path for path in given}.values())
     run = paths[0] if paths[0].is_dir() else paths[0].parent
     folder = out or (run / "figures" if (run / "recipe.yaml").is_file() else None)
-    with common.results_folder("logs", paths[0].stem, folder) as results:
+    with results_folder("logs", paths[0].stem, folder) as results:
         file = results.folder / ("training.png" if len(paths) == 1 else f"training-of-{len(paths)}-runs.png")
 
         def draw(found: "Sequence[Log]") -> "Figure":
@@ -79,7 +81,7 @@ def logs(
     for written in filter(None, (file, csv)):
         typer.echo(written)
     if show:
-        common.show_figures([figure])
+        show_figures([figure])
 
 
 def _followed(paths: Sequence[Path], names: Sequence[str], draw: "Callable[[Sequence[Log]], Figure]") -> "list[Log]":

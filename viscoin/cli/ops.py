@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli import options
 from viscoin.cli.app import Command, group
 
 app = group(help="Build or check the optional CUDA kernels.")
@@ -35,7 +35,7 @@ def build(
 
 
 @app.command(cls=Command)
-def check(device: common.Device = "auto") -> None:
+def check(device: options.Device = "auto") -> None:
     """Compare the CUDA kernels with plain PyTorch, in numbers and in speed; exit code 1 if they differ."""
     from stylegan2_ada.ops.backend import obstacle
     from stylegan2_ada.ops.check import compare_operations

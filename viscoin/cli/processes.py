@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli.results import Results, results_folder
 
 if TYPE_CHECKING:
+    from viscoin.inference.loading import SubjectWithImages
     from viscoin.training.runtime import Runtime
 
 T = TypeVar("T")
@@ -27,13 +28,14 @@ class Process:
     precision: str
     compiled: bool
 
-    def load(self, kind: str, option: str, value: Path | None, dataset: str | None, *others: Any) -> common.Trial:
-        """`common.load_for_test` on the device of this process, with a model that computes as was asked for."""
+    def load(self, kind: str, model: Path | None, **options: Any) -> "SubjectWithImages":
+        """`load_subject` on the device of this process, with a model that computes as was asked for."""
         from viscoin.inference.execution import prepare
+        from viscoin.inference.loading import load_subject
 
-        trial = self.in_turn(lambda: common.load_for_test(kind, option, value, dataset, self.device, *others))
-        prepare(trial.model, self.precision, self.compiled)
-        return trial
+        subject = self.in_turn(lambda: load_subject(kind, model, device=self.device, **options))
+        prepare(subject.model, self.precision, self.compiled)
+        return subject
 
     def in_turn(self, load: Callable[[], T]) -> T:
         """What may be downloaded, drawn or prepared at its first use; the first process goes first."""
@@ -41,11 +43,9 @@ class Process:
 
         return one_first(load)
 
-    def results_folder(
-        self, command: str, dataset: str, out: Path | None
-    ) -> AbstractContextManager[common.Results | None]:
+    def results_folder(self, command: str, dataset: str, out: Path | None) -> AbstractContextManager[Results | None]:
         """The folder for the results in the first process, None in the others."""
-        return common.results_folder(command, dataset, out) if self.first else nullcontext()
+        return results_folder(command, dataset, out) if self.first else nullcontext()
 
 
 @contextmanager

@@ -5,20 +5,21 @@ from typing import Annotated
 
 import typer
 
-from viscoin.cli import common
+from viscoin.cli import options
 
 
 def to_pickle(
     checkpoints: Annotated[
-        Path | None, typer.Option("--checkpoints", metavar="MODEL", help=common.VISCOIN_HELP)
+        Path | None, typer.Option("--checkpoints", metavar="MODEL", help=options.VISCOIN_HELP)
     ] = None,
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The pickle to write.")] = Path(
         "viscoin.pkl"
     ),
-    dataset: common.DatasetOfRun = None,
+    dataset: options.DatasetOfRun = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
 ) -> None:
     """Convert a model file to a pickle, which every option that names a model takes as well."""
+    from viscoin.config import DEFAULT_DATASET
     from viscoin.models.files import find_model, load_model, read_file, write_file
 
     if output.suffix == ".safetensors":
@@ -27,6 +28,6 @@ def to_pickle(
         )
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
-    path = load_model(find_model("viscoin", checkpoints, dataset or common.DEFAULT_DATASET)).path
+    path = load_model(find_model("viscoin", checkpoints, dataset or DEFAULT_DATASET)).path
     write_file(output, *read_file(path))
     typer.echo(output)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from viscoin.config import Recipe
 from viscoin.files import atomic_path, write_tensors
+from viscoin.kinds import KINDS
 from viscoin.runs.revision import code_revision
 from viscoin.runs.run import Run, newest_run
 
 FORMAT = "viscoin/1"
-KINDS = ("classifier", "gan", "viscoin")
 ASSETS = Path(__file__).parents[2] / "assets"
 
 
@@ -63,7 +63,7 @@ def save_model(
     metadata = {
         "format": FORMAT,
         "kind": kind,
-        "architecture": model.config if kind in ("gan", "discriminator") else model.architecture,
+        "architecture": getattr(model, KINDS[kind].architecture),
         "dataset": recipe.dataset.name,
         "recipe": recipe.model_dump(),
         "class_names": list(class_names),
@@ -168,32 +168,11 @@ def find_model(kind: str, value: str | Path | None, dataset: str) -> Path:
 
 
 def _build(metadata: Mapping[str, Any]) -> nn.Module:
-    architecture = metadata["architecture"]
-    if metadata["kind"] == "classifier":
-        from viscoin.models.classifier import Classifier
-
-        return Classifier(**architecture)
-    if metadata["kind"] == "gan":
-        from stylegan2_ada.networks import Generator
-
-        return Generator(**architecture)
-    if metadata["kind"] == "discriminator":  # only to continue training with
-        from stylegan2_ada.networks import Discriminator
-
-        return Discriminator(**architecture)
-    if metadata["kind"] == "viscoin":
-        from viscoin.models.ensemble import VisCoIN
-
-        return VisCoIN.from_architecture(architecture, metadata["class_names"])
-    if metadata["kind"] == "parts":  # an imported ensemble without its classifier
-        from viscoin.models.parts import EnsembleParts
-
-        return EnsembleParts(**architecture)
-    if metadata["kind"] == "concept2clip":
-        from viscoin.models.concept2clip import Concept2Clip
-
-        return Concept2Clip(**architecture)
-    raise ValueError(f"unknown kind of model {metadata['kind']!r}; known are {', '.join(KINDS)}, concept2clip")
+    kind = metadata["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of model {kind!r}; known are {', '.join(KINDS)}")
+    model: nn.Module = KINDS[kind].build(metadata["architecture"], metadata["class_names"])
+    return model
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stylegan2_ada.networks import Generator, Synthesis
+from viscoin.kinds import KINDS
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import CONCEPT_GRID
 from viscoin.models.ensemble import VisCoIN
@@ -16,12 +17,7 @@ from viscoin.models.files import LoadedModel
 from viscoin.models.generator import AdaptedGenerator
 
 NOISE_MODES = ("const", "none")
-# Parts that each kind of model has, the usual one first.
-PARTS = {
-    "classifier": ("classifier",),
-    "gan": ("generator", "synthesis"),
-    "viscoin": ("concepts", "classifier", "decoder", "synthesis"),
-}
+PARTS = {name: kind.parts for name, kind in KINDS.items() if kind.parts}  # of each kind, the usual one first
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ import torch
 from scipy.stats import rankdata, spearmanr
 
 from viscoin.analysis.concepts import collect_concepts
-from viscoin.datasets import ImageDataset
+from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation
+from viscoin.inference.execution import exact
+from viscoin.inference.loading import SubjectWithImages
 from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.ensemble import VisCoIN
+from viscoin.models.files import find_model, load_model
 from viscoin.models.scorers import Scorer
 from viscoin.naming.adapter import ensemble_digest, image_embeddings
 from viscoin.statistics.bootstrap import Estimate, bootstrap
@@ -366,6 +370,33 @@ def grade_on(
     return grade_names(names, table.activations, dataset.attributes, dataset.attribute_names)
 
 
+def name_and_grade(
+    subject: SubjectWithImages,
+    concept2clip: Path | None,
+    captions: str,
+    batch_size: int = 128,
+    once: Callable[[Callable[[], ImageDataset]], ImageDataset] = lambda load: load(),
+) -> tuple[list[ConceptName], NameGrades | None]:
+    """Names for the concepts of an ensemble, found in float32, and how many are right where the truth is known.
+
+    They rest on validation images (on training images where validation images are looked at).
+
+    Args:
+        concept2clip: the adapter; None means the newest or shipped one of the dataset.
+        captions: as `name_concepts` takes them.
+        once: loads a dataset so that several processes do not prepare it at the same time.
+    """
+    config, images = subject.config, subject.images
+    split = "validation" if images.split != "validation" else "train"
+    adapter = load_model(find_model("concept2clip", concept2clip, config.name), "concept2clip").model
+    naming = once(lambda: load_dataset(config.name, split, config))
+    with exact():
+        found = name_concepts(
+            subject.model, adapter, naming, images, captions, device=subject.device, batch_size=batch_size
+        )
+        return found, grade_on(images, found, subject.model, subject.device, batch_size)
+
+
 def names_csv(names: Sequence[ConceptName]) -> str:
     """A table of all concepts, comma-separated, with a header."""
     text = io.StringIO()
@@ -373,3 +404,20 @@ def names_csv(names: Sequence[ConceptName]) -> str:
     writer.writeheader()
     writer.writerows(asdict(name) for name in names)
     return text.getvalue()
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Concept -> name, of the concepts that have one in a names.csv.
+
+    Raises:
+        Refused: unreadable, or another table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if not {"concept", "name"} <= set(table.fieldnames or ()):
+                raise ValueError("columns")
+            return {int(row["concept"]): row["name"] for row in table if row["name"]}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "expected the columns concept and name"
+        raise Refused("concept_names", path, f"cannot be read ({reason})", "give names.csv of concepts") from error

@@ -155,6 +155,20 @@ def co_activation(
     return figure
 
 
+def concept_figures(
+    table: ConceptTable, class_names: Sequence[str], names: Mapping[int, str] | None = None
+) -> dict[str, Figure]:
+    """All figures of this module by the names of their files."""
+    return {
+        "activation-per-image": activation_per_image(table),
+        "activation-per-concept": activation_per_concept(table),
+        "entropies": concept_entropies(table),
+        "class-concept-importance": class_concept_importance(table, class_names, names=names),
+        "concept-class-importance": concept_class_importance(table, class_names, names=names),
+        "co-activation": co_activation(table, names),
+    }
+
+
 def importance_order(importance: np.ndarray, most: int) -> np.ndarray:
     """The most important concepts of (C, K), put beside the class for which each matters most."""
     importance = np.nan_to_num(importance)

@@ -8,10 +8,22 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from viscoin.attribution.heatmaps import HeatmapResult
+from viscoin.errors import Refused
 from viscoin.plotting.style import COLUMN, HEAT, LINE, PAGE, SKY, SMALL, ImageTable, styled, wrap
 
+MOST_IMAGES, MOST_CONCEPTS = 6, 8  # that fit on a page
 LABEL = 1.35  # inches beside the images; on a column, labels lie under them
 CHARACTER = 0.057  # width of a small letter, inches
+
+
+def check_page(images: int, concepts: int) -> None:
+    """Raise Refused unless that many images, and concepts of each, fit on a page."""
+    if images > MOST_IMAGES:
+        raise Refused("image_indices", None, f"{images} images do not fit on a page", f"give at most {MOST_IMAGES}")
+    if concepts > MOST_CONCEPTS:
+        raise Refused(
+            "concept_top_k", None, f"{concepts} concepts do not fit on a page", f"give at most {MOST_CONCEPTS}"
+        )
 
 
 @styled

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
+from viscoin.files import atomic_path
+
 COLUMN, PAGE = 3.4, 7.0  # inches: one journal column, a full page width
 SMALL, MEDIUM = 7, 8  # font sizes, points
 LINE = 0.125  # height of a line of small text, inches
@@ -87,15 +89,15 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure; the suffix says the format.
+    """Write a figure, whole or not at all; the suffix says the format.
 
     Raises:
         ValueError: the place cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(STYLE):
-            figure.savefig(path)
+        with mpl.rc_context(STYLE), atomic_path(path) as partial:
+            figure.savefig(partial, format=path.suffix.removeprefix("."))
     except OSError as error:
         raise ValueError(f"cannot write figure {path} ({error.strerror or error}); choose another folder") from error
     return path

@@ -25,9 +25,10 @@ from viscoin.config import DatasetConfig, Recipe, load_recipe
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.inference.batches import choose_images, evaluation, image_batches, pooled
 from viscoin.inference.devices import resolve_device
+from viscoin.kinds import CHAIN
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
-from viscoin.models.files import ASSETS, KINDS, load_model
+from viscoin.models.files import ASSETS, load_model
 from viscoin.plotting.amplification import amplification_figure
 from viscoin.plotting.concepts import class_concept_importance
 from viscoin.plotting.data import contact_sheet, part_masks
@@ -42,10 +43,8 @@ from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
 from viscoin.testing.gan import test_gan
 from viscoin.testing.truth import test_attributes, untrained
-from viscoin.training.classifier import train_classifier
-from viscoin.training.gan import train_gan
+from viscoin.training.pipeline import load_needed, train_in
 from viscoin.training.runtime import Runtime
-from viscoin.training.viscoin import train_viscoin
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +84,8 @@ class Models:
     @classmethod
     def load(cls, paths: Mapping[str, Path]) -> "Models":
         """From one model file of each kind."""
-        loaded = {kind: load_model(paths[kind], kind) for kind in KINDS}
-        f, generator, ensemble = (loaded[kind].model for kind in KINDS)
+        loaded = {kind: load_model(paths[kind], kind) for kind in CHAIN}
+        f, generator, ensemble = (loaded[kind].model for kind in CHAIN)
         return cls(f, generator, ensemble, Recipe.model_validate(loaded["viscoin"].recipe))
 
 
@@ -133,7 +132,7 @@ def run_demo(out: Path, size: Size = FULL, *, from_scratch: bool = False, seed: 
         ValueError: the folder cannot be written, or a shipped model is missing.
     """
     start, where = time.monotonic(), resolve_device(device)
-    paths = {kind: ASSETS / "birds" / f"{kind}.safetensors" for kind in KINDS}
+    paths = {kind: ASSETS / "birds" / f"{kind}.safetensors" for kind in CHAIN}
     shipped, recipe, notes = Models.load(paths), _recipe(size, seed), Notes()
     _prepare(out)
     with notes.stage("data", "The data"):
@@ -174,7 +173,7 @@ def _prepare(out: Path) -> None:
     """Make the folder and clear it of the runs of an earlier demo."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for kind in KINDS:
+        for kind in CHAIN:
             if (out / kind / "recipe.yaml").is_file():
                 with Run(out / kind).lock():  # not of a demo that is running
                     shutil.rmtree(out / kind)
@@ -252,14 +251,12 @@ def _train(
 ) -> tuple[Run, dict[str, Path]]:
     """A new ensemble on the shipped f and G, or on new ones; its run, and the model files it consists of."""
     paths = dict(shipped)
-    if from_scratch:
-        paths["classifier"] = train_classifier(recipe, Run.create("classifier", recipe, out / "classifier"), runtime)
-        f = load_model(paths["classifier"]).model
-        paths["gan"] = train_gan(recipe, Run.create("gan", recipe, out / "gan"), f, runtime)
-    run = Run.create("viscoin", recipe, out / "viscoin")
-    logger.info("see it learn: %s/reconstructions-*.png", run.figures)
-    f, generator = (load_model(paths[kind]).model for kind in ("classifier", "gan"))
-    return run, paths | {"viscoin": train_viscoin(recipe, run, f, generator, runtime)}
+    for kind in CHAIN if from_scratch else CHAIN[-1:]:
+        run = Run.create(kind, recipe, out / kind)
+        if kind == "viscoin":
+            logger.info("see it learn: %s/reconstructions-*.png", run.figures)
+        paths[kind] = train_in(run, kind, recipe, load_needed(kind, paths, recipe), runtime)
+    return run, paths
 
 
 def _test_fresh(models: Models, trial: Trial, from_scratch: bool) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import Literal
 
 from viscoin.files import atomic_path
 from viscoin.sweep.settings import Settings
-from viscoin.sweep.space import Value, recipe_of
+from viscoin.sweep.space import Value, recipe_of, show
 
 ENDED: tuple[Literal["finished", "pruned", "failed"], ...] = ("finished", "pruned", "failed")
+
+
+MOST_ROWS = 20  # of the table that is printed; all are in trials.csv
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,19 @@ def _table(trials: Sequence[TrialResult], keys: Sequence[str]) -> str:
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def text_table(result: SweepResult) -> list[str]:
+    """Lines of aligned columns: trial, state, value and parameters, the best trials first."""
+    settings = result.settings
+    ordered = sorted(result.trials, key=order_by(settings.direction))
+    names = [key.removeprefix(f"{settings.kind}.") for key in settings.space]
+    rows = [["trial", "state", settings.metric, *names]]
+    for trial in ordered[:MOST_ROWS]:
+        value = "" if trial.value is None else f"{trial.value:.4f}"
+        values = [show(trial.parameters[key]) if key in trial.parameters else "" for key in settings.space]
+        rows.append([str(trial.number), trial.state, value, *values])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    more = len(ordered) - MOST_ROWS
+    return lines + ([f"... and {more} more in trials.csv"] if more > 0 else [])

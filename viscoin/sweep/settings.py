@@ -7,26 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from viscoin.config import Recipe
+from viscoin.kinds import KINDS
 from viscoin.runs.run import MOVABLE, flatten
 from viscoin.sweep.space import Space
 
-# What the trainings log of held-out images and which way is better; the first one is the default.
-METRICS = {
-    "classifier": {
-        "validation.accuracy": "maximize",
-        "validation.loss": "minimize",
-        "validation.balanced_accuracy": "maximize",
-        "validation.f1": "maximize",
-    },
-    "gan": {"validation.fid": "minimize"},
-    "viscoin": {
-        "validation.accuracy_on_reconstructions": "maximize",
-        "validation.agreement": "maximize",
-        "validation.accuracy": "maximize",
-        "validation.l1": "minimize",
-        "validation.mse": "minimize",
-    },
-}
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("median", "hyperband", "none")
 DIRECTIONS = ("maximize", "minimize")
@@ -42,7 +26,7 @@ class Settings:
         kind: "classifier", "gan" or "viscoin".
         recipe: holds all that the space leaves open; its seed is that of the sampler as well.
         folder: takes the study and a folder for each trial.
-        metric: a name in metrics.jsonl and of a score of the model, see `METRICS`.
+        metric: a name in metrics.jsonl and of a score of the model, see `viscoin.kinds`.
         trials: that the study shall have in the end, over all processes.
         storage: "sqlite", "journal", a file of one of both, or None: what the folder has, else SQLite.
         timeout: seconds after which no trial is started any more.
@@ -78,7 +62,7 @@ class Settings:
 
 def check_metric(kind: str, metric: str | None, direction: str | None, recipe: Recipe) -> tuple[str, str]:
     """Metric and direction that the options mean; ValueError where trainings of this kind do not log it."""
-    known = METRICS[kind]
+    known = KINDS[kind].metrics
     name = next(iter(known)) if metric is None else metric
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -3,17 +3,20 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from viscoin.datasets import ImageDataset
 from viscoin.inference.batches import TooFewImages
+from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
+from viscoin.models.perceptual import find_perceptual
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.consistency import CONCEPTS, IMAGES, Consistency, test_consistency
 from viscoin.testing.ensemble import EnsembleResult, Perceptual, test_ensemble
-from viscoin.testing.image_features import FeatureNetwork
+from viscoin.testing.image_features import FeatureNetwork, find_features
 from viscoin.testing.truth import TruthResult, test_truth
 from viscoin.testing.truth.result import SCENES
 
@@ -92,6 +95,22 @@ def measure_of(key: str) -> str:
 def with_seed(estimates: dict[str, Estimate], seed: int) -> dict[str, Any]:
     """Value, low, high, n, unit and seed of every estimate, for a file."""
     return {key: {**asdict(estimate), "seed": seed} for key, estimate in estimates.items()}
+
+
+def find_comparisons(
+    classifier: Classifier, features: str, inception_weights: Path | None, perceptual: str, device: torch.device | str
+) -> tuple[FeatureNetwork, tuple[Perceptual, str] | None]:
+    """The network of the FID, and the perceptual distance; None means that on the maps of f, which are there anyway.
+
+    Args:
+        features, perceptual: as `find_features` and `find_perceptual` take them.
+    """
+    network = find_features(features, classifier, inception_weights)
+    found = find_perceptual(perceptual, classifier, device)
+    if found is None or found[1] == "classifier":
+        return network, None
+    distance, name = found
+    return network, (lambda rebuilt, images, *maps: distance(rebuilt, images), name)
 
 
 def measure_viscoin(

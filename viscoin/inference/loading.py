@@ -1,0 +1,338 @@
+"""A model together with what it looks at: found by name, path or bytes, checked to belong together, on a device."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viscoin.config import DEFAULT_DATASET, DatasetConfig
+from viscoin.datasets import (
+    DRAWN,
+    ImageDataset,
+    check_dataset_name,
+    dataset_names,
+    load_dataset,
+    to_images,
+)
+from viscoin.datasets.reading import BadImage, ImageFile, image_size, read_square
+from viscoin.errors import Refused
+from viscoin.inference.devices import resolve_device
+from viscoin.models.files import LoadedModel, find_model, load_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on its device, the names of its classes, and the configuration of the data that it was made for."""
+
+    model: Any
+    path: Path
+    device: torch.device
+    class_names: list[str]
+    config: DatasetConfig
+
+
+@dataclass(frozen=True)
+class SubjectWithImages(Subject):
+    """A model on its device with images of the size it was made for, and of its classes.
+
+    Attributes:
+        expected: results by name, from the recipe of the model.
+    """
+
+    images: ImageDataset
+    expected: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Some images to look at.
+
+    Attributes:
+        images: (B, 3, H, W) in [-1, 1].
+        names: one for each, all different.
+        labels: (B,), None where they are not known.
+        indices: of the images in their dataset, () for files.
+    """
+
+    images: Tensor
+    names: list[str]
+    labels: np.ndarray | None = None
+    indices: tuple[int, ...] = ()
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+
+def load_alone(kind: str, model: Path | None, device: str = "auto", dataset: str = DEFAULT_DATASET) -> Subject:
+    """The model of that kind that a path means, the newest or the shipped one of the dataset; without images.
+
+    Raises:
+        ValueError: no such model, or no such device.
+    """
+    where = resolve_device(device)
+    loaded = load_model(find_model(kind, model, dataset), kind)
+    config = DatasetConfig.model_validate(loaded.recipe["dataset"])
+    return Subject(loaded.model.to(where), loaded.path, where, loaded.class_names, config)
+
+
+def load_subject(
+    kind: str,
+    model: Path | None = None,
+    dataset: str | None = None,
+    dataset_path: str | None = None,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    skip_bad_files: bool = False,
+    parameter: str | None = None,
+) -> SubjectWithImages:
+    """The model of that kind that a path means, the newest or the shipped one, and the images of a split to try it on.
+
+    Args:
+        dataset: None means the dataset of the given model, else birds.
+        dataset_path: see `locate_dataset`.
+        parameter: what the caller calls `model`, for errors; default: the kind.
+
+    Raises:
+        ValueError: unusable model or dataset, or they have different classes (of which an unconditional generator
+            knows nothing).
+    """
+    where = resolve_device(device)
+    dataset, path = locate_dataset(dataset, dataset_path)
+    if dataset is not None:
+        check_dataset_name(dataset)
+        dataset = plain_name(dataset)
+    loaded = load_model(find_model(kind, model, dataset or DEFAULT_DATASET), kind)
+    saved, expected = loaded.recipe["dataset"], loaded.recipe.get("expected", {})
+    name = dataset or (saved["name"] if model is not None else DEFAULT_DATASET)
+    check_dataset_name(name)
+    if name != saved["name"]:
+        saved, expected = {"resolution": saved["resolution"], "seed": saved["seed"]}, {}
+    if path is not None:
+        saved = {**saved, "path": path}
+    config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
+    labelled = kind != "gan" or loaded.model.c_dim > 0
+    images = load_dataset(name, split, config, labelled)
+    if labelled:
+        check_classes(loaded, images, parameter or kind)
+    return SubjectWithImages(loaded.model.to(where), loaded.path, where, loaded.class_names, config, images, expected)
+
+
+def load_classifier(model: Path | None, config: DatasetConfig) -> LoadedModel:
+    """f of a path, else the newest or shipped one of the dataset; ValueError unless it takes its images."""
+    loaded = load_model(find_model("classifier", model, config.name), "classifier")
+    check_resolution(loaded, config.resolution, "classifier")
+    return loaded
+
+
+def optional_classifier(model: Path | None, config: DatasetConfig, needed: bool = False) -> LoadedModel | None:
+    """f where there is one that takes the images of the dataset; ValueError where one was named or is needed."""
+    try:
+        return load_classifier(model, config)
+    except ValueError:
+        if needed or model is not None:
+            raise
+        return None
+
+
+def load_ensemble(model: Path | None, config: DatasetConfig) -> LoadedModel:
+    """The ensemble of a path, else the newest or shipped one; ValueError unless it takes the images of the dataset."""
+    loaded = load_model(find_model("viscoin", model, config.name), "viscoin")
+    check_resolution(loaded, config.resolution, "viscoin")
+    check_classes(loaded, load_dataset(config.name, "validation", config), "viscoin")
+    return loaded
+
+
+def check_resolution(loaded: LoadedModel, resolution: int, parameter: str) -> None:
+    """Raise Refused unless the model was made for images of that side."""
+    own = loaded.recipe["dataset"]["resolution"]
+    if own != resolution:
+        raise Refused(
+            parameter, loaded.path, f"made for {own} px images, not for {resolution} px",
+            f"set dataset.resolution={own}, or give another model",
+        )  # fmt: skip
+
+
+def check_classes(loaded: LoadedModel, dataset: ImageDataset, parameter: str) -> None:
+    """Raise Refused unless model and dataset have the same classes in the same order."""
+    if list(loaded.class_names) != list(dataset.class_names):
+        raise Refused(
+            parameter, loaded.path,
+            f"the model knows {_listed(loaded.class_names)}, but dataset {dataset.name!r} has "
+            f"{_listed(dataset.class_names)}",
+            "give a model and a `dataset` that belong together",
+        )  # fmt: skip
+
+
+def _listed(names: Sequence[str], most: int = 30) -> str:
+    return f"{len(names)} classes ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def locate_dataset(
+    dataset: str | None, dataset_path: str | None, own: str | None = None
+) -> tuple[str | None, str | None]:
+    """Name of the dataset, and folder of its files, that `dataset` and `dataset_path` mean together.
+
+    Args:
+        own: the dataset that is meant without `dataset`; without that one as well, the folder is the dataset.
+
+    Raises:
+        Refused: a folder for a dataset that has no files of its own, or that is a folder itself.
+    """
+    if dataset_path is None:
+        return dataset, None
+    if dataset is None and (own is None or own in DRAWN or own not in dataset_names()):
+        return dataset_path, None
+    if dataset in DRAWN:
+        raise Refused("dataset_path", dataset_path, f"dataset {dataset!r} is drawn and has no files", "omit one")
+    if dataset is not None and dataset not in dataset_names():
+        known = ", ".join(name for name in dataset_names() if name not in DRAWN)
+        raise Refused(
+            "dataset_path", dataset_path,
+            f"it locates the files of a known dataset ({known}), which `dataset` {dataset} is not", "omit one of them",
+        )  # fmt: skip
+    return dataset, dataset_path
+
+
+def plain_name(dataset: str) -> str:
+    """One spelling for each folder: `data`, `data/` and `./data` are the same dataset."""
+    return dataset if dataset in dataset_names() else str(Path(dataset))
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def load_pictures(
+    kind: str,
+    model: Path | None,
+    files: Sequence[Path | bytes] | None,
+    dataset: str | None,
+    dataset_path: str | None,
+    indices: Sequence[int] | None,
+    count: int,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    skip_bad_files: bool = False,
+    parameter: str | None = None,
+) -> tuple[Subject, Pictures]:
+    """A model, and image files or test images of its dataset to look at.
+
+    Args:
+        files: images; without a dataset, none is loaded.
+        indices: of test images; None draws `count` of them by the seed.
+
+    Raises:
+        Refused: both files and indices, or a wrong one.
+        ValueError: as `load_subject`.
+    """
+    if files and indices is not None:
+        raise Refused("image_indices", None, "chooses test images of a dataset", "give it or `image` files, not both")
+    dataset, dataset_path = locate_dataset(dataset, dataset_path)
+    if files and dataset is None:
+        alone = load_alone(kind, model, device)
+        return alone, read_pictures(files, alone.config.resolution)
+    subject = load_subject(
+        kind, model, dataset, dataset_path, device=device, skip_bad_files=skip_bad_files, parameter=parameter
+    )
+    if files:
+        return subject, read_pictures(files, subject.config.resolution)
+    return subject, choose_pictures(subject, indices, count, seed)
+
+
+def read_pictures(files: Sequence[Path | bytes], resolution: int) -> Pictures:
+    """Images from files or their bytes, centre-cropped and resized, which is logged, with their names.
+
+    Raises:
+        Refused: a file that is missing or no image.
+    """
+    sources = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else file for i, file in enumerate(files)]
+    pixels = np.stack([_read(source, resolution) for source in sources])
+    names: list[str] = []
+    for source in sources:
+        stem = source.stem
+        candidates = chain([stem], (f"{stem}-{i}" for i in count(2)))
+        names.append(next(name for name in candidates if name not in names))
+    return Pictures(to_images(pixels), names)
+
+
+def choose_pictures(subject: SubjectWithImages, indices: Sequence[int] | None, count: int, seed: int) -> Pictures:
+    """The images of these indices, or a random sample by the seed, in the order of their indices.
+
+    Raises:
+        Refused: an index that is out of range.
+    """
+    data = subject.images
+    chosen = choose_indices(data, indices, count, seed)
+    images, labels = data.batch(chosen)
+    names = [f"{Path(data.name).name}-{data.split}-{index}" for index in chosen]
+    return Pictures(images, names, labels.numpy(), tuple(chosen))
+
+
+def choose_indices(data: ImageDataset, indices: Sequence[int] | None, count: int, seed: int) -> list[int]:
+    """The given indices once each, checked, or `count` random ones by the seed, ascending."""
+    if indices is None:
+        drawn = np.random.default_rng(seed).choice(len(data), size=min(count, len(data)), replace=False)
+        return sorted(int(i) for i in drawn)
+    check_indices(indices, len(data), "image_indices", f"{data.split} images")
+    return list(dict.fromkeys(indices))
+
+
+def check_indices(indices: Sequence[int], count: int, parameter: str, what: str) -> None:
+    """Raise Refused unless all indices are in [0, count)."""
+    for index in indices:
+        if not 0 <= index < count:
+            raise Refused(parameter, index, f"out of range, there are {count} {what}, counted from 0 to {count - 1}")
+
+
+def part_outlines(subject: Subject, pictures: Pictures, part: str) -> np.ndarray:
+    """Visible pixels (B, H, W), bool, of a part in test images.
+
+    Raises:
+        Refused: the dataset does not have masks of that part.
+    """
+    if not isinstance(subject, SubjectWithImages) or not pictures.indices:
+        raise Refused("part", part, "image files have no part masks", "look at test images")
+    data = subject.images
+    if part not in data.part_names:
+        known = f"choose one of: {', '.join(data.part_names)}" if data.part_names else "it has no part masks"
+        raise Refused("part", part, f"dataset {data.name!r} does not know it", known)
+    number = list(data.part_names).index(part)
+    return np.stack([data.part_masks(index)[number] for index in pictures.indices])
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """An image file in memory."""
+
+    stem: str
+    content: bytes
+
+    def open(self, mode: str = "rb") -> BytesIO:
+        return BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return self.stem
+
+
+def _read(file: "ImageFile", resolution: int) -> np.ndarray:
+    try:
+        pixels = read_square(file, resolution)
+    except BadImage as error:
+        raise Refused(None, None, f"{file} cannot be used as an image ({error})", "give PNG or JPEG files") from error
+    width, height = image_size(file)
+    if (width, height) != (resolution, resolution):
+        logger.info("%s is %dx%d px: centre-cropped and resized to %d px", file, width, height, resolution)
+    return pixels

@@ -336,3 +336,18 @@ def test_show_without_a_screen_says_so(here, models):
     options = ["--viscoin-pickle-path", models["viscoin"], "--concept-top-k", 1, "--out", "out", "--show"]
     answer = Answer("amplify", *options).went_well()
     assert "--show" in answer.err and "files" in answer.err
+
+
+# --- help --------------------------------------------------------------------------------------------------------
+
+
+def test_help_shows_whole_first_sentences_in_the_order_of_work(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = Answer("--help").went_well().out
+    names = ["demo", "train", "test", "data", "concepts", "amplify", "concept-heatmaps", "logs", "export", "ops"]
+    places = [text.index(f"\n  {name} ") for name in names]
+    assert places == sorted(places) and "..." not in text.partition("Start:")[2] and "Others" not in text
+    for group in ((), ("train",), ("test",), ("ops",)):
+        lines = Answer(*group, "--help").went_well().out.splitlines()
+        rows = [line for line in lines if re.match(r"  [a-z0-9-]+ {2,}\S", line)]
+        assert rows and all(len(row.split(maxsplit=1)[1]) <= 55 for row in rows), rows

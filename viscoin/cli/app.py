@@ -27,6 +27,15 @@ class Command(TyperCommand):
             fail(error.sentence(options.get), USER_ERROR, error)
 
 
+# The commands in the order of work.
+PANELS = {
+    "Start": ("demo", "train", "test", "data"),
+    "Explain": ("concepts", "amplify", "concept-heatmaps", "project"),
+    "Runs": ("logs", "sweep", "submit"),
+    "Model files": ("export", "to-pickle", "from-pickle", "import-gan", "import-viscoin", "ops"),
+}
+
+
 class Commands(TyperGroup):
     """Reports mistakes of the user in one line (exit code 2); other exceptions are bugs and keep their traceback.
 
@@ -51,6 +60,17 @@ class Commands(TyperGroup):
             if type(error).__name__ != "Failed":  # not imported: it would bring all of torch
                 raise
             fail(str(error), EX_TEMPFAIL, error)
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """The commands by panels, each with its whole first sentence."""
+        shown = {name: command for name, command in self.commands.items() if not command.hidden}
+        rest = tuple(name for name in shown if not any(name in names for names in PANELS.values()))
+        width = max(map(len, shown))
+        for title, names in {**PANELS, "Others": rest}.items():
+            rows = [(name.ljust(width), shown[name].get_short_help_str(70)) for name in names if name in shown]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 def fail(message: str, code: int, cause: BaseException) -> NoReturn:

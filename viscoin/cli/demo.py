@@ -18,7 +18,10 @@ def demo(
     device: options.Device = "auto",
     show: options.Show = False,
 ) -> None:
-    """Show the data, test the shipped models, train Psi, Theta and Omega, explain images, write report.html."""
+    """Run the whole pipeline on the birds, with a report.
+
+    Show the data, test the shipped models, train Psi, Theta and Omega, explain images, write report.html.
+    """
     from viscoin.reports import demo as library
 
     size = library.QUICK if quick else library.FULL

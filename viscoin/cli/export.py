@@ -72,7 +72,9 @@ def export(
     dataset_path: options.DatasetPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
 ) -> None:
-    """Write part of a model for programs without this project, after comparing it with PyTorch.
+    """Export a model as ONNX, TorchScript or weights.
+
+    Written for programs without this project, after comparing it with PyTorch.
 
     The file is opened by onnxruntime, torch.jit or safetensors and run on random inputs and on real images; where it
     differs from PyTorch by more than --tolerance, it is not kept. Its metadata say what goes in and what comes out.

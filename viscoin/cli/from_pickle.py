@@ -11,7 +11,10 @@ def from_pickle(
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The model file to write (.safetensors).")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
 ) -> None:
-    """Convert a pickle of to-pickle back to a model file: the same weights and metadata, bit for bit."""
+    """Convert a pickle of to-pickle back to a model file.
+
+    The same weights and metadata, bit for bit.
+    """
     from viscoin.models.files import load_model, read_file, write_file
 
     if output.suffix != ".safetensors":

@@ -27,7 +27,10 @@ def build(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the compilers say.")] = False,
 ) -> None:
-    """Compile the CUDA kernels, once; needs nvcc, g++ and ninja, but no GPU. Without them everything still works."""
+    """Compile the CUDA kernels, once.
+
+    Needs nvcc, g++ and ninja, but no GPU. Without the kernels everything still works.
+    """
     from stylegan2_ada.ops.build import build_kernels
 
     built = build_kernels(arch, cuda_home, verbose)
@@ -36,7 +39,10 @@ def build(
 
 @app.command(cls=Command)
 def check(device: options.Device = "auto") -> None:
-    """Compare the CUDA kernels with plain PyTorch, in numbers and in speed; exit code 1 if they differ."""
+    """Compare the CUDA kernels with plain PyTorch.
+
+    In numbers and in speed; exit code 1 if they differ.
+    """
     from stylegan2_ada.ops.backend import obstacle
     from stylegan2_ada.ops.check import compare_operations
     from viscoin.inference.devices import resolve_device

@@ -18,7 +18,10 @@ def to_pickle(
     dataset: options.DatasetOfRun = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
 ) -> None:
-    """Convert a model file to a pickle, which every option that names a model takes as well."""
+    """Convert a model file to a pickle of plain tensors.
+
+    Every option that names a model takes it as well.
+    """
     from viscoin.config import DEFAULT_DATASET
     from viscoin.models.files import find_model, load_model, read_file, write_file
 

@@ -104,7 +104,7 @@ class Search:
 
 
 def read_targets(paths: Sequence[Path], resolution: int) -> tuple[Tensor, list[str]]:
-    """Images (B, 3, H, W) in [-1, 1] from files, centre-cropped and resized with a line that says so, and names.
+    """Images (B, 3, H, W) in [-1, 1] from files, centre-cropped and resized, which is logged, and names.
 
     Raises:
         ValueError: a file that is missing or no image.
@@ -157,7 +157,7 @@ def lpips_distance(perceptual: Perceptual) -> NamedDistance:
 
 
 def classifier_distance(classifier: Classifier) -> NamedDistance:
-    """`ClassifierPerceptual` of f with images resized to what f takes; the maps of the last targets are kept.
+    """`ClassifierPerceptual` of f with images resized to what f takes; the maps of the last targets are cached.
 
     The maps of a small f say little of places and shades, so this one goes with a pixel term. f is frozen.
     """

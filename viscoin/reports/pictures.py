@@ -15,7 +15,7 @@ from viscoin.testing.gan import samples
 
 
 def draw_samples(generator: Generator, images: ImageDataset, count: int, seed: int) -> Figure:
-    """Random real images beside as many samples of a generator."""
+    """Random real images beside the same number of samples of a generator."""
     device = next(generator.parameters()).device
     real = images.pixels[choose_images(len(images), count, seed)]
     with evaluation(generator, device):

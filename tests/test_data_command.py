@@ -347,7 +347,7 @@ def test_shares():
     assert parse_shares("80:10:10") == {"train": 0.8, "validation": 0.1, "test": 0.1}
     assert parse_shares("1:1:2")["test"] == 0.5
     for text in ("80:20", "80:20:0", "a:b:c", "80:-10:30", "nan:1:1", "inf:1:1", ""):
-        with pytest.raises(ValueError, match="shares .*: expected three positive numbers .*as in 80:10:10"):
+        with pytest.raises(ValueError, match=r"shares .*: expected three positive numbers .*as in 80:10:10"):
             parse_shares(text)
 
 

@@ -181,7 +181,9 @@ def test_crops(here, turned):
     (wide,) = read_public(here / "wide.zip")[0]
     assert wide.shape == (64, 64, 3)
     assert np.unique(wide[8:56]).tolist() == [90] and not wide[:8].any() and not wide[56:].any()
-    Answer("dataset", "data", "--output", "none.zip", "--crop", "none").refused("x.png", "128x48", "--crop none", "choose center")
+    Answer("dataset", "data", "--output", "none.zip", "--crop", "none").refused(
+        "x.png", "128x48", "--crop none", "choose center"
+    )
     nothing_new(here, "data", "center.zip", "wide.zip")
 
 

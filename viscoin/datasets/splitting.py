@@ -174,7 +174,9 @@ def read_split(source: Path, split: Split) -> Split:
         if part not in SPLITS:
             raise Refused("source", source, f"{where}unknown split {part!r}", f"choose {', '.join(SPLITS)}")
         if file in rows:
-            raise Refused("source", source, f"{where}{file!r} stands in an earlier line too", "an image is in one split only")
+            raise Refused(
+                "source", source, f"{where}{file!r} stands in an earlier line too", "an image is in one split only"
+            )
         rows[file] = replace(known[file], label=numbers[label], split=part)
     if len(rows) < len(known):
         first = next(file for file in known if file not in rows)

@@ -143,8 +143,10 @@ def load_clip(clip_model: str, pretrained: str) -> ClipScorer:
     try:
         import open_clip
     except ModuleNotFoundError as error:
-        reason = "CLIP needs the package open-clip-torch"
-        raise Refused("clip_model", clip_model, reason, "install it by: pip install viscoin[clip]") from error
+        raise Refused(
+            "clip_model", clip_model, "CLIP needs the package open-clip-torch",
+            "install it by: pip install viscoin[clip]",
+        ) from error  # fmt: skip
     name = _register(open_clip, clip_model)
     tags = open_clip.list_pretrained_tags_by_model(name)
     local = Path(pretrained).is_file()

@@ -382,4 +382,4 @@ def test_prepared_images_decide_the_resolution(tmp_path):
     dry = Answer("train", "gan", "--dataset", str(made), "--dry-run").went_well()
     assert "resolution: 32" in dry.out
     other = Answer("train", "gan", "--dataset", str(made), "--set", "dataset.resolution=64", "--dry-run")
-    other.refused("made.zip are 32 px", "leave it out", "--resolution 64")
+    other.refused("made.zip are 32 px", "leave it out", "prepare images of 64 px")

@@ -432,7 +432,7 @@ def test_auto_takes_the_classifier_unless_inception_is_on_disk():
 
 def test_unknown_features_are_refused():
     for kind, text in (
-        ("vgg", "--features 'vgg': choose auto, inception, classifier or timm:NAME"),
+        ("vgg", "features vgg: unknown; choose auto, inception, classifier or timm:NAME"),
         ("timm:resnet5", "no backbone 'resnet5'.*did you mean"),
         ("timm:viscoin_resnet10", "no weights of this backbone are published"),
     ):

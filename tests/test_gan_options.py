@@ -159,14 +159,14 @@ def test_dry_run_prints_layers_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "texts"),
     [
-        (["--set", "dataset.resolution=48"], ["dataset.resolution = 48", "powers of two", "32 or 64"]),
+        (["--set", "dataset.resolution=48"], ["dataset.resolution 48", "power of two", "32 or 64"]),
         (["--batch-size", 6], ["--batch-size 6", "groups of 4", "mbstd_group", "multiple of 4"]),
         (["--kimg", 0.001], ["--kimg 0.001", "one batch of 16"]),
         (["--augment", "fixed"], ["augment = fixed needs a strength", "--p"]),
         (["--p", 0.5], ["augment_p = 0.5", "--augment fixed"]),
         (["--augment", "sometimes"], ["gan.augment = 'sometimes'", "'off', 'fixed' or 'ada'"]),
         (["--augment-preset", "abc"], ["gan.augment_preset = 'abc'", "'bgcfnc'"]),
-        (["--preset", "paper"], ["--preset 'paper'", "paper256"]),
+        (["--preset", "paper"], ["--preset paper", "paper256"]),
         (["--freeze-d", 99], ["--freeze-d 99", "0 to"]),
         (["--transfer", "nowhere.pkl"], ["--transfer nowhere.pkl", "no such model"]),
         (["--devices", 1000], ["--devices 1000: there are only"]),
@@ -192,7 +192,7 @@ def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match=r"devices 3: there are only 2 CPU cores here; ask for at most 2"):
         check_devices("cpu", 3, 1)
-    with pytest.raises(ValueError, match="both count from 1"):
+    with pytest.raises(ValueError, match="devices 0: counts from 1"):
         check_devices("cpu", 0, 1)
     assert check_devices("cpu", 2, 4) == ("cpu", None)
 

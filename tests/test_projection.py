@@ -475,10 +475,10 @@ def test_mistakes_are_named_and_nothing_is_written(options):
     refusals = [
         (["notes.png"], ["notes.png cannot be used as an image"]),
         (["gone.png"], ["gone.png"]),
-        ([image, "--space", "z"], ["--space 'z'", "w or w+"]),
+        ([image, "--space", "z"], ["--space z", "w or w+"]),
         ([image, "--learning-rate", "-1"], ["learning_rate is -1"]),
         ([image, "--distance", "l2"], ["--distance l2", "auto, lpips, classifier"]),
-        ([image, "--class", "finch"], ["--class 'finch'", "no conditional generator"]),
+        ([image, "--class", "finch"], ["--class finch", "no conditional generator"]),
         ([image, "--image-indices", "3"], ["--image-indices", "not both"]),
         (["--image-indices", "400"], ["--image-indices 400", "out of range"]),
     ]

@@ -24,12 +24,12 @@ from viscoin.training.runtime import (
 @pytest.mark.parametrize(
     ("wanted", "texts"),
     [
-        (Runtime("cpu", "8"), "--precision '8' is unknown; choose auto, 32-true"),
-        (Runtime("cpu", strategy="fsdp"), "--strategy 'fsdp' is unknown; choose auto, ddp, ddp-gloo or ddp-nccl"),
-        (Runtime("cpu", strategy="ddp-nccl"), "needs CUDA devices, --device is cpu; use ddp-gloo"),
-        (Runtime("cpu", "16-mixed"), "--precision 16-mixed needs a GPU; use 32-true or bf16-mixed"),
-        (Runtime("cpu", devices=5000), "--devices 5000: there are only"),
-        (Runtime("cpu", devices=0), "--devices 0"),
+        (Runtime("cpu", "8"), "precision 8: unknown; choose auto, 32-true"),
+        (Runtime("cpu", strategy="fsdp"), "strategy fsdp: unknown; choose auto, ddp, ddp-gloo or ddp-nccl"),
+        (Runtime("cpu", strategy="ddp-nccl"), "needs CUDA devices, `device` is cpu; use ddp-gloo"),
+        (Runtime("cpu", "16-mixed"), "precision 16-mixed: needs a GPU; use 32-true or bf16-mixed"),
+        (Runtime("cpu", devices=5000), "devices 5000: there are only"),
+        (Runtime("cpu", devices=0), "devices 0: counts from 1"),
     ],
 )
 def test_what_cannot_be_had_is_refused(wanted, texts):

@@ -153,7 +153,7 @@ def select_concepts(
     if wrong or not indices:
         reason = "out of range" if wrong else "no concepts are given"
         known = f"the ensemble has {n_concepts} concepts, counted from 0"
-        raise Refused("indices", wrong[0] if wrong else None, reason, known)
+        raise Refused("indices", ", ".join(map(str, wrong)) or None, reason, known)
     selection = torch.zeros_like(relevance, dtype=torch.bool)
     selection[:, list(indices)] = True
     return selection

@@ -392,7 +392,7 @@ def test_options_of_the_command(tmp_path, monkeypatch):
         (["--optimizer", "magic"], ["classifier.optimizer", "'magic'"]),
         (
             ["--class-weights", "balanced", "--set", "dataset.train=1"],
-            ["--class-weights balanced", "no train images of", "choose none"],
+            ["balanced: dataset", "no train images of", "choose none"],
         ),
     ],
 )

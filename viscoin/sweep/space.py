@@ -80,7 +80,7 @@ def read_space(path: Path, kind: str, recipe: Recipe) -> dict[str, Parameter]:
             on this kind, ends in the wrong order, a logarithm of what is not above zero, values of the wrong type.
     """
     if not path.is_file():
-        raise Refused("space", path, "no such file", f"write one such as: {kind}.learning_rate: [0.001, 0.01]")
+        raise Refused("space", path, "there is no such file", f"write one such as: {kind}.learning_rate: [0.001, 0.01]")
     try:
         return _parse_space(read_yaml(path, "the file"), kind, recipe)
     except ValueError as error:

@@ -270,7 +270,7 @@ def inception_weights(given: Path | None = None, download: bool = False) -> Path
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"the Inception weights ({INCEPTION_SIZE}) could not be downloaded from {INCEPTION_URL} ({error}); "
-            f"put the file into {path.parent}, or use features of a classifier (--features classifier)"
+            f"put the file into {path.parent}, or use features of a classifier"
         ) from error
     return path
 

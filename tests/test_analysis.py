@@ -150,14 +150,14 @@ def test_select_concepts_by_each_way():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one of --concept-threshold, --concept-top-k, --concept-indices; got none"),
-        ({"threshold": 0.2, "top_k": 2}, "got --concept-threshold and --concept-top-k"),
-        ({"top_k": 5}, "--concept-top-k 5 is out of range; the ensemble has 4 concepts"),
-        ({"top_k": 0}, "--concept-top-k 0"),
-        ({"threshold": 1.0}, "--concept-threshold 1.0 is out of range"),
-        ({"threshold": -0.1}, "--concept-threshold -0.1 is out of range"),
-        ({"indices": [0, 4, -1]}, "--concept-indices 4, -1 is out of range; the ensemble has 4 concepts"),
-        ({"indices": []}, "--concept-indices is empty"),
+        ({}, "exactly one of `threshold`, `top_k`, `indices`; got none"),
+        ({"threshold": 0.2, "top_k": 2}, "got `threshold` and `top_k`"),
+        ({"top_k": 5}, "top_k 5: out of range; the ensemble has 4 concepts"),
+        ({"top_k": 0}, "top_k 0: out of range"),
+        ({"threshold": 1.0}, "threshold 1.0: out of range"),
+        ({"threshold": -0.1}, "threshold -0.1: out of range"),
+        ({"indices": [0, 4, -1]}, "indices '4, -1': out of range; the ensemble has 4 concepts"),
+        ({"indices": []}, "indices: no concepts are given; the ensemble has 4 concepts"),
     ],
 )
 def test_select_concepts_names_the_wrong_option(options, message):

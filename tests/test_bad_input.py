@@ -307,7 +307,7 @@ def test_output_folder_not_writable(here, models):
         ["amplify", "--viscoin-pickle-path", models["viscoin"], "--concept-top-k", 1],
     ):
         Answer(*command, "--out", blocked).refused("--out", str(blocked), "another folder")
-    Answer("to-pickle", "--checkpoints", models["viscoin"], "--output", blocked).refused(str(blocked), "another place")
+    Answer("to-pickle", "--checkpoints", models["viscoin"], "--output", blocked).refused(str(blocked), "another path")
     nothing_written(here, "file")
 
 

@@ -144,7 +144,7 @@ def test_interruption_says_how_to_go_on(monkeypatch):
     monkeypatch.setattr("viscoin.training.classifier.train_classifier", interrupted)
     answer = Answer("train", "classifier", *set_options(), "--out", "run")
     assert answer.code == 130
-    assert "stopped at step 7 of 9; go on with --resume" in answer.err
+    assert "stopped at step 7 of 9; resume with --resume --out" in answer.err
 
 
 # --- training ----------------------------------------------------------------------------------------------------

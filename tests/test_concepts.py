@@ -87,7 +87,7 @@ def test_concept_maps_are_those_of_the_whole_encoding(tmp_path):
 
 
 def test_too_few_images():
-    with pytest.raises(TooFewImages, match="co-activation of concepts needs at least 2 images, got 1; raise --limit"):
+    with pytest.raises(TooFewImages, match="co-activation of concepts needs at least 2 images, got 1; raise the limit"):
         concepts.collect_concepts(ToyEnsemble(), toy(), limit=1)
 
 
@@ -246,7 +246,7 @@ def test_the_command_writes_pages_and_uses_its_cache(tmp_path, model, cache, mon
 
 def test_bad_options(tmp_path, model):
     options = ["concepts", "--viscoin-pickle-path", model, "--out", tmp_path / "out"]
-    Answer(*options, "--limit", 1).refused("--limit", "at least 2 images")
+    Answer(*options, "--limit", 1).refused("raise the limit", "at least 2 images")
     Answer(*options, "--split", "all").refused("'all'", "validation")
     assert not (tmp_path / "out").exists()
 

@@ -5,6 +5,7 @@ import yaml
 from pydantic import ValidationError
 
 from viscoin.config import RECIPES, Recipe, load_recipe, override_recipe, parse_recipe, recipe_names
+from viscoin.errors import Refused
 from viscoin.runs.run import Run
 
 
@@ -12,7 +13,7 @@ def refusal(*arguments: object) -> str:
     """The message of the ValueError that `load_recipe` raises."""
     with pytest.raises(ValueError) as caught:
         load_recipe(*arguments)
-    assert type(caught.value) is ValueError  # pydantic's and YAML's own errors do not get through
+    assert type(caught.value) in (ValueError, Refused)  # pydantic's and YAML's own errors do not get through
     return str(caught.value)
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from tiny_models import SETTINGS, Answer, tiny_recipe, write_images, write_models
 
 from viscoin.cli import app
+from viscoin.errors import Refused
 from viscoin.models.files import ASSETS, load_model
 from viscoin.runs.run import Run
 
@@ -165,12 +166,23 @@ def test_page_of_commands_is_what_their_help_says() -> None:
 
 
 def message(node: ast.AST) -> str | None:
-    """The text of a literal, with … for values."""
+    """The text of a literal, with … for values, or of an error as the command line shows it."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Refused":
+        parameter, value, reason, *remedy = (
+            None if isinstance(part, ast.Constant) and part.value is None else message(part) or "…"
+            for part in node.args
+        )
+        shown = value and Path(value)  # a text that is no word would get quotes
+        return Refused(parameter, shown, reason or "", *(part or "" for part in remedy)).sentence(option)
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
     return None
+
+
+def option(parameter: str) -> str | None:
+    return None if "." in parameter else f"--{parameter}".replace("_", "-")
 
 
 def test_errors_in_the_answers_are_those_of_the_code() -> None:

@@ -72,7 +72,7 @@ def test_early_warning_saves_and_the_same_command_goes_on(tmp_path):
     line = [*LONG, "run", "--epochs", "30"]
     ended(command(tmp_path, *line[:-3], "whole", *line[-2:]), 0)
     process = command(tmp_path, *line, disturb=f"9 {signalled(signal.SIGUSR1)}")
-    assert "stopped at step 10 of 120; go on with --resume --out run" in ended(process, 128 + signal.SIGUSR1)
+    assert "stopped at step 10 of 120; resume with --resume --out run" in ended(process, 128 + signal.SIGUSR1)
     assert "going on from step 10 of run" in ended(command(tmp_path, *line), 0)
     assert "all 120 steps of run are done" in ended(command(tmp_path, *line), 0)
     models = [load_model(tmp_path / name).model.state_dict() for name in ("whole", "run")]
@@ -155,7 +155,7 @@ def test_worker_that_dies_ends_the_training_with_its_reason(tmp_path, monkeypatc
 
     monkeypatch.setattr(Toy, "steps_done", 0, raising=False)
     monkeypatch.setattr(images, "batch", broken)
-    with pytest.raises(Failed, match=r"Input/output error \(photos/a.png\).*--resume --out"):
+    with pytest.raises(Failed, match=r"Input/output error \(photos/a.png\).*`resume` `out`"):
         fit(run, Counting(), batches, 20, seed=0, evaluate_every=6, device=torch.device("cpu"), title="toy")
 
 
@@ -170,7 +170,7 @@ def test_disk_that_is_full_when_metrics_are_written(tmp_path, monkeypatch, numbe
         original(step, values)
 
     monkeypatch.setattr(run, "log", full)
-    with pytest.raises(Failed, match=r"metrics.jsonl\); make room, then go on with --resume --out .*run"):
+    with pytest.raises(Failed, match=r"metrics.jsonl\); make room, then resume with `resume` `out` .*run"):
         fit_toy(run, Toy())
     assert run.last_checkpoint()["step"] == 6
 
@@ -240,5 +240,5 @@ def test_checkpoint_of_other_shapes_says_so(tmp_path):
     state = run.last_checkpoint()
     state["task"] = {}
     run.save_checkpoint("last", state)
-    with pytest.raises(ValueError, match=r"checkpoint of .*run does not fit this recipe or version .*--out"):
+    with pytest.raises(ValueError, match=r"checkpoint of .*run does not fit this recipe or version .*`out`"):
         fit_toy(run, Toy())

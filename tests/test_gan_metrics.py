@@ -328,7 +328,7 @@ def test_measures_that_cannot_be_had_are_left_out_or_refused(caplog):
         ("fid", 1, "FID needs at least 2"),
         ("ppl", 40, "LPIPS"),
     ):
-        with pytest.raises(ValueError, match=f"--metrics {name}: .*{text}"):
+        with pytest.raises(ValueError, match=f"measures {name}: .*{text}"):
             measure(n, [name])
     with pytest.raises(ValueError, match="no measure 'fvd'; choose some of fid, kid, pr, is, ppl, ppl-full"):
         measure(measures=["fid", "fvd"])
@@ -426,13 +426,13 @@ def test_one_other_weight_or_resize_rule_is_another_reference():
 def test_auto_takes_the_classifier_unless_inception_is_on_disk():
     f = network().classifier
     assert image_features.find_features("auto", f).name == "classifier"
-    with pytest.raises(ValueError, match=r"no classifier of this dataset .*--classifier MODEL.*inception or timm"):
+    with pytest.raises(ValueError, match=r"no classifier of this dataset .*`classifier`.*inception or timm"):
         image_features.find_features("auto")
 
 
 def test_unknown_features_are_refused():
     for kind, text in (
-        ("vgg", "--features 'vgg': choose auto, inception, classifier or timm:NAME"),
+        ("vgg", "features vgg: unknown; choose auto, inception, classifier or timm:NAME"),
         ("timm:resnet5", "no backbone 'resnet5'.*did you mean"),
         ("timm:viscoin_resnet10", "no weights of this backbone are published"),
     ):
@@ -445,7 +445,7 @@ def test_inception_offline_says_what_how_large_and_what_else(caplog, tmp_path):
     with pytest.raises(ValueError) as error:
         image_features.find_features("inception")
     text = str(error.value)
-    assert "96 MB" in text and "no network" in text and "--features classifier" in text and "\n" not in text
+    assert "96 MB" in text and "no network" in text and "features of a classifier" in text and "\n" not in text
     assert f"downloading Inception weights (96 MB) to {tmp_path / 'hub' / 'checkpoints'}" in caplog.text
     with pytest.raises(ValueError, match=r"no file .*missing.pth"):
         image_features.find_features("inception", weights=tmp_path / "missing.pth")
@@ -573,9 +573,9 @@ def test_command_on_images_without_classes(models, tmp_path):
 def test_mistakes_on_the_command_line(models, tmp_path):
     options = ["test", "gan", "--checkpoints", models["gan"], "--classifier", models["classifier"], "--samples", 20]
     Answer(*options, "--metrics", "kid").refused("--metrics kid", "1000", "20 real")
-    Answer(*options, "--metrics", "fid,fvd").refused("'fvd'", "fid, kid, pr")
-    Answer(*options, "--features", "resnet50").refused("'resnet50'", "timm:NAME")
-    Answer(*options, "--features", "inception").refused("96 MB", "--features classifier")
+    Answer(*options, "--metrics", "fid,fvd").refused("--metrics fvd", "fid, kid, pr")
+    Answer(*options, "--features", "resnet50").refused("--features resnet50", "timm:NAME")
+    Answer(*options, "--features", "inception").refused("96 MB", "features of a classifier")
     Answer(*options, "--inception-weights", "none.pth").refused("none.pth")
     Answer(*options, "--perceptual", "lpips").refused("528 MB")
     assert not list(tmp_path.glob("runs/*"))

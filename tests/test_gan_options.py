@@ -116,7 +116,7 @@ def test_all_presets_are_valid_and_complete():
     for name in gan_presets():
         assert GanConfig.model_validate(gan_preset(name, 256)).model_dump() == gan_preset(name, 256)
     assert gan_preset("birds64", 64) == load_recipe("birds").gan.model_dump()
-    with pytest.raises(ValueError, match=r"--preset 'paper128' is unknown; choose auto, stylegan2, paper256"):
+    with pytest.raises(ValueError, match=r"preset paper128: unknown; choose auto, stylegan2, paper256"):
         gan_preset("paper128", 128)
 
 
@@ -159,14 +159,14 @@ def test_dry_run_prints_layers_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "texts"),
     [
-        (["--set", "dataset.resolution=48"], ["dataset.resolution = 48", "powers of two", "32 or 64"]),
+        (["--set", "dataset.resolution=48"], ["dataset.resolution 48", "power of two", "32 or 64"]),
         (["--batch-size", 6], ["--batch-size 6", "groups of 4", "mbstd_group", "multiple of 4"]),
         (["--kimg", 0.001], ["--kimg 0.001", "one batch of 16"]),
         (["--augment", "fixed"], ["augment = fixed needs a strength", "--p"]),
         (["--p", 0.5], ["augment_p = 0.5", "--augment fixed"]),
         (["--augment", "sometimes"], ["gan.augment = 'sometimes'", "'off', 'fixed' or 'ada'"]),
         (["--augment-preset", "abc"], ["gan.augment_preset = 'abc'", "'bgcfnc'"]),
-        (["--preset", "paper"], ["--preset 'paper'", "paper256"]),
+        (["--preset", "paper"], ["--preset paper", "paper256"]),
         (["--freeze-d", 99], ["--freeze-d 99", "0 to"]),
         (["--transfer", "nowhere.pkl"], ["--transfer nowhere.pkl", "no such model"]),
         (["--devices", 1000], ["--devices 1000: there are only"]),
@@ -180,9 +180,9 @@ def test_refused_in_one_line(options, texts):
 
 def test_batches_must_divide_over_devices(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    with pytest.raises(ValueError, match=r"--batch-size 8 does not divide by 3 devices .*choose a multiple of 3"):
+    with pytest.raises(ValueError, match=r"gan\.batch_size 8: does not divide by 3 devices .*choose a multiple of 3"):
         check_gan(RECIPE, Runtime("cpu", devices=3))
-    with pytest.raises(ValueError, match=r"--batch-size 12 gives each device 6 images.*multiple of 8"):
+    with pytest.raises(ValueError, match=r"gan\.batch_size 12: gives each device 6 images.*multiple of 8"):
         check_gan(gan(batch_size=12), Runtime("cpu", devices=2))
     check_gan(gan(batch_size=16), Runtime("cpu", devices=2, num_nodes=2))
     check_gan(gan(batch_size=2), Runtime("cpu", devices=2))  # one image each: a group of one
@@ -190,9 +190,9 @@ def test_batches_must_divide_over_devices(monkeypatch):
 
 def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"--devices 3: there are only 2 CPU cores here; ask for at most 2"):
+    with pytest.raises(ValueError, match=r"devices 3: there are only 2 CPU cores here; ask for at most 2"):
         check_devices("cpu", 3, 1)
-    with pytest.raises(ValueError, match="both count from 1"):
+    with pytest.raises(ValueError, match="devices 0: counts from 1"):
         check_devices("cpu", 0, 1)
     assert check_devices("cpu", 2, 4) == ("cpu", None)
 

@@ -92,7 +92,7 @@ def test_several_lines_of_one_epoch_stay():
 
 
 def test_empty_logs_say_so():
-    with pytest.raises(ValueError, match=r"the log a\.log is empty; wait .* --follow"):
+    with pytest.raises(ValueError, match=r"the log a\.log is empty; wait .* `follow`"):
         metrics.read_log(write(Path("a.log"), ["", " "]))
     Answer("logs", "--logs-path", "a.log").refused("a.log is empty")
 

@@ -190,7 +190,7 @@ def test_time_between_checkpoints_counts_from_the_last_one(run, monkeypatch):
 @pytest.mark.parametrize(("kind", "number"), [(signal.SIGTERM, n) for n in (0, 5, 9, 18)] + [(signal.SIGINT, 9)])
 def test_stopped_run_goes_on_as_if_never_stopped(run, uninterrupted, kind, number):
     before = signal.getsignal(kind)
-    with pytest.raises(Interrupted, match=rf"stopped at step {number + 1} of 20; go on with --resume --out {run.path}"):
+    with pytest.raises(Interrupted, match=rf"at step {number + 1} of 20; resume with `resume` `out` {run.path}"):
         train(run, Toy(at(number, lambda: signal.raise_signal(kind))))
     assert signal.getsignal(kind) is before
     assert run.load_checkpoint("last")["step"] == number + 1
@@ -380,7 +380,7 @@ def test_non_finite_loss_stops_before_the_weights_change(run, tmp_path, value):
     finally:
         task.restore()
     assert "step 14: size = " in str(caught.value) and "fit" not in str(caught.value)
-    assert "--resume" in str(caught.value)
+    assert "`resume`" in str(caught.value)
     assert torch.equal(task.weight, weights_after(tmp_path, 14))
     last = run.load_checkpoint("last")
     assert last["step"] == 12
@@ -411,18 +411,18 @@ def test_unknown_devices(device):
     if device == "cuda:" and torch.cuda.is_available():
         pytest.skip("a number may be left out")
     for function, argument in ((make_fabric, Runtime(device)), (resolve_device, device)):
-        with pytest.raises(ValueError, match=f"--device '{device}'"):
+        with pytest.raises(ValueError, match=f"device '?{device}'?: "):
             function(argument)
 
 
 def test_devices_and_precision():
     assert make_fabric(Runtime("cpu", "32-true")).device == resolve_device("cpu") == torch.device("cpu")
     assert make_fabric().device.type == resolve_device("auto").type
-    with pytest.raises(ValueError, match=r"--precision '8' is unknown; choose auto, 32-true"):
+    with pytest.raises(ValueError, match=r"precision 8: unknown; choose auto, 32-true"):
         make_fabric(Runtime("cpu", "8"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_absent_device():
-    with pytest.raises(ValueError, match=r"--device 'cuda': PyTorch sees no CUDA device here; use --device cpu"):
+    with pytest.raises(ValueError, match=r"device cuda: PyTorch sees no CUDA device here; use cpu"):
         resolve_device("cuda")

@@ -242,9 +242,9 @@ def test_what_needs_more_images_is_left_out_with_a_line_unless_asked_for(caplog)
     assert list(result.left_out) == ["consistency"] and "consistency" not in result.wanted
     assert result.to_dict()["left_out"] == result.left_out
     assert viscoin.measure_viscoin(ToyEnsemble(), one).left_out["fid"] == "FID needs at least 2 images, there is 1"
-    with pytest.raises(ValueError, match="--measures consistency: consistency needs 20 images"):
+    with pytest.raises(ValueError, match="measures consistency: consistency needs 20 images"):
         viscoin.measure_viscoin(ToyEnsemble(), few, measures=["consistency"])
-    with pytest.raises(ValueError, match="--measures fid: FID needs at least 2 images"):
+    with pytest.raises(ValueError, match="measures fid: FID needs at least 2 images"):
         viscoin.measure_viscoin(ToyEnsemble(), one, measures=["fid", "accuracy"])
 
 
@@ -338,10 +338,10 @@ def test_the_command_takes_what_is_named_and_refuses_what_cannot_be_had(here, mo
     Answer(*options, "--measures", "kept, accuracy", "--out", "some").went_well()
     found = json.loads(Path("some/results.json").read_text())
     assert {key.partition(".")[0] for key in found["estimates"]} == {"classifier", "ensemble", "kept_concepts"}
-    Answer(*options, "--measures", "kept,speed").refused("'speed'", "accuracy, reconstruction, fid")
+    Answer(*options, "--measures", "kept,speed").refused("--measures speed", "accuracy, reconstruction, fid")
     Answer(*options, "--limit", 10, "--measures", "consistency", "--out", "few").refused("consistency needs 20 images")
     assert not Path("few").exists()
-    Answer(*options, "--features", "vgg", "--out", "few").refused("--features 'vgg'")
+    Answer(*options, "--features", "vgg", "--out", "few").refused("--features vgg")
 
 
 def test_the_command_measures_datasets_without_truth(here, models):

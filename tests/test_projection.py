@@ -409,13 +409,13 @@ def test_class_of_a_conditional_generator():
     assert conditions(loaded, None, torch.tensor([2, 0]), 2).tolist() == [[0, 0, 1], [1, 0, 0]]
     assert conditions(loaded, "dog", torch.tensor([2]), 1).tolist() == [[0, 1, 0]]
     for wrong in ("fox", "3", "-1"):
-        with pytest.raises(ValueError, match=f"--class '{wrong}' is unknown; give an index from 0 to 2 or one of cat"):
+        with pytest.raises(ValueError, match=f"class_name {wrong}: unknown; give an index from 0 to 2 or one of cat"):
             conditions(loaded, wrong, None, 1)
-    with pytest.raises(ValueError, match="conditional generator; name the class of the images: --class"):
+    with pytest.raises(ValueError, match=r"class_name: g.* is a conditional generator; name the class .*index from 0"):
         conditions(loaded, None, None, 1)
     plain = subject(tiny_generator(), ["cat"])
     assert conditions(plain, None, torch.tensor([0]), 1) is None
-    with pytest.raises(ValueError, match="--class 'cat': g is no conditional generator"):
+    with pytest.raises(ValueError, match="class_name cat: g is no conditional generator"):
         conditions(plain, "cat", None, 1)
 
 
@@ -482,10 +482,10 @@ def test_mistakes_are_named_and_nothing_is_written(options):
     refusals = [
         (["notes.png"], ["notes.png cannot be used as an image"]),
         (["gone.png"], ["gone.png"]),
-        ([image, "--space", "z"], ["--space 'z'", "w or w+"]),
+        ([image, "--space", "z"], ["--space z", "w or w+"]),
         ([image, "--learning-rate", "-1"], ["learning_rate is -1"]),
         ([image, "--distance", "l2"], ["--distance l2", "auto, lpips, classifier"]),
-        ([image, "--class", "finch"], ["--class 'finch'", "no conditional generator"]),
+        ([image, "--class", "finch"], ["--class finch", "no conditional generator"]),
         ([image, "--image-indices", "3"], ["--image-indices", "not both"]),
         (["--image-indices", "400"], ["--image-indices 400", "out of range"]),
     ]

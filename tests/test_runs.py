@@ -53,7 +53,9 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own():
 def test_folder_with_another_run_is_refused_and_kept():
     run = Run.create("gan", RECIPE, Path("out"))
     before = run.recipe_path.read_bytes()
-    with pytest.raises(ValueError, match=r"out was started with another recipe \(dataset.train: 8 -> None\); .*--out"):
+    with pytest.raises(
+        ValueError, match=r"out was started with another recipe \(dataset.train: 8 -> None\); .*`allow_changes` .*`out`"
+    ):
         Run.create("gan", load_recipe("birds"), Path("out"))
     assert run.recipe_path.read_bytes() == before
 
@@ -155,7 +157,7 @@ def test_folder_that_cannot_be_written_any_more(monkeypatch):
 
     Run.create("gan", RECIPE, Path("out"))
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with pytest.raises(ValueError, match=r"out: cannot write there \(Read-only file system\); .*--out"):
+    with pytest.raises(ValueError, match=r"out .*out: cannot write there \(Read-only file system\); choose another"):
         Run.create("gan", RECIPE, Path("out"))
 
 
@@ -194,7 +196,7 @@ def test_checkpoints_that_are_all_damaged():
     run = Run.create("gan", RECIPE)
     for name in ("last", "previous"):
         (run.checkpoints / f"{name}.pt").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .*last\.pt is damaged.*--out"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .*last\.pt is damaged.*`out`"):
         run.last_checkpoint()
 
 
@@ -211,7 +213,7 @@ def test_checkpoints_without_hard_links(monkeypatch):
 
 def test_folder_that_cannot_be_made(here):
     (here / "file").touch()
-    with pytest.raises(ValueError, match=r"--out file/run: .*choose another folder"):
+    with pytest.raises(ValueError, match=r"out file/run: .*choose another folder"):
         Run.create("gan", RECIPE, Path("file/run"))
 
 
@@ -230,15 +232,15 @@ def test_resume_without_folder_takes_the_newest():
 
 
 def test_resume_of_nothing():
-    with pytest.raises(ValueError, match=r"--resume: no gan run of 'birds'"):
+    with pytest.raises(ValueError, match=r"resume: no gan run of 'birds' in runs; start one without"):
         Run.create("gan", RECIPE, resume=True)
-    with pytest.raises(ValueError, match=r"--resume: .*nowhere.*without --resume"):
+    with pytest.raises(ValueError, match=r"resume: .*nowhere.*; start one without"):
         Run.create("gan", RECIPE, Path("nowhere"), resume=True)
 
 
 def test_resume_of_another_kind():
     Run.create("gan", RECIPE, Path("out"))
-    with pytest.raises(ValueError, match=r"out is a gan run, not a classifier run"):
+    with pytest.raises(ValueError, match=r"out: holds a gan run, not a classifier run; choose another folder"):
         Run.create("classifier", RECIPE, Path("out"), resume=True)
 
 

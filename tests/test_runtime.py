@@ -24,12 +24,12 @@ from viscoin.training.runtime import (
 @pytest.mark.parametrize(
     ("wanted", "texts"),
     [
-        (Runtime("cpu", "8"), "--precision '8' is unknown; choose auto, 32-true"),
-        (Runtime("cpu", strategy="fsdp"), "--strategy 'fsdp' is unknown; choose auto, ddp, ddp-gloo or ddp-nccl"),
-        (Runtime("cpu", strategy="ddp-nccl"), "needs CUDA devices, --device is cpu; use ddp-gloo"),
-        (Runtime("cpu", "16-mixed"), "--precision 16-mixed needs a GPU; use 32-true or bf16-mixed"),
-        (Runtime("cpu", devices=5000), "--devices 5000: there are only"),
-        (Runtime("cpu", devices=0), "--devices 0"),
+        (Runtime("cpu", "8"), "precision 8: unknown; choose auto, 32-true"),
+        (Runtime("cpu", strategy="fsdp"), "strategy fsdp: unknown; choose auto, ddp, ddp-gloo or ddp-nccl"),
+        (Runtime("cpu", strategy="ddp-nccl"), "needs CUDA devices, `device` is cpu; use ddp-gloo"),
+        (Runtime("cpu", "16-mixed"), "precision 16-mixed: needs a GPU; use 32-true or bf16-mixed"),
+        (Runtime("cpu", devices=5000), "devices 5000: there are only"),
+        (Runtime("cpu", devices=0), "devices 0: counts from 1"),
     ],
 )
 def test_what_cannot_be_had_is_refused(wanted, texts):
@@ -40,22 +40,22 @@ def test_what_cannot_be_had_is_refused(wanted, texts):
 
 def test_compiling_on_the_cpu_needs_a_compiler(monkeypatch):
     monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="--compile needs a C\\+\\+ compiler"):
+    with pytest.raises(ValueError, match="compile: needs a C\\+\\+ compiler"):
         check_runtime(Runtime("cpu", compile=True))
 
 
 def test_launcher_and_options_must_agree(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="a launcher started 4 processes, but --devices 1 times --num-nodes 1 is 1"):
+    with pytest.raises(ValueError, match="a launcher started 4 processes, but `devices` 1 times `num_nodes` 1 is 1"):
         check_runtime(Runtime("cpu"))
 
 
 def test_counts_that_cannot_be_shared_out_are_refused():
     check_shares("viscoin", Runtime(devices=2), 2, batch_size=8, generated=0)
-    with pytest.raises(ValueError, match=r"--batch-size 6 does not .* 2 devices .* times 2 parts .* multiple of 4"):
+    with pytest.raises(ValueError, match=r"viscoin.batch_size 6: does not .* 2 dev.* times 2 parts .* multiple of 4"):
         check_shares("viscoin", Runtime(devices=2), 2, batch_size=6)
-    with pytest.raises(ValueError, match=r"viscoin.generated = 3 does not .* 2 devices .*; choose a multiple of 2"):
+    with pytest.raises(ValueError, match=r"viscoin.generated 3: does not .* 2 devices .*; choose a multiple of 2"):
         check_shares("viscoin", Runtime(devices=2), 1, generated=3)
 
 

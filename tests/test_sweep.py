@@ -133,13 +133,13 @@ dataset.train: [32, 1e2]
             "classifier.learning_rate = -1: input should be greater than 0",
         ),
         ("classifier.learning_rate: {low: 1e-3, high: 1, log: maybe}", "write true or false"),
-        ("classifier.learning_rate: {low: 0.1, high: 0.9, log: true, step: 0.1}", "do not go together"),
+        ("classifier.learning_rate: {low: 0.1, high: 0.9, log: true, step: 0.1}", "exclude each other"),
         ("classifier.epochs: {low: 1, high: 4, step: 2}", "lead from low = 1 to high = 4"),
         ("classifier.epochs: {low: 1, high: 4, step: 0}", "above 0"),
         ("classifier.epochs: {low: 1, hihg: 4}", "did you mean 'high'?"),
         ("classifier.epochs: {low: 1}", "high is missing"),
         ("classifier.epochs: {choices: [1, 2], low: 1}", "choices have no low"),
-        ("classifier.epochs: 3", "a fixed value goes into --set"),
+        ("classifier.epochs: 3", "a fixed value goes into the recipe"),
         ("classifier.epochs: [1, 1]", "stands there twice"),
         ("classifier.epochs: []", "choices must be a list"),
         ("classifier.optimizer: [adam, 3]", "classifier.optimizer = 3: input should be 'adam', 'adamw' or 'sgd'"),
@@ -248,7 +248,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path, storage: s
         "model": ({"models": {"--gan": "g.safetensors"}}, "--gan: none -> g.safetensors"),
     }
     for changes, said in other.values():
-        with pytest.raises(ValueError, match="another --out for a new study") as error:
+        with pytest.raises(ValueError, match="another `folder` for a new study") as error:
             Study(settings(tmp_path, storage=storage, **changes))
         assert said in str(error.value)
     unimportant = {"recipe": tiny_recipe(viscoin__steps=9, dataset__path="/elsewhere"), "pruner": "median"}
@@ -342,7 +342,7 @@ def test_pruning_ends_a_real_training_after_its_first_evaluation(tmp_path: Path)
     ],
 )
 def test_a_trial_that_was_stopped_goes_on_later(tmp_path: Path, error: BaseException, kind: type) -> None:
-    with pytest.raises(kind, match="the same command goes on") as stop:
+    with pytest.raises(kind, match="the same command resumes it") as stop:
         run_sweep(Study(settings(tmp_path, trials=2)), raising(error))
     if isinstance(error, Interrupted):
         assert getattr(stop.value, "signal", None) == signal.SIGTERM
@@ -473,7 +473,9 @@ def test_no_trial_starts_when_the_time_is_up(
 
     with caplog.at_level(logging.INFO, "viscoin"):
         result = run_sweep(Study(settings(tmp_path, trials=50, timeout=50)), slow)
-    assert len(result.trials) == 2 and "the 50 s of --timeout are over" in caplog.text
+    assert (
+        len(result.trials) == 2 and "the time limit of 50 s is over; the same command resumes the study" in caplog.text
+    )
 
 
 def test_an_interrupt_between_trainings_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,7 +495,7 @@ def raising_now(*arguments: object, **options: object) -> None:
 def test_a_full_disk_is_told_from_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(settings(tmp_path))
     monkeypatch.setattr("viscoin.sweep.study.write_results", no_space)
-    with pytest.raises(Failed, match=r"No space left on device.*the same command goes on"):
+    with pytest.raises(Failed, match=r"No space left on device.*the same command resumes it"):
         run_sweep(study, train)
 
 
@@ -826,7 +828,7 @@ def test_interrupted_by_the_keyboard(here: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=400)
     assert process.returncode == 130, err
-    assert "trial 0 waits in s, the same command goes on with it" in err.splitlines()[-1]
+    assert "trial 0 waits in s, the same command resumes it" in err.splitlines()[-1]
     before = (runs / "0000" / "metrics.jsonl").read_text()
     assert len(before.splitlines()) > 0 and (runs / "0000" / "checkpoints" / "last.pt").is_file()
     metrics = runs / "0001" / "metrics.jsonl"

@@ -96,7 +96,7 @@ def test_names_of_trackers() -> None:
     assert parse_trackers(None) == parse_trackers(["none"]) == parse_trackers(["wandb,none"]) == []
     assert parse_trackers(["mlflow, WandB", "tensorboard", "mlflow"]) == ["mlflow", "wandb", "tensorboard"]
     for text in ("comet", "mlflow,", ""):
-        with pytest.raises(ValueError, match=r"--track .* is unknown; choose tensorboard, mlflow, wandb or none"):
+        with pytest.raises(ValueError, match=r"track .*: unknown; choose tensorboard, mlflow, wandb or none"):
             parse_trackers([text])
 
 
@@ -229,14 +229,16 @@ def test_first_of_several_trackers_is_told_when_the_second_cannot_be_had(fake: t
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_missing_package(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    Answer(*CLASSIFIER, "--track", name).refused(f"--track {name} needs", "pip install viscoin[tracking]")
+    Answer(*CLASSIFIER, "--track", name).refused(
+        f"--track {name}: needs the package {name}", "pip install viscoin[tracking]"
+    )
     assert list(here.iterdir()) == []
 
 
 def test_unknown_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    Answer(*CLASSIFIER, "--track", "mlflow,comet").refused("--track 'comet' is unknown")
+    Answer(*CLASSIFIER, "--track", "mlflow,comet").refused("--track comet: unknown; choose")
     monkeypatch.setenv("VISCOIN_TRACK", "comet")
-    Answer(*CLASSIFIER).refused("--track 'comet' is unknown")
+    Answer(*CLASSIFIER).refused("--track comet: unknown; choose")
 
 
 @pytest.mark.slow

@@ -54,5 +54,5 @@ def test_runs_of_an_earlier_classifier_are_left_alone(photos):
 
 
 def test_what_the_generator_cannot_do_is_said_first(photos, tmp_path):
-    train_all(photos, "--set", "dataset.resolution=48").refused("dataset.resolution", "powers of two")
+    train_all(photos, "--set", "dataset.resolution=48").refused("dataset.resolution", "power of two")
     assert not list(tmp_path.glob("runs/*"))

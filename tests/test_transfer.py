@@ -97,7 +97,7 @@ def test_highest_layers_are_frozen():
 def test_more_layers_than_there_are_cannot_be_frozen():
     with pytest.raises(ValueError, match=r"8 layers cannot be frozen; this discriminator has 0 to 7"):
         freeze_highest(networks()[1], 8)
-    with pytest.raises(ValueError, match=r"--freeze-d 8: 8 layers cannot be frozen"):
+    with pytest.raises(ValueError, match=r"gan\.freeze_d 8: 8 layers cannot be frozen"):
         networks(freeze_d=8)
 
 
@@ -164,14 +164,14 @@ def test_transfer_from_a_pickle_of_our_own(tmp_path):
 
 
 def test_useless_sources_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--transfer .*nowhere\.pkl: there is no such model file or gan run folder"):
+    with pytest.raises(ValueError, match=r"gan.transfer .*nowhere\.pkl: there is no such model file or gan run folder"):
         read_transfer(tmp_path / "nowhere.pkl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there is no such model file or gan run folder"):
         read_transfer(tmp_path / "empty")
     narrow = networks()[0]
     path = save_model(tmp_path / "g.safetensors", narrow, "gan", recipe=RECIPE, class_names=["a", "b"])
-    with pytest.raises(ValueError, match=r"--transfer .*g\.safetensors, generator: no weight fits by name and shape"):
+    with pytest.raises(ValueError, match=r"gan.transfer .*g\.safetensors: generator: no weight fits by name and shape"):
         take_over(trainer(w_dim=12, channel_base=512, channel_max=20, z_dim=9), path)
     classifier = save_model(
         tmp_path / "f.safetensors",

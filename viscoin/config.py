@@ -9,6 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from viscoin.errors import Refused
+
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DATASET = "birds"
 
@@ -138,11 +140,11 @@ class GanConfig(Section):
     @model_validator(mode="after")
     def _strength_of_augmentation(self) -> "GanConfig":
         if self.augment == "fixed" and self.augment_p is None:
-            raise ValueError("gan.augment = fixed needs a strength: pass --p (gan.augment_p) from 0 to 1")
+            raise ValueError("gan.augment = fixed needs a strength: set `gan.augment_p` from 0 to 1")
         if self.augment != "fixed" and self.augment_p is not None:
             raise ValueError(
                 f"gan.augment_p = {self.augment_p} is for gan.augment = fixed, not {self.augment}; "
-                "pass --augment fixed, or leave --p out"
+                "set `gan.augment` fixed, or leave `gan.augment_p` out"
             )
         return self
 
@@ -197,12 +199,12 @@ class Concept2ClipConfig(Section):
         if self.model == "attributes" and self.pretrained is not None:
             raise ValueError(
                 f"concept2clip.pretrained = {self.pretrained!r} is for a model of open_clip; "
-                "pass --clip-model as well, or leave --pretrained out"
+                "set `concept2clip.model` as well, or leave `concept2clip.pretrained` out"
             )
         if self.model != "attributes" and self.pretrained is None:
             raise ValueError(
-                f"concept2clip.model = {self.model!r} needs weights: pass --pretrained with a tag, such as openai, "
-                "or with a file"
+                f"concept2clip.model = {self.model!r} needs weights: set `concept2clip.pretrained` to a tag, "
+                "such as openai, or to a file"
             )
         return self
 
@@ -222,7 +224,7 @@ class Recipe(Section):
     def _layers_in_order(self) -> "Recipe":
         if self.viscoin.mid_layer < self.viscoin.coarse_layer:
             raise ValueError(
-                f"viscoin.mid_layer ({self.viscoin.mid_layer}) must not lie below viscoin.coarse_layer "
+                f"viscoin.mid_layer ({self.viscoin.mid_layer}) must not be below viscoin.coarse_layer "
                 f"({self.viscoin.coarse_layer})"
             )
         return self
@@ -334,7 +336,8 @@ def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"recipe {source}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        reasons = "; ".join(_explain(item) for item in error.errors())
+        raise Refused(None, None, f"recipe {source}: {reasons}") from None
 
 
 def _parse(value: Any) -> Any:

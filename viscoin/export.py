@@ -22,6 +22,7 @@ from torch import Tensor
 from viscoin.config import DatasetConfig
 from viscoin.datasets import DRAWN, load_dataset
 from viscoin.datasets.download import no_downloads
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.models.files import LoadedModel
 from viscoin.models.portable import Part, Port, take_part
@@ -121,7 +122,7 @@ def export_model(
             done = Exported(output, to, chosen, _compare(chosen, run, samples), tolerance)
             _check_differences(done)
     except OSError as error:
-        raise ValueError(f"--output {output}: cannot write there ({error.strerror or error})") from error
+        raise Refused("output", output, f"cannot write there ({error.strerror or error})") from error
     return done
 
 
@@ -187,19 +188,19 @@ def usage(done: Exported) -> str:
 
 def _check_options(to: str, dtype: str, opset: int | None, truncation_psi: float, noise_mode: str) -> None:
     if to not in SUFFIXES:
-        raise ValueError(f"--to {to}: choose {', '.join(SUFFIXES)}")
+        raise Refused("to", to, "unknown format", f"choose {', '.join(SUFFIXES)}")
     if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
+        raise Refused("dtype", dtype, "unknown", f"choose {', '.join(DTYPES)}")
     if dtype != "float32" and to != "safetensors":
-        raise ValueError(f"--dtype {dtype}: only plain weights are rounded (--to safetensors); {to} stays float32")
+        raise Refused("dtype", dtype, f"only plain weights are rounded (`to` safetensors); {to} stays float32")
     if opset is not None and to != "onnx":
-        raise ValueError(f"--opset {opset}: only ONNX has operator sets, {to} has none; leave the option out")
+        raise Refused("opset", opset, f"only ONNX has operator sets, {to} has none", "leave it out")
     if opset is not None and opset not in OPSETS:
-        raise ValueError(f"--opset {opset}: PyTorch writes {OPSETS[0]} to {OPSETS[-1]}")
+        raise Refused("opset", opset, f"PyTorch writes {OPSETS[0]} to {OPSETS[-1]}")
     if to == "safetensors" and truncation_psi != 1:
-        raise ValueError(f"--truncation {truncation_psi:g}: plain weights do not truncate; leave the option out")
+        raise Refused("truncation_psi", truncation_psi, "plain weights do not truncate", "leave it out")
     if to == "safetensors" and noise_mode != "const":
-        raise ValueError(f"--noise {noise_mode}: plain weights do not say how noise is used; leave the option out")
+        raise Refused("noise_mode", noise_mode, "plain weights do not record how noise is used", "leave it out")
     if to == "onnx":
         onnx_packages()
 
@@ -211,19 +212,18 @@ def onnx_packages() -> tuple[Any, Any, Any]:
         import onnxruntime
         import onnxscript.optimizer
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--to onnx needs the package {error.name}; install it by: pip install viscoin[export]"
-        ) from error
+        remedy = "install it by: pip install viscoin[export]"
+        raise Refused("to", "onnx", f"needs the package {error.name}", remedy) from error
     return onnx, onnxruntime, onnxscript
 
 
 def _check_output(output: Path, to: str, source: Path) -> None:
     if output.suffix != SUFFIXES[to]:
-        raise ValueError(f"--output {output}: a file for --to {to} ends in {SUFFIXES[to]}")
+        raise Refused("output", output, f"a file for `to` {to} ends in {SUFFIXES[to]}")
     if output.is_dir():
-        raise ValueError(f"--output {output} is a folder; name a file in it")
+        raise Refused("output", output, "is a folder", "name a file in it")
     if output.exists() and output.samefile(source):
-        raise ValueError(f"--output {output} is the model itself; choose another name")
+        raise Refused("output", output, "is the model itself", "choose another name")
 
 
 def _metadata(loaded: LoadedModel, part: Part, to: str, noise_mode: str, truncation_psi: float) -> dict[str, Any]:
@@ -358,8 +358,10 @@ def _explained(part: Part, to: str) -> Iterator[None]:
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
         backbone = part.architecture.get("classifier", {}).get("backbone")
         of = f" with backbone {backbone!r}" if backbone else ""
-        others = ", ".join(f"--to {other}" for other in SUFFIXES if other != to)
-        raise ValueError(f"part {part.name!r}{of} cannot be exported to {to} ({reason}); try {others}") from error
+        others = " or ".join(other for other in SUFFIXES if other != to)
+        raise Refused(
+            "to", to, f"part {part.name!r}{of} cannot be exported to it ({reason})", f"try {others}"
+        ) from error
 
 
 # --- comparison
@@ -429,9 +431,10 @@ def _check_differences(done: Exported) -> None:
     for kind, outputs in done.differences.items():
         for name, difference in outputs.items():
             if not difference.relative <= done.tolerance:  # nor if it is no number
-                others = ", ".join(f"--to {other}" for other in SUFFIXES if other != done.to)
-                raise ValueError(
-                    f"{done.to}: {name} differs from PyTorch by {difference.absolute:.2g} on {kind}, where values "
+                raise Refused(
+                    "to", done.to,
+                    f"{name} differs from PyTorch by {difference.absolute:.2g} on {kind}, where values "
                     f"reach {difference.largest:.3g}; a part of {difference.relative:.1e} of that is more than "
-                    f"--tolerance {done.tolerance:g}, so {done.path} was not written; try {others}"
-                )
+                    f"`tolerance` {done.tolerance:g}, so {done.path} was not written",
+                    f"try {' or '.join(other for other in SUFFIXES if other != done.to)}",
+                )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from viscoin.config import GanConfig, load_recipe
+from viscoin.errors import Refused
 
 TABLE = Path(__file__).with_suffix(".yaml")
 
@@ -29,7 +30,7 @@ def gan_preset(name: str, resolution: int, devices: int = 1) -> dict[str, Any]:
         return load_recipe("birds").gan.model_dump()
     rows = _table()["rows"]
     if name not in rows:
-        raise ValueError(f"--preset {name!r} is unknown; choose {', '.join(gan_presets())}")
+        raise Refused("preset", name, "unknown", f"choose {', '.join(gan_presets())}")
     found = _automatic(resolution, devices) if name == "auto" else {}
     return GanConfig.model_validate(_table()["published"] | found | rows[name]).model_dump()
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from viscoin.errors import Refused
+
 WARNING = 120  # seconds before the end of its time in which a training saves
 TIME = re.compile(
     r"(?P<minutes>\d+)(:(?P<seconds>\d+))?|(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)"
@@ -122,9 +124,8 @@ def seconds_of(time: str) -> int | None:
         }.items():  # fmt: skip
             total += unit * int(match[part] or 0)
     if not total:
-        raise ValueError(
-            f"--time {time!r}: expected minutes, hours:minutes:seconds or days-hours:minutes:seconds, as in 1-12:00:00"
-        )
+        formats = "minutes, hours:minutes:seconds or days-hours:minutes:seconds"
+        raise Refused("time", time, f"expected {formats}, as in 1-12:00:00")
     return total
 
 

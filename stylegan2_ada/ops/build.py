@@ -18,7 +18,7 @@ COMMON_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0+PTX")
 """Turing to Hopper, and PTX, which the driver compiles for what comes later."""
 FALLBACK_HOME = "/usr/local/cuda"
 LOG_LINES = 15  # of a failed build, in the error
-CUDA_ADVICE = "install the CUDA toolkit {version} (conda: cuda-nvcc, cuda-cudart-dev) or name it with --cuda-home"
+CUDA_ADVICE = "install the CUDA toolkit {version} (conda: cuda-nvcc, cuda-cudart-dev) or name it by cuda_home"
 
 NINJA_FILE = """\
 rule cuda
@@ -90,7 +90,7 @@ def find_cuda_home(given: Path | None = None) -> Path:
     """
     if given is not None:
         if missing := _missing(given):
-            raise ValueError(f"--cuda-home {given} is no CUDA toolkit: it has no {missing}")
+            raise ValueError(f"cuda_home {given} is no CUDA toolkit: it has no {missing}")
         return given
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), _home_of_nvcc(), FALLBACK_HOME]
     candidates = [Path(place) for place in places if place]
@@ -150,13 +150,13 @@ def parse_architectures(text: str, nvcc: Path) -> list[str]:
     names = [name for name in re.split(r"[;,\s]+", text) if name]
     for name in names:
         if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", name):
-            raise ValueError(f"--arch {text!r}: {name!r} is no compute capability; write it like 8.6 or 9.0+PTX")
+            raise ValueError(f"architectures {text!r}: {name!r} is no compute capability; write it like 8.6 or 9.0+PTX")
     known = _supported(nvcc)
     for name in names:
         if _number(name).rstrip("af") not in known:
-            raise ValueError(f"--arch {text!r}: {nvcc} does not compile for {name}, but for {_listed(known)}")
+            raise ValueError(f"architectures {text!r}: {nvcc} does not compile for {name}, but for {_listed(known)}")
     if not names:
-        raise ValueError(f"--arch {text!r} names no compute capability; write it like 8.6 or 9.0+PTX")
+        raise ValueError(f"architectures {text!r} names no compute capability; write it like 8.6 or 9.0+PTX")
     return names
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from viscoin.datasets import to_pixels
+from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation, random_ranks
 from viscoin.models.ensemble import Encoding, VisCoIN, amplify
 
@@ -134,26 +135,25 @@ def select_concepts(
     Raises:
         ValueError: none or several ways given, or a value out of range.
     """
-    given = {"--concept-threshold": threshold, "--concept-top-k": top_k, "--concept-indices": indices}
+    given = {"`threshold`": threshold, "`top_k`": top_k, "`indices`": indices}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
-        raise ValueError(f"give exactly one of {', '.join(given)}; got {' and '.join(named) or 'none'}")
+        raise Refused(None, None, f"give exactly one of {', '.join(given)}; got {' and '.join(named) or 'none'}")
     n_concepts = relevance.shape[1]
     if threshold is not None:
         if not 0 <= threshold < 1:
-            raise ValueError(f"--concept-threshold {threshold} is out of range; relevance goes from 0 to below 1")
+            raise Refused("threshold", threshold, "out of range", "relevance goes from 0 to below 1")
         return relevance > threshold
     if top_k is not None:
         if not 1 <= top_k <= n_concepts:
-            raise ValueError(f"--concept-top-k {top_k} is out of range; the ensemble has {n_concepts} concepts")
+            raise Refused("top_k", top_k, "out of range", f"the ensemble has {n_concepts} concepts")
         best = relevance.argsort(dim=1, descending=True, stable=True)[:, :top_k]
         return torch.zeros_like(relevance, dtype=torch.bool).scatter_(1, best, True)
     wrong = [index for index in indices or () if not 0 <= index < n_concepts]
     if wrong or not indices:
-        raise ValueError(
-            f"--concept-indices {', '.join(map(str, wrong)) or 'is empty'}{' is out of range' if wrong else ''}; "
-            f"the ensemble has {n_concepts} concepts, counted from 0"
-        )
+        reason = "out of range" if wrong else "no concepts are given"
+        known = f"the ensemble has {n_concepts} concepts, counted from 0"
+        raise Refused("indices", ", ".join(map(str, wrong)) or None, reason, known)
     selection = torch.zeros_like(relevance, dtype=torch.bool)
     selection[:, list(indices)] = True
     return selection

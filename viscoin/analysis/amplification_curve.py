@@ -124,7 +124,7 @@ def usual_reconstructions(
         TooFewImages: fewer than 20.
     """
     if len(dataset) < FEWEST:
-        raise TooFewImages(f"--curve needs at least {FEWEST} {dataset.split} images, {dataset.name} has {len(dataset)}")
+        raise TooFewImages(f"a curve needs at least {FEWEST} {dataset.split} images, {dataset.name} has {len(dataset)}")
     largest: list[np.ndarray] = []
     squares: list[np.ndarray] = []
     with evaluation(ensemble, device):

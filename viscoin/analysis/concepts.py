@@ -165,7 +165,7 @@ def collect_concepts(
     check_classes(len(ensemble.class_names), dataset)
     indices = choose_images(len(dataset), limit, seed)
     if len(indices) < 2:
-        raise TooFewImages(f"co-activation of concepts needs at least 2 images, got {len(indices)}; raise --limit")
+        raise TooFewImages(f"co-activation of concepts needs at least 2 images, got {len(indices)}; raise the limit")
 
     def kept() -> tuple[Path, ConceptTable | None]:
         path = cache_folder() / "concepts" / f"{_fingerprint(ensemble, dataset, indices)}.npz"

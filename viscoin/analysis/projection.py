@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from stylegan2_ada.networks import Generator
 from stylegan2_ada.projection import SPACES, Distance, Projection, project, reduced, render
 from viscoin.datasets import to_pixels
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.inference.loading import Subject
 from viscoin.models.classifier import Classifier
@@ -99,7 +100,7 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
-            raise ValueError(f"--space {self.space!r} is unknown; choose {' or '.join(SPACES)}")
+            raise Refused("space", self.space, "unknown", f"choose {' or '.join(SPACES)}")
 
 
 def choose_distance(kind: str, find_classifier: Callable[[], Classifier], device: torch.device | str) -> NamedDistance:
@@ -122,7 +123,7 @@ def choose_distance(kind: str, find_classifier: Callable[[], Classifier], device
     try:
         return classifier_distance(find_classifier().to(device))
     except ValueError as error:
-        raise ValueError(f"{error}; or name a classifier with --classifier") from error
+        raise Refused(None, None, str(error), "or name one by `classifier`") from error
 
 
 def lpips_distance(perceptual: Perceptual) -> NamedDistance:
@@ -152,28 +153,29 @@ def classifier_distance(classifier: Classifier) -> NamedDistance:
     return NamedDistance(distance, "classifier", "classifier distance", 10.0)
 
 
-def class_conditions(loaded: Subject, option: str | None, labels: Tensor | None, n: int) -> Tensor | None:
-    """Conditions (n, c_dim) of a generator: the class of `--class`, else the labels (n,) of the images.
+def class_conditions(loaded: Subject, class_name: str | None, labels: Tensor | None, n: int) -> Tensor | None:
+    """Conditions (n, c_dim) of a generator: the class of that name or index, else the labels (n,) of the images.
 
     Raises:
         ValueError: an unknown class, none for a conditional generator, or one for a generator without classes.
     """
     c_dim, names = loaded.model.c_dim, loaded.class_names
     if not c_dim:
-        if option is not None:
-            raise ValueError(f"--class {option!r}: {loaded.path} is no conditional generator; leave --class out")
+        if class_name is not None:
+            raise Refused("class_name", class_name, f"{loaded.path} is no conditional generator", "leave it out")
         return None
     known = f"an index from 0 to {c_dim - 1}" + (f" or one of {', '.join(names)}" if len(names) == c_dim else "")
-    if option is None:
+    if class_name is None:
         if labels is None:
-            raise ValueError(f"{loaded.path} is a conditional generator; name the class of the images: --class {known}")
+            reason = f"{loaded.path} is a conditional generator"
+            raise Refused("class_name", None, reason, f"name the class of the images: {known}")
         return F.one_hot(labels, c_dim).float()
-    if option in names[:c_dim]:
-        index = names.index(option)
-    elif option.isdecimal() and int(option) < c_dim:
-        index = int(option)
+    if class_name in names[:c_dim]:
+        index = names.index(class_name)
+    elif class_name.isdecimal() and int(class_name) < c_dim:
+        index = int(class_name)
     else:
-        raise ValueError(f"--class {option!r} is unknown; give {known}")
+        raise Refused("class_name", class_name, "unknown", f"give {known}")
     return F.one_hot(torch.full([n], index), c_dim).float()
 
 

@@ -65,7 +65,7 @@ def amplify(
         raise Refused("multipliers", None, f"{len(factors)} do not fit on a page", f"give at most {MOST_FACTORS}")
     for parameter, path in (("gif", gif), ("mp4", mp4)):
         if path is not None:
-            check_suffix(path, f"--{parameter}", f".{parameter}")
+            check_suffix(path, parameter, f".{parameter}")
     subject, pictures = load_pictures(
         "viscoin", viscoin, image, dataset, dataset_path, options.parse_indices(image_indices, "image_indices"), IMAGES,
         device=device, seed=seed, skip_bad_files=skip_bad_files,

@@ -5,19 +5,21 @@ import os
 import torch
 
 from stylegan2_ada.memory import keep_freed_memory
+from viscoin.errors import Refused
 
 
 def check_devices(device: str, devices: int, num_nodes: int) -> tuple[str, int | None]:
     """Accelerator and index of a device; ValueError unless there are enough of them."""
     accelerator, index = _parse_device(device)
-    if devices < 1 or num_nodes < 1:
-        raise ValueError(f"--devices {devices}, --num-nodes {num_nodes}: both count from 1")
+    for parameter, count in (("devices", devices), ("num_nodes", num_nodes)):
+        if count < 1:
+            raise Refused(parameter, count, "counts from 1")
     if devices > 1 and index is not None:
-        raise ValueError(f"--devices {devices}: --device {device} is one device; pass --device {accelerator}")
+        raise Refused("devices", devices, f"`device` {device} is one device", f"pass `device` {accelerator}")
     there = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": os.cpu_count() or 1}[accelerator]
     if devices > there:
         unit = {"cuda": "CUDA devices", "mps": "Apple GPU", "cpu": "CPU cores"}[accelerator]
-        raise ValueError(f"--devices {devices}: there are only {there} {unit} here; ask for at most {there}")
+        raise Refused("devices", devices, f"there are only {there} {unit} here", f"ask for at most {there}")
     return accelerator, index
 
 
@@ -35,11 +37,11 @@ def _parse_device(device: str) -> tuple[str, int | None]:
         return ("mps", None) if torch.backends.mps.is_available() else ("cpu", None)
     name, _, number = device.partition(":")
     if name not in ("cpu", "cuda", "mps") or (number and (name != "cuda" or not number.isdigit())):
-        raise ValueError(f"--device {device!r} is unknown; choose auto, cpu, cuda, cuda:N or mps")
+        raise Refused("device", device, "unknown", "choose auto, cpu, cuda, cuda:N or mps")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device!r}: PyTorch sees no CUDA device here; use --device cpu")
+        raise Refused("device", device, "PyTorch sees no CUDA device here", "use cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"--device {device!r}: PyTorch sees no Apple GPU here; use --device cpu")
+        raise Refused("device", device, "PyTorch sees no Apple GPU here", "use cpu")
     if name == "cuda" and number and int(number) >= torch.cuda.device_count():
-        raise ValueError(f"--device {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+        raise Refused("device", device, f"there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return name, int(number) if number else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan2_ada.networks import Synthesis
+from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier, ClassifierOutput
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -17,12 +18,10 @@ _EXACT: ContextVar[bool] = ContextVar("exact", default=False)
 
 
 def check_precision(precision: str) -> None:
-    """Raise ValueError unless models can be tested with this precision of Fabric."""
+    """Raise Refused unless models can be tested with this precision of Fabric."""
     if precision not in PRECISIONS:
-        raise ValueError(
-            f"--precision {precision!r}: trained models compute in one of {', '.join(PRECISIONS)}; 32-true repeats "
-            "published numbers"
-        )
+        reason = f"trained models compute in one of {', '.join(PRECISIONS)}"
+        raise Refused("precision", precision, reason, "32-true repeats published numbers")
 
 
 def prepare(model: nn.Module, precision: str = "32-true", compiled: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stylegan2_ada.networks import Generator, Synthesis
+from viscoin.errors import Refused
 from viscoin.kinds import KINDS
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import CONCEPT_GRID
@@ -117,11 +118,9 @@ class GeneratorPart(nn.Module):
 def default_part(loaded: LoadedModel) -> str:
     """Name of the part that a model is about; ValueError for a kind of which nothing can be exported."""
     if loaded.kind not in PARTS:
-        remedy = "; give it its classifier first (import-viscoin --classifier MODEL)" if loaded.kind == "parts" else ""
-        raise ValueError(
-            f"{loaded.path} holds a model of kind {loaded.kind!r}, which cannot be exported; {', '.join(PARTS)} can"
-            + remedy
-        )
+        remedy = "import it again together with its classifier" if loaded.kind == "parts" else ""
+        kinds = f"kind {loaded.kind!r}, which cannot be exported; {', '.join(PARTS)} can"
+        raise Refused(None, None, f"{loaded.path} holds a model of {kinds}", remedy)
     return PARTS[loaded.kind][0]
 
 
@@ -137,28 +136,26 @@ def take_part(
         truncation_psi: of the generator: 1 leaves styles alone, 0 gives the mean style everywhere.
 
     Raises:
-        ValueError: the model has no such part, an unknown noise mode, or an option that the part does not know.
+        ValueError: the model has no such part, an unknown noise mode, or an argument that the part does not know.
     """
     usual = default_part(loaded)
     name = usual if name is None else name
     if name not in PARTS[loaded.kind]:
         kinds = [kind for kind, parts in PARTS.items() if name in parts]
-        raise ValueError(
-            f"--part {name}: {loaded.path} holds a {loaded.kind} model, whose parts are {', '.join(PARTS[loaded.kind])}"
-            + (f"; {name!r} is part of a {' or '.join(kinds)} model" if kinds else "")
-        )
+        raise Refused(
+            "part", name, f"{loaded.path} holds a {loaded.kind} model, whose parts are {', '.join(PARTS[loaded.kind])}",
+            f"{name!r} is part of a {' or '.join(kinds)} model" if kinds else "",
+        )  # fmt: skip
     if noise_mode not in NOISE_MODES:
-        raise ValueError(
-            f"--noise {noise_mode}: choose {' or '.join(NOISE_MODES)}; with random noise nothing could be compared"
-        )
+        reason = "unknown; with random noise nothing could be compared"
+        raise Refused("noise_mode", noise_mode, reason, f"choose {' or '.join(NOISE_MODES)}")
     model = copy.deepcopy(loaded.model).cpu().float().eval().requires_grad_(False)
     part = _build(name, model, noise_mode, truncation_psi)
     if noise_mode != NOISE_MODES[0] and "noise_mode" not in part.options:
-        raise ValueError(f"--noise {noise_mode}: there is no noise in part {name!r}; leave the option out")
+        raise Refused("noise_mode", noise_mode, f"there is no noise in part {name!r}", "leave it out")
     if truncation_psi != 1 and "truncation_psi" not in part.options:
-        raise ValueError(
-            f"--truncation {truncation_psi:g}: only part 'generator' truncates, not {name!r}; leave it out"
-        )
+        reason = f"only part 'generator' truncates, not {name!r}"
+        raise Refused("truncation_psi", truncation_psi, reason, "leave it out")
     return part
 
 

@@ -20,6 +20,7 @@ from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import Concept2ClipConfig, Recipe
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.inference.batches import evaluation, own_batches
 from viscoin.models.concept2clip import Concept2Clip
@@ -225,13 +226,13 @@ def _scorer(
         logger.info("embedding space: %s", clip.name)
         return clip, {"model": config.model, "pretrained": config.pretrained}, {}
     if not len(train.attribute_names):
-        raise ValueError(
-            f"dataset {train.name!r} has no attributes for the text-free scorer; name a CLIP model, "
-            "such as: --clip-model ViT-B-32 --pretrained openai"
-        )
+        raise Refused(
+            None, None, f"dataset {train.name!r} has no attributes for the text-free scorer",
+            "name a CLIP model, such as `concept2clip.model` ViT-B-32 and `concept2clip.pretrained` openai",
+        )  # fmt: skip
     logger.info(
         "embedding space: one axis for each of %d attributes of %s, read off f's features by a linear probe; this is "
-        "no CLIP and knows no other words (--clip-model and --pretrained name one)",
+        "no CLIP and knows no other words (concept2clip.model and concept2clip.pretrained name one)",
         len(train.attribute_names), train.name,
     )  # fmt: skip
     probe = fit_probe(_features(ensemble, train, device), torch.from_numpy(train.attributes)).to(device)

@@ -120,18 +120,14 @@ def name_concepts(
 
 
 def check_adapter(adapter: Concept2Clip, ensemble: VisCoIN) -> None:
-    """Raise ValueError unless the adapter was trained on the concepts of this ensemble."""
-    remedy = "train one for this ensemble: python main.py train concept2clip --viscoin-pickle-path MODEL"
+    """Raise Refused unless the adapter was trained on the concepts of this ensemble."""
+    remedy = "train one for this ensemble: train concept2clip with it as `viscoin`"
     if adapter.n_concepts != ensemble.n_concepts:
-        raise ValueError(
-            f"--concept2clip: the adapter reads {adapter.n_concepts} concepts, the ensemble has "
-            f"{ensemble.n_concepts}; {remedy}"
-        )
+        reason = f"it reads {adapter.n_concepts} concepts, the ensemble has {ensemble.n_concepts}"
+        raise Refused("adapter", None, reason, remedy)
     if adapter.ensemble != ensemble_digest(ensemble):
-        raise ValueError(
-            f"--concept2clip: the adapter was trained on another ensemble, whose {adapter.n_concepts} concepts mean "
-            f"other things; {remedy}"
-        )
+        other = f"another ensemble, whose {adapter.n_concepts} concepts mean other things"
+        raise Refused("adapter", None, f"it was trained on {other}", remedy)
 
 
 # --- captions
@@ -142,32 +138,27 @@ def caption_lists() -> list[str]:
     return sorted(path.stem for path in CAPTIONS.glob("*.txt"))
 
 
-def find_captions(value: str, adapter: Concept2Clip, dataset: ImageDataset) -> list[str]:
-    """The captions that `--names` means.
+def find_captions(names: str, adapter: Concept2Clip, dataset: ImageDataset) -> list[str]:
+    """The captions that `names` means.
 
     Args:
-        value: a file, the name of a shipped list, or "auto": the attributes that span the adapter's space, else those
+        names: a file, the name of a shipped list, or "auto": the attributes that span the adapter's space, else those
             of the dataset.
 
     Raises:
         ValueError: no such file or list, an unusable one, or nothing that "auto" could mean.
     """
-    if value == "auto":
-        names = adapter.space.get("names") or dataset.attribute_names
-        if not len(names):
-            raise ValueError(
-                f"--names auto: dataset {dataset.name!r} has no attributes; pass a file with a caption a line, or a "
-                f"list of ours: {', '.join(caption_lists())}"
-            )
-        return list(names)
-    path = Path(value)
+    known = f"a file with a caption a line, or a list of ours: {', '.join(caption_lists())}"
+    if names == "auto":
+        attributes = adapter.space.get("names") or dataset.attribute_names
+        if not len(attributes):
+            raise Refused("names", "auto", f"dataset {dataset.name!r} has no attributes", f"give {known}")
+        return list(attributes)
+    path = Path(names)
     if not path.is_file():
-        path = CAPTIONS / f"{value}.txt"
+        path = CAPTIONS / f"{names}.txt"
     if not path.is_file():
-        raise ValueError(
-            f"--names {value}: there is no such file; pass auto, a file with a caption a line, or a list of ours: "
-            f"{', '.join(caption_lists())}"
-        )
+        raise Refused("names", names, "there is no such file", f"give auto, {known}")
     return read_captions(path)
 
 
@@ -180,22 +171,18 @@ def read_captions(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--names {path}: cannot be read as UTF-8 text ({error}); give a text file") from error
+        raise Refused("names", path, f"cannot be read as UTF-8 text ({error})", "give a text file") from error
     first: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         caption = " ".join(line.partition("#")[0].split())
         if caption in first:
-            raise ValueError(
-                f"--names {path}: line {number} repeats line {first[caption]}, {caption!r}; between equal captions no "
-                "name can be chosen, remove one"
-            )
+            reason = f"line {number} repeats line {first[caption]}, {caption!r}"
+            raise Refused("names", path, reason, "between equal captions no name can be chosen, remove one")
         if caption:
             first[caption] = number
     if len(first) < 2:
-        raise ValueError(
-            f"--names {path}: holds {len(first) or 'no'} caption{'s' * (not first)}, and a name is a choice between "
-            "at least 2; write one a line"
-        )
+        held = f"holds {len(first) or 'no'} caption{'s' * (not first)}"
+        raise Refused("names", path, f"{held}, and a name is a choice between at least 2", "write one a line")
     return list(first)
 
 

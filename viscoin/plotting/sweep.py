@@ -9,6 +9,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from viscoin.analysis.amplification import AmplificationResult
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.plotting.style import DARK, HEAT
 
@@ -39,8 +40,8 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], rate: int = RATE) -> Path
     Raises:
         ValueError: the file's name does not end in .gif, or it cannot be written.
     """
-    check_suffix(path, "--gif", ".gif")
-    _make_folder(path, "--gif")
+    check_suffix(path, "gif", ".gif")
+    _make_folder(path, "gif")
     sample = np.concatenate(frames[:: max(1, len(frames) // 4)])
     palette = Image.fromarray(sample).quantize(256)  # one for all frames, so that still places do not flicker
     still = Image.Dither.NONE
@@ -51,9 +52,7 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], rate: int = RATE) -> Path
                 partial, format="GIF", save_all=True, append_images=pictures[1:], duration=1000 // rate, loop=0
             )
     except OSError as error:
-        raise ValueError(
-            f"--gif {path}: cannot be written ({error.strerror or error}); choose another place"
-        ) from error
+        raise Refused("gif", path, f"cannot be written ({error.strerror or error})", "choose another path") from error
     return path
 
 
@@ -65,14 +64,14 @@ def save_mp4(path: Path, frames: Sequence[np.ndarray], rate: int = RATE) -> Path
     """
     import cv2
 
-    check_suffix(path, "--mp4", ".mp4")
-    _make_folder(path, "--mp4")
+    check_suffix(path, "mp4", ".mp4")
+    _make_folder(path, "mp4")
     partial = path.with_name(f".{path.stem}.partial.mp4")  # OpenCV chooses the container by the name
     height, width = frames[0].shape[:2]
     writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
     try:
         if not writer.isOpened():
-            raise ValueError(f"--mp4 {path}: OpenCV cannot write a video there; choose another place, or --gif")
+            raise Refused("mp4", path, "OpenCV cannot write a video there", "choose another path, or `gif`")
         for frame in frames:
             writer.write(frame[..., ::-1])
         writer.release()
@@ -83,17 +82,17 @@ def save_mp4(path: Path, frames: Sequence[np.ndarray], rate: int = RATE) -> Path
     return path
 
 
-def check_suffix(path: Path, option: str, suffix: str) -> None:
-    """Raise ValueError unless the file's name ends so."""
+def check_suffix(path: Path, parameter: str, suffix: str) -> None:
+    """Raise Refused unless the file's name ends so."""
     if path.suffix.lower() != suffix:
-        raise ValueError(f"{option} {path}: give a file name that ends in {suffix}")
+        raise Refused(parameter, path, f"give a file name that ends in {suffix}")
 
 
-def _make_folder(path: Path, option: str) -> None:
+def _make_folder(path: Path, parameter: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{option} {path}: cannot be written ({error.strerror}); choose another place") from error
+        raise Refused(parameter, path, f"cannot be written ({error.strerror})", "choose another path") from error
 
 
 def _frame(result: AmplificationResult, position: int) -> np.ndarray:

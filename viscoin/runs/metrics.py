@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.runs.run import Run, flatten
 
@@ -66,7 +67,7 @@ def read_log(path: Path) -> Log:
     except OSError as error:
         raise ValueError(f"cannot read the log {path} ({error.strerror})") from error
     if not texts:
-        raise ValueError(f"the log {path} is empty; wait for the training's first line, or pass --follow")
+        raise Refused(None, None, f"the log {path} is empty", "wait for the training's first line, or pass `follow`")
     log = parse_log(texts, path)
     if not log.series:
         raise ValueError(f"the log {path} holds no line with numbers ({log.broken} of {len(texts)} lines are broken)")
@@ -150,7 +151,7 @@ def write_csv(logs: Sequence[Log], path: Path) -> Path:
                 for name, (steps, values) in log.series.items():
                     table.writerows((run, *split_name(name), f"{s:.12g}", float(v)) for s, v in zip(steps, values))
     except OSError as error:
-        raise ValueError(f"cannot write the table {path} ({error.strerror}); choose another place") from error
+        raise ValueError(f"cannot write the table {path} ({error.strerror}); choose another path") from error
     return path
 
 

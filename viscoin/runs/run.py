@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from viscoin.config import Recipe, parse_recipe
+from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -80,12 +81,14 @@ class Run:
         elif out is None:
             found = newest_run(kind, recipe.dataset.name)
             if found is None:
-                raise ValueError(f"--resume: no {kind} run of {recipe.dataset.name!r} in {RUNS}; start one without")
+                raise Refused(
+                    "resume", None, f"no {kind} run of {recipe.dataset.name!r} in {RUNS}", "start one without"
+                )
             run = found
         else:
             run = cls(out)
             if resume and not run.recipe_path.is_file():
-                raise ValueError(f"--resume: no {kind} run in {out}; start one without --resume")
+                raise Refused("resume", None, f"no {kind} run in {out}", "start one without")
         run._make()
         with run.lock():
             run.goes_on = run.recipe_path.is_file()
@@ -104,9 +107,10 @@ class Run:
             for folder in (self.checkpoints, self.figures):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"--out {self.path}: cannot write there ({error.strerror}); choose another folder"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> Refused:
+        return Refused("out", self.path, f"cannot write there ({error.strerror})", "choose another folder")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -125,9 +129,7 @@ class Run:
             raise ValueError(f"{self.path} is in use by {_owner(owner)}; wait for its end, or stop it first") from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise ValueError(
-                    f"{self.path}: cannot write there ({error.strerror}); choose another folder (--out)"
-                ) from error
+                raise self._unwritable(error) from error
             if not self._warned:
                 logger.warning(
                     "%s: the file system has no locks (%s); take care that no two processes train there",
@@ -159,7 +161,7 @@ class Run:
     def _go_on(self, kind: str, recipe: Recipe, allow_changes: bool) -> None:
         """Write the recipe to resume with, unless that would be a different training."""
         if self.kind != kind:
-            raise ValueError(f"{self.path} is a {self.kind} run, not a {kind} run; choose another folder (--out)")
+            raise Refused("out", self.path, f"holds a {self.kind} run, not a {kind} run", "choose another folder")
         saved, given = flatten(self.recipe.model_dump()), flatten(recipe.model_dump())
         changed = [
             f"{key}: {saved.get(key)} -> {given[key]}"
@@ -168,13 +170,13 @@ class Run:
         ]
         grave = [change for change in changed if change.partition(":")[0] not in EXTENDABLE + MOVABLE]
         if grave and not allow_changes:
-            raise ValueError(
-                f"{self.path} was started with another recipe ({'; '.join(grave)}); give the same options, pass "
-                "--allow-changes to go on with the new ones, or start a new run (--out)"
-            )
+            raise Refused(
+                None, None, f"{self.path} was started with another recipe ({'; '.join(grave)})",
+                "give the same settings, pass `allow_changes` to resume with the new ones, or start a new run (`out`)",
+            )  # fmt: skip
         header = {**self.header, "recipe": recipe.model_dump()}
         if grave:
-            logger.warning("%s goes on with a changed recipe: %s", self.path, "; ".join(grave))
+            logger.warning("%s resumes with a changed recipe: %s", self.path, "; ".join(grave))
             when = datetime.now().isoformat(timespec="seconds")
             header["changes"] = [*header.get("changes", []), {"time": when, "changed": grave}]
         self._write_header(header)
@@ -228,7 +230,7 @@ class Run:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"checkpoint {path} is damaged ({error}); remove it and go on without it") from error
+            raise ValueError(f"checkpoint {path} is damaged ({error}); remove it and resume without it") from error
 
     def last_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None where no step is saved yet.
@@ -248,7 +250,8 @@ class Run:
                 if state is not None:
                     return state
         if damaged is not None:
-            raise ValueError(f"no checkpoint in {self.checkpoints} can be read ({damaged}); start a new run (--out)")
+            reason = f"no checkpoint in {self.checkpoints} can be read ({damaged})"
+            raise Refused(None, None, reason, "start a new run (`out`)")
         return None
 
 
@@ -263,7 +266,9 @@ def _new_folder(name: str) -> Path:
             number += 1
             path = stem.with_name(f"{stem.name}-{number}")
         except OSError as error:
-            raise ValueError(f"cannot make {path} ({error.strerror}); choose another folder (--out)") from error
+            raise Refused(
+                None, None, f"cannot make {path} ({error.strerror})", "choose another folder (`out`)"
+            ) from error
         else:
             return path
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from filelock import FileLock
 
+from viscoin.errors import Refused
 from viscoin.runs.run import NO_LOCKS, RUNS
 
 logger = logging.getLogger(__name__)
@@ -185,10 +186,10 @@ class MLflowTracker:
                 self.id = self._open(about, known.id)
             self._describe(about)
         except Exception as error:
-            raise ValueError(
-                f"--track mlflow: {_public(uri)} does not answer, or takes no runs ({root_cause(error)}); see that it "
-                "works, set MLFLOW_TRACKING_URI to another one, or unset it to use runs/mlflow.db"
-            ) from error
+            raise Refused(
+                "track", "mlflow", f"{_public(uri)} does not answer, or takes no runs ({root_cause(error)})",
+                "see that it works, set MLFLOW_TRACKING_URI to another one, or unset it to use runs/mlflow.db",
+            ) from error  # fmt: skip
         if self.id != known.id:
             known.forget()
             known.id = self.id
@@ -261,9 +262,8 @@ class WandbTracker:
         self.wandb = wandb
         mode = wandb.setup().settings.mode
         if mode == "online" and not wandb.login(prompt=False, verify=False):
-            raise ValueError(
-                "--track wandb: nobody is logged in; run `wandb login`, or set WANDB_MODE=offline to keep the run here"
-            )
+            remedy = "run `wandb login`, or set WANDB_MODE=offline to keep the run here"
+            raise Refused("track", "wandb", "nobody is logged in", remedy)
         if mode == "offline":  # folders are named by the second
             while any(about.folder.glob(f"wandb/offline-run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
                 time.sleep(0.05)
@@ -276,10 +276,10 @@ class WandbTracker:
                 resume="allow", reinit="finish_previous", settings=settings,
             )  # fmt: skip
         except Exception as error:
-            raise ValueError(
-                f"--track wandb: it cannot start a run ({root_cause(error)}); see to that, or set WANDB_MODE=offline "
-                "to keep the run here"
-            ) from error
+            raise Refused(
+                "track", "wandb", f"it cannot start a run ({root_cause(error)})",
+                "see to that, or set WANDB_MODE=offline to keep the run here",
+            ) from error  # fmt: skip
         known.id = self.run.id
         self.hint = f"wandb sync {about.folder}/wandb/offline-run-*" if self.run.offline else str(self.run.url)
         self.run.define_metric("*", step_metric="step")

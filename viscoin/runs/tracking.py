@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from viscoin.errors import Refused
 from viscoin.runs.revision import code_revision
 from viscoin.runs.run import Run, flatten, read_metrics
 from viscoin.runs.trackers import TRACKERS, About, Known, Point, State, Tracker, root_cause
@@ -39,11 +40,12 @@ def parse_trackers(values: Iterable[str] | None) -> list[str]:
     names = list(dict.fromkeys(part.strip().lower() for value in values or [] for part in value.split(",")))
     for name in names:
         if name not in (*TRACKERS, "none"):
-            raise ValueError(f"--track {name!r} is unknown; choose {', '.join(TRACKERS)} or none")
+            raise Refused("track", name, "unknown", f"choose {', '.join(TRACKERS)} or none")
     names = [] if "none" in names else names
     for name in names:
         if find_spec(name) is None:
-            raise ValueError(f"--track {name} needs the package {name}; install it with: pip install viscoin[tracking]")
+            remedy = "install it with: pip install viscoin[tracking]"
+            raise Refused("track", name, f"needs the package {name}", remedy)
     return names
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from viscoin.config import Recipe
+from viscoin.errors import Refused
 from viscoin.models.files import read_file
 from viscoin.runs.run import Run, read_metrics
 from viscoin.runs.tracking import tracked
@@ -51,7 +52,7 @@ def run_sweep(study: Study, train: Train, trackers: Sequence[str] = ()) -> Sweep
         began = time.monotonic()
         _run_trial(study, trial, train, trackers)
         logger.info("%s", _progress(study, trial.number, time.monotonic() - began))
-    logger.info("the %g s of --timeout are over; the same command goes on", timeout)
+    logger.info("the time limit of %g s is over; the same command resumes the study", timeout)
     return study.result()
 
 
@@ -71,7 +72,7 @@ def _run_trial(study: Study, trial: "optuna.Trial", train: Train, trackers: Sequ
         study.end(number, None, pruned=True)
     except (KeyboardInterrupt, Failed, OSError, study.optuna.exceptions.StorageInternalError) as error:
         study.queue_again(number, first_line(error))
-        text = f"trial {number} waits in {settings.folder}, the same command goes on with it"
+        text = f"trial {number} waits in {settings.folder}, the same command resumes it"
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"stopped; {text}", getattr(error, "signal", signal.SIGINT)) from error
         raise Failed(f"{first_line(error)}; {text}") from error
@@ -103,10 +104,10 @@ def _fail(study: Study, number: int, error: Exception) -> None:
     study.end(number, None, first_line(error))
     ended = [trial for trial in study.results() if trial.state in ENDED][-FAILURES:]
     if len(ended) == FAILURES and all(trial.state == "failed" for trial in ended):
-        raise ValueError(
-            f"{FAILURES} trials in a row failed, the last one so: {first_line(error)}; change --space or the recipe, "
-            "and take another --out"
-        ) from error
+        raise Refused(
+            None, None, f"{FAILURES} trials in a row failed, the last one so: {first_line(error)}",
+            "change `space` or the recipe, and take another `folder`",
+        ) from error  # fmt: skip
     logger.warning("trial %d failed: %s", number, first_line(error))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from viscoin.config import Recipe
+from viscoin.errors import Refused
 from viscoin.kinds import KINDS
 from viscoin.runs.run import MOVABLE, flatten
 from viscoin.sweep.space import Space
@@ -31,7 +32,7 @@ class Settings:
         storage: "sqlite", "journal", a file of one of both, or None: what the folder has, else SQLite.
         timeout: seconds after which no trial is started any more.
         keep_models: keep models and checkpoints of all trials, not of the best one alone.
-        models: options and files of the trained models that the trainings build on.
+        models: names and files of the trained models that the trainings build on.
     """
 
     kind: str
@@ -61,34 +62,34 @@ class Settings:
 
 
 def check_metric(kind: str, metric: str | None, direction: str | None, recipe: Recipe) -> tuple[str, str]:
-    """Metric and direction that the options mean; ValueError where trainings of this kind do not log it."""
+    """Metric and direction, by default those of the kind; Refused where trainings of this kind do not log it."""
     known = KINDS[kind].metrics
     name = next(iter(known)) if metric is None else metric
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"
-        raise ValueError(f"--metric {name}: the training of a {kind} does not log it; {hint}")
+        raise Refused("metric", name, f"the training of a {kind} does not log it", hint)
     measure = name.removeprefix("validation.")
     if measure in ("balanced_accuracy", "f1") and recipe.classifier.best_metric != measure:
-        raise ValueError(f"--metric {name}: it is logged with --set classifier.best_metric={measure} alone; add that")
+        raise Refused("metric", name, f"it is logged with classifier.best_metric={measure} alone", "set that")
     if direction is not None and direction not in DIRECTIONS:
-        raise ValueError(f"--direction {direction}: choose maximize or minimize")
+        raise Refused("direction", direction, "unknown", "choose maximize or minimize")
     return name, direction or known[name]
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise ValueError for what can be seen to be wrong without the study."""
-    for option, value, known in (("sampler", settings.sampler, SAMPLERS), ("pruner", settings.pruner, PRUNERS)):
+    """Raise Refused for what can be seen to be wrong without the study."""
+    for parameter, value, known in (("sampler", settings.sampler, SAMPLERS), ("pruner", settings.pruner, PRUNERS)):
         if value not in known:
-            raise ValueError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
+            raise Refused(parameter, value, "unknown", f"choose {', '.join(known[:-1])} or {known[-1]}")
     if settings.trials < 1:
-        raise ValueError(f"--trials {settings.trials}: give the number of trainings, 1 or more")
+        raise Refused("trials", settings.trials, "too few", "give the number of trainings, 1 or more")
     if settings.timeout is not None and settings.timeout <= 0:
-        raise ValueError(f"--timeout {settings.timeout:g}: give seconds, above 0")
+        raise Refused("timeout", f"{settings.timeout:g}", "too short", "give seconds, above 0")
     if settings.sampler == "grid":
-        for key, parameter in settings.space.items():
-            if parameter.grid is None:
-                raise ValueError(f"--sampler grid: {key} is a range without steps; give it a step, or choices")
+        for key, varied in settings.space.items():
+            if varied.grid is None:
+                raise Refused("sampler", "grid", f"{key} is a range without steps", "give it a step, or choices")
     storage_file(settings.folder, settings.storage)
 
 
@@ -98,10 +99,11 @@ def storage_file(folder: Path, storage: str | None) -> tuple[Path, str]:
     if storage is None:
         storage = there[0] if there else "sqlite"
     if there and storage not in (*there, str(folder / FILES[there[0]])):
-        raise ValueError(f"--storage {storage}: the study in {folder} is in {FILES[there[0]]}; leave the option out")
+        raise Refused("storage", storage, f"the study in {folder} is in {FILES[there[0]]}", "leave it out")
     if storage in FILES:
         return folder / FILES[storage], storage
     path = Path(storage)
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"--storage {storage}: choose sqlite, journal or a file that ends in {' or '.join(SUFFIXES)}")
+        remedy = f"choose sqlite, journal or a file that ends in {' or '.join(SUFFIXES)}"
+        raise Refused("storage", storage, "unknown", remedy)
     return path, SUFFIXES[path.suffix]

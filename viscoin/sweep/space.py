@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from viscoin.config import Recipe, override_recipe, read_yaml
+from viscoin.errors import Refused
 
 Value = bool | int | float | str | None
 
@@ -78,14 +79,19 @@ def read_space(path: Path, kind: str, recipe: Recipe) -> dict[str, Parameter]:
         ValueError: no such file, a key that the recipe does not know (the nearest one is named) or that has no effect
             on this kind, ends in the wrong order, a logarithm of what is not above zero, values of the wrong type.
     """
-    name = f"--space {path}"
     if not path.is_file():
-        raise ValueError(f"{name}: there is no such file; write one such as: {kind}.learning_rate: [0.001, 0.01]")
-    values = read_yaml(path, name)
+        raise Refused("space", path, "there is no such file", f"write one such as: {kind}.learning_rate: [0.001, 0.01]")
+    try:
+        return _parse_space(read_yaml(path, "the file"), kind, recipe)
+    except ValueError as error:
+        raise Refused("space", path, str(error)) from error
+
+
+def _parse_space(values: Any, kind: str, recipe: Recipe) -> dict[str, Parameter]:
     if not isinstance(values, dict) or not values:
-        raise ValueError(f"{name} must hold lines such as {kind}.learning_rate: {{low: 0.0001, high: 0.1, log: true}}")
-    space = {key: _parameter(f"{name}: {key}", key, value, kind, recipe) for key, value in values.items()}
-    _check_combinations(space, recipe, f"with {name}")
+        raise ValueError(f"must hold lines such as {kind}.learning_rate: {{low: 0.0001, high: 0.1, log: true}}")
+    space = {key: _parameter(key, value, kind, recipe) for key, value in values.items()}
+    _check_combinations(space, recipe, "of this space")
     return space
 
 
@@ -94,34 +100,33 @@ def recipe_of(recipe: Recipe, values: Mapping[str, Value], source: str = "of the
     return override_recipe(recipe, values, source)
 
 
-def _parameter(name: str, key: str, value: Any, kind: str, recipe: Recipe) -> Parameter:
-    _check_key(name, key, kind, recipe)
+def _parameter(key: str, value: Any, kind: str, recipe: Recipe) -> Parameter:
+    _check_key(key, kind, recipe)
     if isinstance(value, list):
         value = {"choices": value}
     if not isinstance(value, dict):
-        raise ValueError(
-            f"{name} = {value}: give a range {{low: A, high: B}} or choices [A, B]; a fixed value goes into --set"
-        )
+        known = "a range {low: A, high: B} or choices [A, B]"
+        raise ValueError(f"{key} = {value}: give {known}; a fixed value goes into the recipe")
     for word in value:
         if word not in WORDS:
             near = difflib.get_close_matches(word, WORDS, n=1)
-            raise ValueError(f"{name}: unknown word {word!r}; {f'did you mean {near[0]!r}?' if near else WORDS}")
+            raise ValueError(f"{key}: unknown word {word!r}; {f'did you mean {near[0]!r}?' if near else WORDS}")
     if "choices" in value:
         if len(value) > 1:
-            raise ValueError(f"{name}: choices have no {' or '.join(set(value) - {'choices'})}; leave one of them out")
-        return _choices(name, key, value["choices"])
-    return _range(name, key, value)
+            raise ValueError(f"{key}: choices have no {' or '.join(set(value) - {'choices'})}; leave one of them out")
+        return _choices(key, value["choices"])
+    return _range(key, value)
 
 
-def _check_key(name: str, key: str, kind: str, recipe: Recipe) -> None:
+def _check_key(key: str, kind: str, recipe: Recipe) -> None:
     section, _, field = key.partition(".")
     nested = getattr(Recipe.model_fields.get(section), "annotation", None)
     if hasattr(nested, "model_fields") and not field:
-        raise ValueError(f"{name}: this is a section; write its keys with a dot, as in {section}.KEY")
+        raise ValueError(f"{key}: this is a section; write its keys with a dot, as in {section}.KEY")
     if section not in Recipe.model_fields or section in (kind, "dataset"):
-        override_recipe(recipe, {key: _now(key, recipe)}, f"with {name.removesuffix(f': {key}')}")
+        override_recipe(recipe, {key: _now(key, recipe)}, "of this space")
     if section not in (kind, "dataset", "seed") or key in FIXED:
-        raise ValueError(f"{name}: a sweep of {kind} varies keys of {kind} and dataset, and seed, but not this one")
+        raise ValueError(f"{key}: a sweep of {kind} varies keys of {kind} and dataset, and seed, but not this one")
 
 
 def _now(key: str, recipe: Recipe) -> Any:
@@ -132,55 +137,55 @@ def _now(key: str, recipe: Recipe) -> Any:
     return value
 
 
-def _choices(name: str, key: str, values: Any) -> Parameter:
+def _choices(key: str, values: Any) -> Parameter:
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{name}: choices must be a list, as in [A, B]")
+        raise ValueError(f"{key}: choices must be a list, as in [A, B]")
     if any(isinstance(value, list | dict) for value in values):
-        raise ValueError(f"{name}: every choice must be one value")
-    choices = tuple(_typed(name, key, value) for value in values)
+        raise ValueError(f"{key}: every choice must be one value")
+    choices = tuple(_typed(key, value) for value in values)
     twice = [value for i, value in enumerate(choices) if value in choices[:i]]
     if twice:
-        raise ValueError(f"{name}: the choice {twice[0]} stands there twice; leave one out")
+        raise ValueError(f"{key}: the choice {twice[0]} stands there twice; leave one out")
     return Parameter(choices)
 
 
-def _range(name: str, key: str, value: Mapping[str, Any]) -> Parameter:
+def _range(key: str, value: Mapping[str, Any]) -> Parameter:
     missing = [word for word in ("low", "high") if value.get(word) is None]
     if missing:
-        raise ValueError(f"{name}: {' and '.join(missing)} is missing; a range has low and high, choices are a list")
-    low, high = _typed(name, key, value["low"]), _typed(name, key, value["high"])
+        raise ValueError(f"{key}: {' and '.join(missing)} is missing; a range has low and high, choices are a list")
+    low, high = _typed(key, value["low"]), _typed(key, value["high"])
     if isinstance(low, bool | str) or isinstance(high, bool | str) or low is None or high is None:
-        raise ValueError(f"{name} is no number, so it has no low and high; give choices, as in [{low}, {high}]")
+        raise ValueError(f"{key} is no number, so it has no low and high; give choices, as in [{low}, {high}]")
     if value.get("log", "false") not in ("true", "false"):
-        raise ValueError(f"{name}: log = {value['log']}: write true or false")
+        raise ValueError(f"{key}: log = {value['log']}: write true or false")
     log = value.get("log") == "true"
     if low >= high:
-        raise ValueError(f"{name}: low = {low:g} must be below high = {high:g}")
+        raise ValueError(f"{key}: low = {low:g} must be below high = {high:g}")
     if log and low <= 0:
-        raise ValueError(f"{name}: log = true needs a low above 0, not {low:g}; raise it, or leave log out")
-    step = _step(name, value.get("step"), low, high)
+        raise ValueError(f"{key}: log = true needs a low above 0, not {low:g}; raise it, or leave log out")
+    step = _step(key, value.get("step"), low, high)
     if log and step is not None and (step != 1 or isinstance(low, float)):
-        raise ValueError(f"{name}: log and step = {step:g} do not go together; leave one out")
+        raise ValueError(f"{key}: log and step = {step:g} exclude each other; leave one out")
     if isinstance(low, int):
         step = step or 1
     return Parameter((), low, high, log, step)
 
 
-def _step(name: str, value: Any, low: int | float, high: int | float) -> int | float | None:
+def _step(key: str, value: Any, low: int | float, high: int | float) -> int | float | None:
     if value is None:
         return None
     kind = type(low)
     try:
         step = TypeAdapter(kind).validate_python(value)
     except ValidationError:
-        raise ValueError(f"{name}: step = {value} must be {'a whole' if kind is int else 'a'} number") from None
+        raise ValueError(f"{key}: step = {value} must be {'a whole' if kind is int else 'a'} number") from None
     steps = (high - low) / step if step > 0 else 0
     if steps < 1 or abs(steps - round(steps)) > 1e-6:
-        raise ValueError(f"{name}: step = {step:g} must be above 0 and lead from low = {low:g} to high = {high:g}")
+        raise ValueError(f"{key}: step = {step:g} must be above 0 and lead from low = {low:g} to high = {high:g}")
     return step
 
 
-def _typed(name: str, key: str, value: Any) -> Value:
+def _typed(key: str, value: Any) -> Value:
     """A value as the type of its key; ValueError where the recipe does not take it."""
     *parents, last = key.split(".")
     section: Any = Recipe
@@ -192,7 +197,7 @@ def _typed(name: str, key: str, value: Any) -> Value:
         return adapter.validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].lower()
-        raise ValueError(f"{name} = {show(value)}: {reason}") from None
+        raise ValueError(f"{key} = {show(value)}: {reason}") from None
 
 
 def _check_combinations(space: Space, recipe: Recipe, source: str) -> None:

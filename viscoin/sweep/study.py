@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
+from viscoin.errors import Refused
 from viscoin.runs.run import NO_LOCKS, read_metrics
 from viscoin.sweep.results import SweepResult, TrialResult, write_results
 from viscoin.sweep.settings import Settings, check_settings, storage_file
@@ -64,9 +65,8 @@ class Study:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"--out {settings.folder}: cannot write there ({error.strerror}); choose another folder"
-            ) from error
+            reason = f"cannot write there ({error.strerror})"
+            raise Refused("folder", settings.folder, reason, "choose another folder") from error
         # A soft lock, to which filelock falls back, would stay when its process is killed.
         self._turn = FileLock(settings.folder / ".lock", fallback_to_soft=False)
         self._held: dict[int, FileLock] = {}
@@ -87,13 +87,12 @@ class Study:
                 yield
         except (self.optuna.exceptions.StorageInternalError, OSError) as error:
             if getattr(error, "errno", None) in NO_LOCKS:
-                raise ValueError(
-                    f"--out {self.settings.folder}: its file system has no locks, which a study needs; choose another"
-                ) from error
+                reason = "its file system has no locks, which a study needs"
+                raise Refused("folder", self.settings.folder, reason, "choose another") from error
             cause = first_line(error.__cause__ or error)
             raise Failed(
                 f"the study in {self.settings.folder} cannot be written ({cause}); make that possible, and the same "
-                "command goes on"
+                "command resumes it"
             ) from error
 
     def _open(self) -> "optuna.Study":
@@ -107,9 +106,8 @@ class Study:
                 storage=self.storage, study_name=name, direction=self.settings.direction, load_if_exists=True
             )
         except Exception as error:  # what databases say of damaged files is of many types
-            raise ValueError(
-                f"study {path} cannot be read or written ({first_line(error)}); repair it, or choose another --out"
-            ) from error
+            reason = f"study {path} cannot be read or written ({first_line(error)})"
+            raise Refused(None, None, reason, "repair it, or choose another `folder`") from error
 
     def _storage(self, path: Path, kind: str) -> "optuna.storages.BaseStorage":
         storages = self.optuna.storages
@@ -132,10 +130,10 @@ class Study:
         changed = [f"{key}: {show(saved.get(key))} -> {show(given.get(key))}" for key in keys
                    if saved.get(key) != given.get(key)]  # fmt: skip
         if changed:
-            raise ValueError(
-                f"--out {self.settings.folder} holds a study of other settings ({'; '.join(changed)}); give the same "
-                "ones to go on with it, or another --out for a new study"
-            )
+            raise Refused(
+                "folder", self.settings.folder, f"holds a study of other settings ({'; '.join(changed)})",
+                "give the same ones to resume it, or another `folder` for a new study",
+            )  # fmt: skip
 
     def _pruner(self) -> "optuna.pruners.BasePruner":
         pruners = self.optuna.pruners
@@ -157,7 +155,7 @@ class Study:
         if self.study.study_name not in self.optuna.get_all_study_names(self.storage):
             raise ValueError(
                 f"the study in {self.settings.folder} is gone: the first training of another worker did not begin; "
-                "see what that one says, and start again"
+                "see its messages, and start again"
             )
 
     # --- which trial comes next

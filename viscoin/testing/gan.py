@@ -17,6 +17,7 @@ from stylegan2_ada.metrics import FeatureMoments, frechet_distance
 from stylegan2_ada.networks import Generator, draw_noise
 from stylegan2_ada.together import collect, once, own, together
 from viscoin.datasets import ImageDataset
+from viscoin.errors import Refused
 from viscoin.inference.batches import choose_images, evaluation, own_batches, progress
 from viscoin.inference.execution import exact
 from viscoin.models.classifier import Classifier
@@ -307,12 +308,12 @@ def _possible(
     """The measures to take, and why the others are unavailable; ValueError if one of those was asked for by name."""
     unknown = [name for name in measures or () if name not in MEASURES]
     if unknown:
-        raise ValueError(f"--metrics: there is no measure {unknown[0]!r}; choose some of {', '.join(MEASURES)}")
+        raise Refused("measures", unknown[0], "there is no such measure", f"choose some of {', '.join(MEASURES)}")
     counts = f"there are {n_real} real and {n} generated ones"
     few = min(n, n_real)
     reasons = {
         "fid": few < 2 and f"FID needs at least 2 images of each kind, {counts}",
-        "kid": few < kid_subset and f"KID draws subsets of {kid_subset} images, {counts}; lower --kid-subset",
+        "kid": few < kid_subset and f"KID draws subsets of {kid_subset} images, {counts}; lower `kid_subset`",
         "pr": few <= metrics.NEIGHBOURS
         and f"precision and recall need more than {metrics.NEIGHBOURS} images of each kind, {counts}",
         "is": (not network.has_classes and f"IS needs class probabilities, which {network.name} does not give")
@@ -327,7 +328,7 @@ def _possible(
         return [name for name in MEASURES if name not in left_out], left_out
     for name in measures:
         if name in left_out:
-            raise ValueError(f"--metrics {name}: {left_out[name]}")
+            raise Refused("measures", name, left_out[name])
     return [name for name in MEASURES if name in measures], {}
 
 

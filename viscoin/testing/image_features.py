@@ -16,6 +16,7 @@ from stylegan2_ada.metrics import InceptionFeatures, inception_weights
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.base import cache_folder
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.inference.batches import own_batches
 from viscoin.inference.execution import precision_of
@@ -57,7 +58,7 @@ FeatureNetwork = InceptionFeatures | ClassifierFeatures
 
 
 def find_features(kind: str, classifier: Classifier | None = None, weights: Path | None = None) -> FeatureNetwork:
-    """The feature network that the option `--features` means.
+    """The feature network of that kind.
 
     Args:
         kind: "inception", "classifier", "timm:NAME", or "auto": Inception where its weights are on disk, else f.
@@ -72,14 +73,15 @@ def find_features(kind: str, classifier: Classifier | None = None, weights: Path
         return InceptionFeatures(found)  # type: ignore[arg-type]
     if kind in ("auto", "classifier"):
         if classifier is None:
-            raise ValueError(
-                f"--features {kind}: there is no classifier of this dataset to take features from; name one by "
-                "--classifier MODEL, or choose --features inception or timm:NAME"
-            )
+            raise Refused(
+                "features", kind, "there is no classifier of this dataset to take features from",
+                "name one by `classifier`, or choose inception or timm:NAME",
+            )  # fmt: skip
         return ClassifierFeatures(classifier)
     if kind.startswith("timm:"):
         return timm_features(kind.removeprefix("timm:"))
-    raise ValueError(f"--features {kind!r}: choose auto, inception, classifier or timm:NAME, such as timm:resnet50")
+    known = "auto, inception, classifier or timm:NAME, such as timm:resnet50"
+    raise Refused("features", kind, "unknown", f"choose {known}")
 
 
 def timm_features(backbone: str, pretrained: bool = True) -> ClassifierFeatures:
@@ -93,17 +95,16 @@ def timm_features(backbone: str, pretrained: bool = True) -> ClassifierFeatures:
     model = Classifier(backbone, n_classes, side)  # refuses unknown names
     if pretrained:
         if config is None or not config.has_weights:
-            raise ValueError(f"--features timm:{backbone}: no weights of this backbone are published; choose another")
+            reason = "no weights of this backbone are published"
+            raise Refused("features", f"timm:{backbone}", reason, "choose another")
         size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e6
         logger.info("weights of %s: %.0f MB, downloaded to %s if not there yet", backbone, size, HF_HUB_CACHE)
         try:
             model = Classifier(backbone, n_classes, side, pretrained=True)
         except Exception as error:  # the same without weights has just worked, so it was the download
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise ValueError(
-                f"--features timm:{backbone}: its weights ({size:.0f} MB) could not be downloaded ({reason}); "
-                "choose --features classifier"
-            ) from error
+            failed = f"its weights ({size:.0f} MB) could not be downloaded ({reason})"
+            raise Refused("features", f"timm:{backbone}", failed, "choose classifier") from error
     return ClassifierFeatures(model, backbone, has_classes=n_classes > 1)
 
 

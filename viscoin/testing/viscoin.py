@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from viscoin.datasets import ImageDataset
+from viscoin.errors import Refused
 from viscoin.inference.batches import TooFewImages
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
@@ -146,7 +147,7 @@ def measure_viscoin(
             return take()
         except TooFewImages as error:
             if measures is not None:
-                raise ValueError(f"--measures {name}: {error}") from error
+                raise Refused("measures", name, str(error)) from error
             logger.warning("left out: %s", error)
             left_out[name] = str(error)
             return None
@@ -178,9 +179,9 @@ def _wanted(measures: Sequence[str] | None, dataset: ImageDataset) -> tuple[str,
         return tuple(name for name in MEASURES if name != "truth" or dataset.has_truth)
     unknown = [name for name in measures if name not in MEASURES]
     if unknown:
-        raise ValueError(f"--measures: there is no measure {unknown[0]!r}; choose some of {', '.join(MEASURES)}")
+        raise Refused("measures", unknown[0], "there is no such measure", f"choose some of {', '.join(MEASURES)}")
     if "truth" in measures and not dataset.has_truth:
-        raise ValueError(f"--measures truth: dataset {dataset.name!r} has no ground truth")
+        raise Refused("measures", "truth", f"dataset {dataset.name!r} has no ground truth")
     return tuple(name for name in MEASURES if name in measures)
 
 

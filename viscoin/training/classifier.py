@@ -24,6 +24,7 @@ from stylegan2_ada.distributed import (
 from stylegan2_ada.optimizer import load_optimizer, set_rate
 from viscoin.config import ClassifierConfig, Recipe
 from viscoin.datasets import ImageDataset
+from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
 from viscoin.runs.run import Run
@@ -104,10 +105,11 @@ def balanced_weights(dataset: ImageDataset) -> Tensor:
     missing = [name for name, count in zip(dataset.class_names, counts) if not count]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(
-            f"classifier.class_weights = balanced: dataset {dataset.name!r} has no {dataset.split} images of "
-            f"{', '.join(missing[:5])}{more}; add some, take the class out, or pass --class-weights none"
-        )
+        raise Refused(
+            "classifier.class_weights", "balanced",
+            f"dataset {dataset.name!r} has no {dataset.split} images of {', '.join(missing[:5])}{more}",
+            "add some, take the class out, or choose none",
+        )  # fmt: skip
     return torch.from_numpy(len(dataset) / (len(counts) * counts)).float()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from timm.models import group_parameters
 from torch import nn
 
+from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,10 @@ def freeze(model: Classifier, train_layers: str = "all", freeze_norm: bool | Non
         freeze_norm = train_layers != "all"
     chosen = _chosen(model, train_layers) - (_norm_weights(model.model) if freeze_norm else set())
     if train_layers != "head" and chosen <= _head(model):
-        raise ValueError(
-            f"classifier.train_layers = {train_layers!r} holds normalisation layers alone, which do not train; name "
-            "other stages, or pass --set classifier.freeze_norm=false"
-        )
+        raise Refused(
+            "classifier.train_layers", train_layers, "holds normalisation layers alone, which do not train",
+            "name other stages, or set classifier.freeze_norm=false",
+        )  # fmt: skip
     for name, weight in model.model.named_parameters():
         weight.requires_grad_(name in chosen)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

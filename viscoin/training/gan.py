@@ -21,6 +21,7 @@ from stylegan2_ada.training import GanSettings, GanTrainer
 from stylegan2_ada.transfer import freeze_highest, load_fitting
 from viscoin.config import GanConfig, Recipe
 from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.inference.batches import choose_images
 from viscoin.inference.devices import resolve_device
@@ -72,7 +73,7 @@ def build_discriminator(config: GanConfig, resolution: int, c_dim: int = 0) -> D
     try:
         freeze_highest(discriminator, config.freeze_d)
     except ValueError as error:
-        raise ValueError(f"--freeze-d {config.freeze_d}: {error}") from error
+        raise Refused("gan.freeze_d", config.freeze_d, str(error)) from error
     return discriminator
 
 
@@ -88,32 +89,30 @@ def check_gan(recipe: Recipe, runtime: Runtime = Runtime()) -> None:  # noqa: B0
     """
     config, resolution = recipe.gan, recipe.dataset.resolution
     if resolution & (resolution - 1):
-        raise ValueError(
-            f"dataset.resolution = {resolution}: a generator draws powers of two; "
-            f"choose {1 << (resolution.bit_length() - 1)} or {1 << resolution.bit_length()}"
-        )
+        raise Refused(
+            "dataset.resolution", resolution, "a generator needs a power of two",
+            f"choose {1 << (resolution.bit_length() - 1)} or {1 << resolution.bit_length()}",
+        )  # fmt: skip
     own = prepared_resolution(recipe.dataset.name)
     if own not in (None, resolution):
-        raise ValueError(
-            f"dataset.resolution = {resolution}, but images of {recipe.dataset.name} are {own} px; leave it out, or "
-            "prepare other images: "
-            f"python main.py dataset {recipe.dataset.name} --output NEW.zip --resolution {resolution}"
-        )
+        raise Refused(
+            "dataset.resolution", resolution, f"images of {recipe.dataset.name} are {own} px",
+            f"leave it out, or prepare images of {resolution} px from {recipe.dataset.name} (command dataset)",
+        )  # fmt: skip
     check_runtime(runtime)
     check_shares("gan", runtime, config.accumulate, batch_size=config.batch_size)
     shares = runtime.processes * config.accumulate
     share = config.batch_size // shares
     group = min(config.mbstd_group, share)
     if share % group:
-        raise ValueError(
-            f"--batch-size {config.batch_size} gives each device {share} images at a time, which do not divide into "
-            f"groups of {group} (gan.mbstd_group); choose a multiple of {shares * group}"
-        )
+        raise Refused(
+            "gan.batch_size", config.batch_size,
+            f"gives each device {share} images at a time, which do not divide into groups of {group} (gan.mbstd_group)",
+            f"choose a multiple of {shares * group}",
+        )  # fmt: skip
     if config.kimg * 1000 < config.batch_size:
-        raise ValueError(
-            f"--kimg {config.kimg:g} is less than one batch of {config.batch_size} images; "
-            f"pass at least {config.batch_size / 1000:g}"
-        )
+        reason = f"less than one batch of {config.batch_size} images"
+        raise Refused("gan.kimg", f"{config.kimg:g}", reason, f"give at least {config.batch_size / 1000:g}")
 
 
 def choose_precision(config: GanConfig, runtime: Runtime) -> tuple[GanConfig, Runtime, bool]:
@@ -128,7 +127,7 @@ def choose_precision(config: GanConfig, runtime: Runtime) -> tuple[GanConfig, Ru
     """
     cuda, precision = resolve_device(runtime.device).type == "cuda", runtime.precision
     if precision == "16-mixed" and not cuda:
-        raise ValueError("--precision 16-mixed needs a CUDA device; use 32-true or bf16-mixed here")
+        raise Refused("precision", "16-mixed", "needs a CUDA device", "use 32-true or bf16-mixed here")
     if precision == "16-mixed" or (precision == "auto" and cuda and config.num_fp16_res):
         chosen = {"num_fp16_res": config.num_fp16_res or 4, "conv_clamp": config.conv_clamp or 256.0}
         return config.model_copy(update=chosen), replace(runtime, precision="32-true"), True
@@ -146,10 +145,11 @@ def load_images(recipe: Recipe, split: str) -> ImageDataset:
     if not recipe.gan.conditional:
         return dataset
     if len(dataset.class_names) < 2:
-        raise ValueError(
-            f"--conditional: dataset {name!r} has no labels; give a folder with one folder of images per class or a "
-            "zip with labels in its dataset.json, or leave --conditional out"
-        )
+        raise Refused(
+            "gan.conditional", None, f"dataset {name!r} has no labels",
+            "give a folder with one folder of images per class or a zip with labels in its dataset.json, or leave it "
+            "out",
+        )  # fmt: skip
     return load_dataset(name, split, config)
 
 
@@ -232,9 +232,8 @@ def _same_classifier(run: Run, classifier: Classifier | None, fabric: Fabric) ->
     if started == "none":
         return None
     if started not in (None, given):
-        raise ValueError(
-            f"--classifier: {run.path} was started with another classifier; give the same one, or start a new run"
-        )
+        reason = f"{run.path} was started with another classifier"
+        raise Refused("classifier", None, reason, "give the same one, or start a new run")
     return classifier
 
 
@@ -249,7 +248,7 @@ def take_over(trainer: GanTrainer, source: Path) -> None:
         try:
             report = load_fitting(getattr(trainer, name), weights)
         except ValueError as error:
-            raise ValueError(f"--transfer {source}, {name}: {error}; choose another model or its recipe") from error
+            raise Refused("gan.transfer", source, f"{name}: {error}", "choose another model or its recipe") from error
         logger.info("transfer to the %s: %s", "averaged generator" if name == "ema" else name, report.summary())
     if "discriminator" not in found:
         logger.info("%s holds no discriminator; it starts fresh", source)
@@ -268,19 +267,19 @@ def read_transfer(source: Path) -> Mapping[str, Mapping[str, Tensor]]:
             return {name: parts[name] for name in ("generator", "discriminator", "ema")}
         source = Run(source).model_path
     if not source.is_file():
-        raise ValueError(f"--transfer {source}: there is no such model file or gan run folder")
+        raise Refused("gan.transfer", source, "there is no such model file or gan run folder")
     if source.suffix == ".pkl" and not zipfile.is_zipfile(source):  # a zip is of `to-pickle`
         from stylegan2_ada.nvidia_pickle import read_network_pickle
 
         networks = read_network_pickle(source)
         generator, average = networks.G or networks.G_ema, networks.G_ema or networks.G
         if generator is None or average is None:
-            raise ValueError(f"--transfer {source}: it holds no generator")
+            raise Refused("gan.transfer", source, "it holds no generator")
         found = {"generator": generator.state, "ema": average.state}
         return found | ({"discriminator": networks.D.state} if networks.D is not None else {})
     tensors, metadata = read_file(source)
     if metadata["kind"] != "gan":
-        raise ValueError(f"--transfer {source}: it is a {metadata['kind']} model; a gan model is needed")
+        raise Refused("gan.transfer", source, f"it is a {metadata['kind']} model", "a gan model is needed")
     return {"generator": tensors, "ema": tensors}
 
 

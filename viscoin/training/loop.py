@@ -21,6 +21,7 @@ from tqdm import tqdm
 from stylegan2_ada.distributed import from_first, mean_over_processes, rank, sum_over_processes, world_size
 from stylegan2_ada.together import ProcessGone, together
 from viscoin.config import Recipe
+from viscoin.errors import Refused
 from viscoin.processes import is_first_process
 from viscoin.runs.run import Run
 from viscoin.training.data import StepBatches
@@ -120,7 +121,7 @@ def fit(
                     saved_at = time.monotonic()
                 if stopping:  # also after the last step: what would follow is another training, or long tests
                     raise Interrupted(
-                        f"stopped at step {loop.done} of {steps}; go on with --resume --out {run.path}", stopping
+                        f"stopped at step {loop.done} of {steps}; resume with `resume` `out` {run.path}", stopping
                     )
         if loop.done < steps:
             logger.info(
@@ -159,10 +160,10 @@ class _Loop:
             self.task.load_state_dict(state["task"])
         except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"the checkpoint of {self.run.path} does not fit this recipe or version ({reason}); give the options "
-                "that it was started with, or start a new run in another folder (--out)"
-            ) from error
+            raise Refused(
+                None, None, f"the checkpoint of {self.run.path} does not fit this recipe or version ({reason})",
+                "give the settings that it was started with, or start a new run in another folder (`out`)",
+            ) from error  # fmt: skip
         self.done, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
         self.meter = [{key: value.to(self.device) for key, value in terms.items()} for terms in state.get("meter", [])]
         if self.first:
@@ -239,10 +240,12 @@ def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
     """
     if not torch.isfinite(torch.stack([value.detach().float() for value in terms.values()])).all():
         bad = [f"{name} = {float(value.detach())}" for name, value in terms.items() if not torch.isfinite(value)]
-        raise ValueError(
+        raise Refused(
+            None, None,
             f"step {step}: {', '.join(bad)}; training stopped before the weights changed and the last good checkpoint "
-            "is kept: --resume goes on from it. If that ends here again, start a new run with a lower learning rate"
-        )
+            "is saved",
+            "`resume` starts from that; if it ends here again, start a new run with a lower learning rate",
+        )  # fmt: skip
 
 
 def load_best(run: Run, task: Task) -> int:
@@ -347,8 +350,8 @@ def _failures(path: Path | None) -> Iterator[None]:
         reason = f"another process of this training is gone ({said}); see its messages above"
     else:
         return
-    how = f"--resume --out {path}" if path else "the same command"
-    raise Failed(f"{reason}, then go on with {how}: only the steps since its last save are lost")
+    how = f"`resume` `out` {path}" if path else "the same command"
+    raise Failed(f"{reason}, then resume with {how}: only the steps since its last save are lost")
 
 
 def _is_of_network(error: RuntimeError) -> bool:

@@ -25,6 +25,7 @@ from torch import nn
 from stylegan2_ada.memory import keep_freed_memory
 from viscoin.config import Recipe
 from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.errors import Refused
 from viscoin.inference.devices import check_devices
 from viscoin.runs.run import Run
 from viscoin.training.slurm import fabric_plugins
@@ -40,7 +41,7 @@ PATIENCE = timedelta(hours=2)  # of processes that wait for another one, which m
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how to compute: what the commands' options of the same names say.
+    """Where and how to compute: what the options of the same names mean.
 
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
@@ -147,22 +148,21 @@ def check_runtime(runtime: Runtime) -> tuple[str, int | None]:
         ValueError: as `make_fabric`.
     """
     if runtime.precision not in PRECISIONS:
-        raise ValueError(f"--precision {runtime.precision!r} is unknown; choose {_either(PRECISIONS)}")
+        raise Refused("precision", runtime.precision, "unknown", f"choose {_either(PRECISIONS)}")
     if runtime.strategy not in STRATEGIES:
-        raise ValueError(f"--strategy {runtime.strategy!r} is unknown; choose {_either(STRATEGIES)}")
+        raise Refused("strategy", runtime.strategy, "unknown", f"choose {_either(STRATEGIES)}")
     accelerator, index = check_devices(runtime.device, runtime.devices, runtime.num_nodes)
     if runtime.strategy == "ddp-nccl" and accelerator != "cuda":
-        raise ValueError(f"--strategy ddp-nccl needs CUDA devices, --device is {accelerator}; use ddp-gloo here")
+        raise Refused("strategy", "ddp-nccl", f"needs CUDA devices, `device` is {accelerator}", "use ddp-gloo here")
     if runtime.precision == "16-mixed" and accelerator == "cpu":
-        raise ValueError("--precision 16-mixed needs a GPU; use 32-true or bf16-mixed here")
+        raise Refused("precision", "16-mixed", "needs a GPU", "use 32-true or bf16-mixed here")
     if runtime.compile and accelerator == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        raise ValueError("--compile needs a C++ compiler (g++ or clang++) on the CPU; install one or leave it out")
+        reason = "needs a C++ compiler (g++ or clang++) on the CPU"
+        raise Refused("compile", None, reason, "install one or leave it out")
     launched = os.environ.get("WORLD_SIZE") if "LOCAL_RANK" in os.environ else None
     if launched is not None and int(launched) != runtime.processes:
-        raise ValueError(
-            f"a launcher started {launched} processes, but --devices {runtime.devices} times --num-nodes "
-            f"{runtime.num_nodes} is {runtime.processes}; make them agree"
-        )
+        wanted = f"`devices` {runtime.devices} times `num_nodes` {runtime.num_nodes} is {runtime.processes}"
+        raise Refused(None, None, f"a launcher started {launched} processes, but {wanted}", "make them agree")
     return accelerator, index
 
 
@@ -211,12 +211,12 @@ def check_shares(kind: str, runtime: Runtime, accumulate: int, **counts: int) ->
     divisor = runtime.processes * accumulate
     for name, count in counts.items():
         if count % divisor:
-            option = "--batch-size" if name == "batch_size" else f"{kind}.{name} ="
-            parts = f" times {accumulate} parts (--accumulate)" if accumulate > 1 else ""
-            raise ValueError(
-                f"{option} {count} does not divide by {runtime.processes} devices (--devices, --num-nodes){parts}; "
-                f"choose a multiple of {divisor}"
-            )
+            parts = f" times {accumulate} parts (`{kind}.accumulate`)" if accumulate > 1 else ""
+            raise Refused(
+                f"{kind}.{name}", count,
+                f"does not divide by {runtime.processes} devices (`devices`, `num_nodes`){parts}",
+                f"choose a multiple of {divisor}",
+            )  # fmt: skip
 
 
 def whole_batch(batch_size: int, images: int, divisor: int) -> int:

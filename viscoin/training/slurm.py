@@ -11,6 +11,8 @@ from lightning_fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from viscoin.errors import Refused
+
 
 class Step(ClusterEnvironment):
     """The tasks of one step of a SLURM job, which is what one `srun` starts.
@@ -75,15 +77,15 @@ def fabric_plugins(devices: int, num_nodes: int) -> list[Any]:
         _check_step(devices, num_nodes)
         return [Step()]
     if num_nodes > 1 and Step.detect():
-        raise ValueError(
-            f"--num-nodes {num_nodes}: srun started one process; start {devices * num_nodes} with "
-            f"srun --nodes={num_nodes} --ntasks-per-node={devices}"
-        )
+        raise Refused(
+            "num_nodes", num_nodes, "srun started one process",
+            f"start {devices * num_nodes} with srun --nodes={num_nodes} --ntasks-per-node={devices}",
+        )  # fmt: skip
     if num_nodes > 1 and "NODE_RANK" not in os.environ:
-        raise ValueError(
-            f"--num-nodes {num_nodes}: nothing starts processes on the other nodes; put srun before the command "
-            f"(with --nodes={num_nodes} --ntasks-per-node={devices}), or torchrun"
-        )
+        raise Refused(
+            "num_nodes", num_nodes, "nothing starts processes on the other nodes",
+            f"put srun before the command (with --nodes={num_nodes} --ntasks-per-node={devices}), or torchrun",
+        )  # fmt: skip
     return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
 
 
@@ -92,12 +94,13 @@ def _check_step(devices: int, num_nodes: int) -> None:
     if nodes == num_nodes and set(_tasks_per_node()) == {devices}:
         return
     per_node = _tasks_per_node()
-    means = f"pass --devices {per_node[0]} --num-nodes {nodes}, or start " if len(set(per_node)) == 1 else ""
-    raise ValueError(
-        f"srun started {tasks} processes on {nodes} {'node' if nodes == 1 else 'nodes'}, but --devices {devices} times "
-        f"--num-nodes {num_nodes} is {devices * num_nodes}; {means or 'start '}srun with --nodes={num_nodes} "
-        f"--ntasks-per-node={devices}"
-    )
+    means = f"pass `devices` {per_node[0]} and `num_nodes` {nodes}, or start " if len(set(per_node)) == 1 else ""
+    raise Refused(
+        None, None,
+        f"srun started {tasks} processes on {nodes} {'node' if nodes == 1 else 'nodes'}, but `devices` {devices} times "
+        f"`num_nodes` {num_nodes} is {devices * num_nodes}",
+        f"{means or 'start '}srun with --nodes={num_nodes} --ntasks-per-node={devices}",
+    )  # fmt: skip
 
 
 def _tasks_per_node() -> list[int]:

@@ -16,6 +16,7 @@ from stylegan2_ada.networks import Generator
 from stylegan2_ada.optimizer import load_optimizer
 from viscoin.config import Recipe, ViscoinConfig
 from viscoin.datasets import ImageDataset
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.inference.batches import choose_images
 from viscoin.models.classifier import Classifier
@@ -46,7 +47,6 @@ from viscoin.training.runtime import (
 logger = logging.getLogger(__name__)
 
 VALIDATION_IMAGES = 1000
-OPTIONS = {"classifier": "--classifier", "generator": "--gan"}
 
 
 def build_ensemble(
@@ -124,7 +124,7 @@ def _check_fit(classifier: Classifier, generator: Generator, dataset: ImageDatas
         )
     if generator.img_resolution != dataset.resolution:
         raise ValueError(
-            f"the generator draws {generator.img_resolution} px, the dataset has {dataset.resolution} px "
+            f"the generator makes {generator.img_resolution} px, the dataset has {dataset.resolution} px "
             f"(dataset.resolution); train a generator at this size"
         )
 
@@ -284,10 +284,10 @@ class ViscoinTask:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         other = [name for name, digest in self.frozen.items() if digest != state["frozen"][name]]
         if other:
-            raise ValueError(
-                f"this run was started with another {' and '.join(other)}; give the same one "
-                f"({', '.join(OPTIONS[name] for name in other)}), or start a new run"
-            )
+            raise Refused(
+                None, None, f"this run was started with another {' and '.join(other)}",
+                f"give the same one ({', '.join(f'`{name}`' for name in other)}), or start a new run",
+            )  # fmt: skip
         self.ensemble.load_state_dict(self.ensemble.state_dict() | state["ensemble"])
         load_optimizer(self.optimizer, state["optimizer"])
         load_scaler(self.fabric, state.get("scaler", {}))

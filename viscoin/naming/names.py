@@ -18,6 +18,7 @@ from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.scorers import Scorer
 from viscoin.naming.adapter import ensemble_digest, image_embeddings
+from viscoin.program import program_name
 from viscoin.statistics.bootstrap import Estimate, bootstrap
 from viscoin.statistics.measures import auroc
 
@@ -117,7 +118,7 @@ def name_concepts(
 
 def check_adapter(adapter: Concept2Clip, ensemble: VisCoIN) -> None:
     """Raise ValueError unless the adapter was trained on the concepts of this ensemble."""
-    remedy = "train one for this ensemble: python main.py train concept2clip --viscoin-pickle-path MODEL"
+    remedy = f"train one for this ensemble: {program_name()} train concept2clip --viscoin-pickle-path MODEL"
     if adapter.n_concepts != ensemble.n_concepts:
         raise ValueError(
             f"--concept2clip: the adapter reads {adapter.n_concepts} concepts, the ensemble has "

@@ -27,6 +27,7 @@ from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import read_file, save_model
 from viscoin.models.perceptual import ClassifierPerceptual
+from viscoin.program import program_name
 from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
 from viscoin.training.data import StepBatches, batch_workers
@@ -97,7 +98,7 @@ def check_gan(recipe: Recipe, runtime: Runtime = Runtime()) -> None:  # noqa: B0
         raise ValueError(
             f"dataset.resolution = {resolution}, but images of {recipe.dataset.name} are {own} px; leave it out, or "
             "prepare other images: "
-            f"python main.py dataset {recipe.dataset.name} --output NEW.zip --resolution {resolution}"
+            f"{program_name()} dataset {recipe.dataset.name} --output NEW.zip --resolution {resolution}"
         )
     check_runtime(runtime)
     check_shares("gan", runtime, config.accumulate, batch_size=config.batch_size)

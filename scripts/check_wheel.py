@@ -46,7 +46,7 @@ CHECKS = (
     Check(["python", "-P", "-m", "viscoin", "--help"], "Usage: python -m viscoin ", folder="unrelated"),
     Check(["python", ROOT / "main.py", "--help"], "Usage: ", folder="unrelated"),
     Check(["python", "-m", "viscoin", *TO_PICKLE], leaves="birds.pkl"),
-    Check(AMPLIFY, leaves="amplified/figures/amplification.png"),
+    Check(AMPLIFY, leaves="amplified/amplification.png"),
     Check(["viscoin", "test", "viscoin", "--fast"], "accuracy of f"),
     Check(["viscoin", "demo", "--quick"], leaves="runs/demo/report.html"),
 )

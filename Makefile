@@ -9,7 +9,7 @@ PYTHON3 ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-fast docs check-install lint typecheck format clean
+.PHONY: help setup demo test test-fast docs check-install check-wheel lint typecheck format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -49,6 +49,9 @@ docs: setup  ## the documentation as a website in site/, from docs/ and the docs
 
 check-install: setup  ## fresh environments without extras, and with each alone
 	$(PYTHON) scripts/check_minimal_install.py
+
+check-wheel: setup  ## the wheel in a fresh environment, outside this folder
+	$(PYTHON) scripts/check_wheel.py
 
 lint: setup  ## rules and formatting, by ruff
 	$(PYTHON) -m ruff check --quiet .

@@ -112,7 +112,9 @@ def gan(
 
 @app.command()
 def concepts(
-    model: Annotated[Path, typer.Option(help="Ensemble to measure.")] = Path("assets/birds/viscoin.safetensors"),
+    model: Annotated[Path, typer.Option(help="Ensemble to measure.")] = Path(
+        "viscoin/assets/birds/viscoin.safetensors"
+    ),
     images: Annotated[int, typer.Option(min=2, help="Test images to read.")] = 2000,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Each round times both once; medians are printed.")] = 5,

@@ -35,15 +35,20 @@ def main() -> None:
 
 def install_and_check(folder: Path, extra: str) -> bool:
     """Bring the environment in `folder` to the core and one extra, in the pinned versions, and look at it."""
+    python = install(folder, "--editable", str(ROOT) if extra == "none" else f"{ROOT}[{extra}]")
+    command = [python, __file__, "--here", extra]
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONWARNINGS": "ignore"}).returncode == 0
+
+
+def install(folder: Path, *wanted: str | Path) -> Path:
+    """Make the environment in `folder` hold this and its dependencies alone, as pinned; returns its Python."""
     uv = [sys.executable, "-m", "uv"]
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    wanted = str(ROOT) if extra == "none" else f"{ROOT}[{extra}]"
     options = ["--quiet", "--exact", "--python", python, "--constraint", ROOT / "requirements.txt"]
-    subprocess.run([*uv, "pip", "install", *options, "--editable", wanted], check=True)
-    command = [python, __file__, "--here", extra]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONWARNINGS": "ignore"}).returncode == 0
+    subprocess.run([*uv, "pip", "install", *options, *wanted], check=True)
+    return python
 
 
 def check(extra: str) -> Iterator[str]:

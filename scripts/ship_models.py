@@ -1,4 +1,4 @@
-"""Put trained models into assets/: half-precision weights, test scores, recipe, training curves and how they were made.
+"""Put trained models into viscoin/assets/: half-precision weights, test scores and recipe; pictures into docs/images/.
 
     python scripts/ship_models.py RUN_OF_F RUN_OF_G RUN_OF_ENSEMBLE
 
@@ -27,6 +27,8 @@ from viscoin.testing.ensemble import test_ensemble
 from viscoin.testing.gan import samples, test_gan
 from viscoin.testing.truth import test_attributes, untrained
 
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,7 +41,7 @@ def main() -> None:
     scores = measure(runs, folder)
     for kind, run in runs.items():
         store(run, kind, folder, scores[kind])
-        save_figure(training_figure([read_log(run.path)]), folder / f"{kind}-training.png")
+        save_figure(training_figure([read_log(run.path)]), PICTURES / f"{kind}-training.png")
         shutil.copy(run.recipe_path, folder / f"{kind}-recipe.yaml")
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     total = sum((folder / f"{kind}.safetensors").stat().st_size for kind in KINDS)
@@ -65,7 +67,7 @@ def measure(runs: dict[str, Run], folder: Path) -> dict[str, dict[str, float]]:
     f, generator, ensemble = (models[kind] for kind in KINDS)
     with evaluation(generator, "cpu"):
         generated = torch.cat(list(samples(generator, test, 36, 0, "cpu", 36)))
-    save_figure(real_and_generated(test.pixels[:36], to_pixels(generated)), folder / "real-and-generated.png")
+    save_figure(real_and_generated(test.pixels[:36], to_pixels(generated)), PICTURES / "real-and-generated.png")
     attributes = {"mean_auroc": test_attributes(ensemble, validation, test).mean_auroc}
     attributes["mean_auroc_untrained"] = test_attributes(untrained(ensemble), validation, test).mean_auroc
     tested = test_ensemble(ensemble, test).to_dict() | {"attributes": attributes}

@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "commands.md"
 HEAD = """# Commands
 
 What `python main.py COMMAND --help` says, on one page, which `scripts/write_command_docs.py` writes. Once the package
-is installed, `viscoin` is the same as `python main.py`.
+is installed, `viscoin` and `python -m viscoin` are the same as `python main.py`.
 
 Where an option names a model, a `.safetensors` file, a run folder and a pickle from `to-pickle` all work. Without it
 the newest run of the dataset is used, else the shipped model. A mistake on the command line or in the data ends with

@@ -217,7 +217,6 @@ def workshop(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     write_images(tmp_path / "photos", {"cat": 20, "dog": 20}, size=40)
     for name in ("my-bird.jpg", "robin.jpg", "wren.png"):
         Image.effect_noise((40, 50), 80).convert("RGB").save(tmp_path / name)
-    (tmp_path / "assets").symlink_to(models)
     digits = runpy.run_path(str(ROOT / "scripts" / "write_digits.py"))["write_digits"]
     digits(tmp_path / "digits")
     (mine,) = blocks(ROOT / "docs" / "recipes.md", "yaml")

@@ -245,6 +245,23 @@ def test_find_model_takes_the_given_one(here):
     assert find_model("gan", run.path, "birds") == run.model_path
 
 
+def test_a_relative_path_in_assets_names_a_shipped_model(here):
+    shipped = here / "package" / "assets" / "birds" / "gan.safetensors"
+    write_file(shipped, {}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "ASSETS", here / "package" / "assets")
+        assert find_model("gan", "assets/birds/gan.safetensors", "photos") == shipped
+        with pytest.raises(
+            ValueError, match=rf"no model file .*/clone/assets.*; shipped models lie in {files.ASSETS}$"
+        ):
+            find_model("gan", here / "clone/assets/birds/gan.safetensors", "birds")
+        with pytest.raises(ValueError, match=r"package/assets/birds/gam\.safetensors$"):
+            find_model("gan", "assets/birds/gam.safetensors", "birds")
+        own = here / "assets" / "birds" / "gan.safetensors"
+        write_file(own, {}, {})
+        assert find_model("gan", "assets/birds/gan.safetensors", "birds") == Path("assets/birds/gan.safetensors")
+
+
 def test_find_model_prefers_the_newest_finished_run_to_the_shipped_one(here):
     shipped = here / "assets" / "birds" / "gan.safetensors"
     shipped.parent.mkdir(parents=True)

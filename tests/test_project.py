@@ -2,9 +2,11 @@
 
 import ast
 import importlib.metadata
+import importlib.resources
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,9 +21,23 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from viscoin.models.files import ASSETS, KINDS
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MAKE_TARGETS = ("setup", "demo", "test", "test-fast", "docs", "check-install", "lint", "typecheck", "format", "clean")
+MAKE_TARGETS = (
+    "setup",
+    "demo",
+    "test",
+    "test-fast",
+    "docs",
+    "check-install",
+    "check-wheel",
+    "lint",
+    "typecheck",
+    "format",
+    "clean",
+)
 
 CHECK_INSTALL = ROOT / "scripts" / "check_minimal_install.py"
 
@@ -211,9 +227,33 @@ def test_main_prints_help_without_torch() -> None:
     assert done.stdout.splitlines()[-1].strip() == "heavy:"
 
 
-def test_installed_command_is_main_py() -> None:
+def test_all_ways_to_start_are_the_same() -> None:
     module, _, function = PROJECT["scripts"]["viscoin"].partition(":")
-    assert f"from {module} import {function}" in (ROOT / "main.py").read_text()
+    for path in (ROOT / "main.py", ROOT / "viscoin" / "__main__.py"):
+        assert f"from {module} import {function}" in path.read_text()
+
+
+def test_packages_hold_the_shipped_models_and_the_marker_of_types() -> None:
+    for package in ("viscoin", "stylegan2_ada"):
+        assert importlib.resources.files(package).joinpath("py.typed").is_file()
+    shipped = importlib.resources.files("viscoin") / "assets" / "birds"
+    assert {f"{kind}.safetensors" for kind in KINDS} <= {path.name for path in shipped.iterdir()}
+    assert shipped.joinpath("gan.safetensors") == ASSETS / "birds" / "gan.safetensors"
+
+
+def test_links_of_the_readme_lead_to_the_repository_from_everywhere() -> None:
+    absolute = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute"]
+    page, there = "https://github.com/a/b/blob/main/", "https://github.com/a/b/raw/main/"
+    for given, expected in {
+        "[x](docs/x.md#y)": f"[x]({page}docs/x.md#y)",
+        "![x](docs/x.png)": f"![x]({there}docs/x.png)",
+        '<img src="docs/x.svg" width="80">': f'<img src="{there}docs/x.svg" width="80">',
+        "[![x](x.svg)](LICENSE)": f"[![x]({there}x.svg)]({page}LICENSE)",
+        "[x](https://e.org/x.png) [y](#y) f(x[0])": "[x](https://e.org/x.png) [y](#y) f(x[0])",
+    }.items():
+        assert absolute(given, "https://github.com/a/b") == expected
+    readme = absolute((ROOT / "README.md").read_text(), PROJECT["urls"]["Repository"])
+    assert all(target.startswith(("https:", "#")) for target in re.findall(r"\]\(([^)\s]+)\)", readme))
 
 
 @pytest.mark.slow
@@ -223,6 +263,7 @@ def test_wheel_holds_all_that_the_packages_need(tmp_path: Path) -> None:
     held = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     files = [path for package in ("viscoin", "stylegan2_ada") for path in (ROOT / package).rglob("*") if path.is_file()]
     needed = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert {"viscoin/py.typed", "stylegan2_ada/py.typed", "viscoin/assets/birds/viscoin.safetensors"} <= needed
     assert any(name.endswith(".yaml") for name in needed)
     assert needed <= held, sorted(needed - held)
     assert {name.partition("/")[0] for name in held} == {
@@ -260,8 +301,8 @@ def test_make_setup_names_the_python_that_is_missing() -> None:
 def test_continuous_integration_runs_make_test_and_checks_installing() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    last = [line.split()[:2] for line in script.read_text().splitlines()[-2:]]
-    assert last == [["make", "check-install"], ["make", "test"]]
+    last = [line.split()[:2] for line in script.read_text().splitlines()[-3:]]
+    assert last == [["make", "check-install"], ["make", "check-wheel"], ["make", "test"]]
     assert "missing+=(nix-bin)" in script.read_text()
     assert run("bash", "-n", str(script)).returncode == 0
 

@@ -438,6 +438,7 @@ def project(cluster: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLURM_CONF", str(cluster))
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     (here / "main.py").symlink_to(ROOT / "main.py")
+    monkeypatch.setattr(sys, "argv", ["main.py"])  # `submit` is called inside this process
     (here / "runs").mkdir()
     (here / ".venv" / "bin").mkdir(parents=True)
     (here / ".venv/bin/activate").write_text(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n")

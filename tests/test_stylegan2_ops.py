@@ -286,7 +286,7 @@ def test_impl_is_a_choice_of_every_operation(call: Callable, unbuilt: None) -> N
     assert torch.equal(call(x, f, impl="reference"), call(x, f))
     with pytest.raises(ValueError, match="impl is 'fast'; choose auto, reference or cuda"):
         call(x, f, impl="fast")
-    with pytest.raises(ValueError, match=r"tensor is on cpu.*not built.*python main.py ops build"):
+    with pytest.raises(ValueError, match=r"tensor is on cpu.*not built.*viscoin ops build"):
         call(x, f, impl="cuda")
 
 
@@ -305,7 +305,7 @@ def test_auto_explains_once_why_cuda_tensors_take_the_reference(
         assert not backend.use_kernels("auto", OnCuda())  # type: ignore[arg-type]
         assert not backend.use_kernels("auto", OnCuda())  # type: ignore[arg-type]
     (message,) = caplog.messages
-    assert "plain PyTorch" in message and "python main.py ops build" in message and "\n" not in message
+    assert "plain PyTorch" in message and "viscoin ops build" in message and "\n" not in message
 
 
 def test_gpu_that_the_kernels_do_not_fit_takes_the_reference(unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from platformdirs import user_cache_path
 
 IMPLEMENTATIONS = ("auto", "reference", "cuda")
-BUILD_COMMAND = "python main.py ops build"
+BUILD_COMMAND = "viscoin ops build"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SOURCES = Path(__file__).with_name("cuda")
 

@@ -26,6 +26,7 @@ from viscoin.cli import (
 )
 from viscoin.cli.app import Command, Commands, group
 from viscoin.processes import is_first_process
+from viscoin.program import program_name
 
 
 class Console(logging.Handler):
@@ -72,5 +73,5 @@ def viscoin() -> None:
 
 
 def main() -> None:
-    """Entry point of `python main.py` and of the `viscoin` command."""
-    app()
+    """Entry point of `python main.py`, `python -m viscoin` and the `viscoin` command."""
+    app(prog_name=program_name())

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from viscoin.program import program_name
+
 if TYPE_CHECKING:
     from viscoin.slurm import Job, State
 
 ASK = 10.0  # seconds between two questions to SLURM
 PATIENCE = 12  # questions without an answer
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # of Typer's own click, or of the click that it uses
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def submit(
@@ -65,7 +66,7 @@ def submit(
     if dry_run:
         typer.echo(script, nl=False)
         return
-    slurm.check_slurm("sbatch", f"{_program()} {shlex.join(words.all)}")
+    slurm.check_slurm("sbatch", f"{program_name()} {shlex.join(words.all)}")
     existed = folder.exists()
     path = _written(script, folder)
     try:
@@ -76,12 +77,12 @@ def submit(
         raise
     typer.echo(f"job {number}: {job.name}")
     metrics = _metrics(words, folder)
-    program, place = _program(), shlex.quote(str(folder))
+    place = shlex.quote(str(folder))
     lines = {
         "run folder": str(folder),
         "state": f"squeue --job {number}",
         "output": f"tail -F {place}/slurm-{number}.out",
-        "metrics": f"{program} logs --follow --logs-path {place}" if len(metrics) == 1 else None,
+        "metrics": f"{program_name()} logs --follow --logs-path {place}" if len(metrics) == 1 else None,
         "cancel": f"scancel {number}",
         "go on": job.resubmit,
     }
@@ -136,7 +137,7 @@ class Words(NamedTuple):
 
 def _checked(program: Any, words: list[str]) -> Words:
     """Read the command line to submit, without running it; ValueError unless `program` could run it."""
-    example = "as in: python main.py submit --time 1-00:00:00 -- train viscoin --dataset birds"
+    example = f"as in: {program_name()} submit --time 1-00:00:00 -- train viscoin --dataset birds"
     if not words:
         raise ValueError(f"submit: no command; write it after --, {example}")
     command, rest, found = program, words, list[str]()
@@ -196,7 +197,7 @@ def _job(words: Words, limits: Limits, name: str | None) -> tuple["Job", Path]:
         if options.get("--resume"):
             raise ValueError("submit: --resume needs the folder of the run that is to go on, as in --out runs/NAME")
         more += ["--out", str(folder)]
-    line = f"{_program()} {shlex.join([*words.all, *more])}"
+    line = f"{program_name()} {shlex.join([*words.all, *more])}"
     job = Job(
         head=(f"Made by `submit` on {datetime.now():%Y-%m-%d %H:%M}; what it runs goes on with: sbatch THIS_FILE",),
         name=name,
@@ -222,15 +223,6 @@ def _check_word(option: str, value: str | None) -> None:
     """Raise ValueError for what would break a line of the batch script apart."""
     if value is not None and not re.fullmatch(r"[\w.,+-]+", value):
         raise ValueError(f"{option} {value!r}: only letters, digits and . , + - _ may be in it")
-
-
-def _program() -> str:
-    """How this program is called: from its folder, from elsewhere, or where it is installed."""
-    if Path("main.py").is_file() and Path("main.py").resolve() == ROOT / "main.py":
-        return "python main.py"
-    if (ROOT / "main.py").is_file():
-        return f"python {shlex.quote(str(ROOT / 'main.py'))}"
-    return "viscoin"
 
 
 def _written(script: str, folder: Path) -> Path:

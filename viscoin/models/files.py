@@ -16,11 +16,12 @@ from viscoin.config import Recipe
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import KINDS
+from viscoin.program import program_name
 from viscoin.runs.revision import code_revision
 from viscoin.runs.run import Run, newest_run
 
 FORMAT = "viscoin/1"
-ASSETS = Path(__file__).parents[2] / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"  # DATASET/KIND.safetensors
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,20 @@ def load_model(path: Path, kind: str | None = None) -> LoadedModel:
 def find_model(kind: str, value: str | Path | None, dataset: str) -> Path:
     """The file that `value` means: a file or run folder; without one the newest run, else the shipped model.
 
+    From any folder, `assets/birds/gan.safetensors` names a shipped file.
+
     Raises:
         ValueError: nothing there; says how to get one.
     """
     if value is not None:
         path = Path(value)
+        if path.parts[:1] == ("assets",) and not path.exists():
+            path = ASSETS.joinpath(*path.parts[1:])
         if path.is_dir() and not Run(path).model_path.is_file():
             raise ValueError(f"run folder {path} holds no finished model (model.safetensors)")
         if not path.exists():
-            raise ValueError(f"there is no model file or run folder {path}")
+            moved = f"; shipped models lie in {ASSETS}" if ASSETS.joinpath(*path.parts[-2:]).is_file() else ""
+            raise ValueError(f"there is no model file or run folder {path}{moved}")
         return Run(path).model_path if path.is_dir() else path
     run = newest_run(kind, dataset, finished=True)
     if run is not None:
@@ -164,7 +170,7 @@ def find_model(kind: str, value: str | Path | None, dataset: str) -> Path:
         return shipped
     raise Refused(
         None, None, f"no {kind} model of dataset {dataset!r} was found in runs/ and none is shipped",
-        f"train one: train {kind} `dataset` {dataset}",
+        f"train one: {program_name()} train {kind} `dataset` {dataset}",
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import find_model, load_model
 from viscoin.models.scorers import Scorer
 from viscoin.naming.adapter import ensemble_digest, image_embeddings
+from viscoin.program import program_name
 from viscoin.statistics.bootstrap import Estimate, bootstrap
 from viscoin.statistics.measures import auroc
 
@@ -121,7 +122,7 @@ def name_concepts(
 
 def check_adapter(adapter: Concept2Clip, ensemble: VisCoIN) -> None:
     """Raise Refused unless the adapter was trained on the concepts of this ensemble."""
-    remedy = "train one for this ensemble: train concept2clip with it as `viscoin`"
+    remedy = f"train one for this ensemble: {program_name()} train concept2clip with it as `viscoin`"
     if adapter.n_concepts != ensemble.n_concepts:
         reason = f"it reads {adapter.n_concepts} concepts, the ensemble has {ensemble.n_concepts}"
         raise Refused("adapter", None, reason, remedy)

@@ -36,6 +36,7 @@ from viscoin.plotting.data import contact_sheet, part_masks
 from viscoin.plotting.evaluation import attribute_figure, confusion_figure, faithfulness_figure
 from viscoin.plotting.heatmaps import heatmap_figure
 from viscoin.plotting.training import training_figure
+from viscoin.program import program_name
 from viscoin.reports.demo_page import write_report
 from viscoin.reports.pictures import draw_reconstructions, draw_samples
 from viscoin.runs.metrics import read_log
@@ -152,7 +153,7 @@ def run_demo(out: Path, size: Size = FULL, *, from_scratch: bool = False, seed: 
     notes.numbers["seconds"] = notes.seconds | {"total": round(time.monotonic() - start, 1)}
     info = _info(shipped.recipe, recipe, trial) | {
         "from_scratch": from_scratch,
-        "command": "python main.py demo" + " --quick" * (size is QUICK) + " --from-scratch" * from_scratch,
+        "command": f"{program_name()} demo" + " --quick" * (size is QUICK) + " --from-scratch" * from_scratch,
     }
     return write_report(out, notes.numbers, notes.figures, _strips(run), info)
 

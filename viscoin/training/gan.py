@@ -28,6 +28,7 @@ from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import read_file, save_model
 from viscoin.models.perceptual import ClassifierPerceptual
+from viscoin.program import program_name
 from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
 from viscoin.training.data import StepBatches, batch_workers
@@ -97,7 +98,7 @@ def check_gan(recipe: Recipe, runtime: Runtime = Runtime()) -> None:  # noqa: B0
     if own not in (None, resolution):
         raise Refused(
             "dataset.resolution", resolution, f"images of {recipe.dataset.name} are {own} px",
-            f"leave it out, or prepare images of {resolution} px from {recipe.dataset.name} (command dataset)",
+            f"leave it out, or prepare images of {resolution} px: {program_name()} data {recipe.dataset.name} prepare",
         )  # fmt: skip
     check_runtime(runtime)
     check_shares("gan", runtime, config.accumulate, batch_size=config.batch_size)

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from viscoin.slurm import shipped_jobs  # noqa: E402
+from viscoin.slurm.script import shipped_jobs  # noqa: E402
 
 
 def main() -> None:

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from tiny_models import Answer
 
+from viscoin.kinds import TRAINED
 from viscoin.plotting.training import training_figure
 from viscoin.runs import metrics
+from viscoin.runs.run import newest_of_any
 
 Line = dict[str, Any] | str
 
@@ -152,13 +154,24 @@ def test_table_has_a_row_for_every_value(here):
     ]
 
 
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_newest_run_of_every_kind_of_training_is_found(kind):
+    for name, other, year in (("old", "classifier", 2025), ("new", kind, 2026), ("other", "gan", 2024)):
+        header = {"kind": other, "created": f"{year}-01-01T00:00:00", "recipe": {"dataset": {"name": "birds"}}}
+        (run(name, steps(2)) / "recipe.yaml").write_text(json.dumps(header))
+    found = newest_of_any("birds")
+    assert found is not None and found.path == Path("runs/new")
+    assert newest_of_any("cars") is None
+    assert Answer("logs").went_well().out == "runs/new/figures/training.png\n"
+
+
 def test_chosen_measures_alone(here):
     folder = run("one", [*steps(2), {"step": 100, "validation.l1": 0.1, "validation.mse": 0.2}])
     options = ["--logs-path", folder, "--out", "out", "--csv", "a.csv"]
     Answer("logs", *options, "--measures", "validation.l1, total").went_well()
     assert {line.split(",")[2] for line in Path("a.csv").read_text().splitlines()[1:]} == {"l1", "total"}
     assert "train,l1" not in Path("a.csv").read_text()
-    Answer("logs", *options, "--measures", "l1,lpips").refused("--measures 'lpips'", "there are l1, total, mse")
+    Answer("logs", *options, "--measures", "l1,lpips").refused("--measures lpips", "there are l1, total, mse")
     Answer("logs", *options, "--smoothing", "1").refused("--smoothing 1", "below 1")
 
 

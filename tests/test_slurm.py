@@ -19,9 +19,10 @@ import pytest
 from safetensors.torch import load_file
 from tiny_models import Answer, set_options, tiny_recipe
 
-from viscoin.cli import submit
 from viscoin.runs.run import Run
-from viscoin.slurm import Job, seconds_of, shipped_jobs
+from viscoin.slurm import queue
+from viscoin.slurm.script import Job, seconds_of, shipped_jobs
+from viscoin.slurm.submission import CommandLine, Limits, prepare
 from viscoin.training.slurm import Step, fabric_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def test_a_folder_that_is_given_counts_also_when_submitted_again(path: Path, her
     subprocess.run(["bash", path, "--seed", "3", "--out", "mine"], env=environment, timeout=60)
     (printed,) = Path("runs").glob("*/slurm-7.out")
     again = printed.read_text().splitlines()[-1]
-    assert "exit code 1; again: sbatch" in again
+    assert "exit code 1; to resume: sbatch" in again
     assert [re.findall(r"--out (\S+)", text)[-1] for text in (Path("called").read_text(), again)] == ["mine", "mine"]
 
 
@@ -158,7 +159,7 @@ def test_which_exit_codes_go_back_into_the_queue(
 def test_refused_requeue_says_how_to_go_on(here: Path) -> None:
     path = pretend(here / "bin", srun="exit 138", scontrol="exit 1")
     done = subprocess.run(["bash"], input=job().script(), env=surroundings(path), capture_output=True, text=True)
-    assert done.returncode == 138 and "exit code 138; again: sbatch me" in done.stdout
+    assert done.returncode == 138 and "exit code 138; to resume: sbatch me" in done.stdout
 
 
 def test_warning_reaches_the_step_and_its_exit_code_counts(here: Path) -> None:
@@ -249,8 +250,8 @@ def test_length_of_times(time: str, seconds: int) -> None:
         (["--", "train", "gan", "--kimg", "many"], ("train gan", "--kimg", "number")),
         (["--time", "soon", "--", "train", "gan"], ("--time soon", "1-12:00:00")),
         (["--time", "0", "--", "train", "gan"], ("--time 0",)),
-        (["--mem", "much", "--", "train", "gan"], ("--mem 'much'", "32G")),
-        (["--gpus", "x", "--", "train", "gan"], ("--gpus 'x'", "a100:4")),
+        (["--mem", "much", "--", "train", "gan"], ("--mem much", "32G")),
+        (["--gpus", "x", "--", "train", "gan"], ("--gpus x", "a100:4")),
         (["--name", "a b", "--", "train", "gan"], ("--name 'a b'",)),
         (["--partition", "x\n#SBATCH", "--", "train", "gan"], ("--partition",)),
         (["--gpus", "2", "--", "train", "gan", "--devices", "3"], ("--gpus 2", "--devices 3")),
@@ -303,6 +304,38 @@ def test_what_is_told_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert Path("submitted").read_text() == Path("run/job.sbatch").read_text()
 
 
+def test_a_program_submits_without_the_command_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", pretend(here / "bin", sbatch="echo 7"))
+    code = """
+import sys
+from viscoin.slurm.submission import CommandLine, Limits, prepare
+line = CommandLine("viscoin", ("train", "concept2clip"), ("--seed", "3"), {"devices": None, "out": "run"})
+submission = prepare(line, Limits(gpus="2"))
+print(submission.submit(), submission.runs, submission.job.command)
+print({"typer", "click", "torch"} & set(sys.modules))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "7 [PosixPath('run')] viscoin train concept2clip --seed 3 --devices 2",
+        "set()",
+    ], done.stderr
+    assert "srun viscoin train concept2clip" in Path("run/job.sbatch").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "folders"),
+    [
+        (("train", "all"), ["run/classifier", "run/gan", "run/viscoin"]),
+        (("train", "concept2clip"), ["run"]),
+        (("test", "viscoin"), []),
+    ],
+)
+def test_runs_that_a_command_trains(command: tuple[str, ...], folders: list[str]) -> None:
+    line = CommandLine("viscoin", command, (), {"devices": None, "num_nodes": None, "out": "run"})
+    assert [str(run) for run in prepare(line, Limits()).runs] == folders
+
+
 STATES = {
     "COMPLETED": ("JobState=COMPLETED Reason=None ExitCode=0:0", 0),
     "FAILED": ("JobState=FAILED Reason=NonZeroExitCode ExitCode=75:0", 75),
@@ -314,7 +347,7 @@ STATES = {
 @pytest.mark.parametrize("state", STATES)
 def test_following_ends_with_the_job(here: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     said, code = STATES[state]
-    monkeypatch.setattr(submit, "ASK", 0.0)
+    monkeypatch.setattr(queue, "ASK", 0.0)
     count = 'echo x >> asked; if [ $(wc -l < asked) -lt 3 ]; then echo "JobState=PENDING Reason=Resources"; else'
     write = 'echo \'{"step": 2, "train.loss": 0.5}\' > run/metrics.jsonl; echo the end > run/slurm-7.out'
     path = pretend(here / "bin", sbatch="echo 7", scontrol=f"{count} {write}; echo '{said}'; fi")
@@ -336,7 +369,7 @@ def test_following_ends_with_the_job(here: Path, monkeypatch: pytest.MonkeyPatch
 def test_following_what_is_not_one_training(
     here: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], file: str, shown: str
 ) -> None:
-    monkeypatch.setattr(submit, "ASK", 0.0)
+    monkeypatch.setattr(queue, "ASK", 0.0)
     Path("run/gan").mkdir(parents=True)
     write = f'echo \'{{"step": 2, "train.loss": 0.5}}\' > run/{file}; echo the end > run/slurm-7.out'
     path = pretend(here / "bin", sbatch="echo 7", scontrol=f"{write}; echo 'JobState=COMPLETED ExitCode=0:0'")
@@ -496,7 +529,7 @@ def test_job_that_is_warned_and_put_back_ends_as_one_that_is_left_alone(
     slowly: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The early warning, then a requeue in the middle; beside it the same training undisturbed, followed to its end."""
-    monkeypatch.setattr(submit, "ASK", 0.5)
+    monkeypatch.setattr(queue, "ASK", 0.5)
     command = ("submit", *SMALL, "--gpus", 1, "--time", 60)
     told = Answer(*command, "--", "train", "classifier", *TINY, "--out", "runs/disturbed").went_well().out
     number = told.split(":")[0].removeprefix("job ")
@@ -514,7 +547,7 @@ def test_job_that_is_warned_and_put_back_ends_as_one_that_is_left_alone(
     until(lambda: state_of(number) in ("COMPLETED", "FAILED", "CANCELLED"))
     said = printed.read_text()
     assert state_of(number) == "COMPLETED", said
-    assert "exit code 138: back into the queue" in said and "DUE TO JOB REQUEUE" in said
+    assert "exit code 138: requeued" in said and "DUE TO JOB REQUEUE" in said
     assert len(re.findall(r"going on from step \d+", said)) == 2
     assert "Traceback" not in said
     assert weights(disturbed) == weights(Path("runs/alone"))

@@ -49,6 +49,19 @@ class Log:
         )
 
 
+def selected(logs: Sequence[Log], measures: Sequence[str]) -> list[Log]:
+    """The logs with some measures or series alone; with all of them where `measures` is empty.
+
+    Raises:
+        Refused: no log has one of them.
+    """
+    for name in measures:
+        if not any(name in (*log.measures, *log.series) for log in logs):
+            held = ", ".join(dict.fromkeys(held for log in logs for held in log.measures))
+            raise Refused("measures", name, f"no log has it; there are {held}")
+    return [log.only(measures) for log in logs] if measures else list(logs)
+
+
 def read_log(path: Path) -> Log:
     """Read a log with a JSON object a line; lines that are none are counted and left out.
 
@@ -118,8 +131,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
     Values that are not finite stay as they are and count for no average.
     """
-    if not 0 <= weight < 1:
-        raise ValueError(f"smoothing {weight} is out of range; choose a number from 0 to below 1")
+    check_smoothing(weight)
     result, average, total = np.empty(len(values)), 0.0, 0.0
     for i, value in enumerate(values):
         if not np.isfinite(value):
@@ -128,6 +140,12 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
         average, total = weight * average + (1 - weight) * value, weight * total + 1 - weight
         result[i] = average / total
     return result
+
+
+def check_smoothing(weight: float) -> None:
+    """Raise Refused unless `weight` is in [0, 1)."""
+    if not 0 <= weight < 1:
+        raise Refused("smoothing", weight, "out of range", "choose a number from 0 to below 1")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -194,6 +212,22 @@ def follow(paths: Sequence[Path], pause: float = 1.0, sleep: Callable[[float], N
         if ended:
             return
         (sleep or time.sleep)(pause)
+
+
+def followed_lines(
+    paths: Sequence[Path], measures: Sequence[str] = (), pause: float = 1.0
+) -> Iterator[tuple[list[str], Growth]]:
+    """`follow` with texts: each look's new lines for people, after the name of the run where there are several.
+
+    Args:
+        measures: those to show; all of them where it is empty.
+    """
+    names = run_names([log_file(path) for path in paths])
+    heads = [f"{name}  " if len(names) > 1 else "" for name in names]
+    for growth in follow(paths, pause):
+        texts = [f"{names[i]}: went back to an earlier step, as after a resume" for i in growth.rewritten]
+        described = [(i, describe_line(text, measures)) for i, text in growth.fresh]
+        yield texts + [heads[i] + line for i, line in described if line], growth
 
 
 def describe_line(text: str, measures: Sequence[str] = ()) -> str:

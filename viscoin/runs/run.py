@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from viscoin.config import Recipe, parse_recipe
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
+from viscoin.kinds import TRAINED
 
 logger = logging.getLogger(__name__)
 
@@ -291,12 +292,21 @@ def _owner(path: Path) -> str:
 
 def newest_run(kind: str, dataset: str, finished: bool = False) -> Run | None:
     """The run of that kind and dataset which was started last; with `finished`, only among those with a model."""
+    return _newest([kind], dataset, finished)
+
+
+def newest_of_any(dataset: str) -> Run | None:
+    """The run of a dataset, of whatever kind, which was started last."""
+    return _newest(TRAINED, dataset)
+
+
+def _newest(kinds: Collection[str], dataset: str, finished: bool = False) -> Run | None:
     found = []
     for path in RUNS.glob("*/recipe.yaml"):
         run = Run(path.parent)
         try:
             header = run.header
-            matches = header["kind"] == kind and header["recipe"]["dataset"]["name"] == dataset
+            matches = header["kind"] in kinds and header["recipe"]["dataset"]["name"] == dataset
             created = header["created"]
         except (KeyError, TypeError, OSError, yaml.YAMLError):
             continue

@@ -1,0 +1,1 @@
+"""SLURM: batch scripts from one template, submitting them, and following the jobs."""

@@ -365,7 +365,7 @@ def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"cats is not a folder of dataset cub, which holds images.txt, image_class_"):
         load(tmp_path / "cats")
     with pytest.raises(
-        ValueError, match=r"--dataset-path .*dogs is no folder; download it by hand from https://data.cal"
+        ValueError, match=r"dataset_path .*dogs: no such folder; download it by hand from https://data.cal"
     ):
         load(tmp_path / "dogs")
 

@@ -303,7 +303,7 @@ def test_edited_split_file(here):
         ("split", "tset"): ("line 2", "'tset'"),
         ("class", "wasp"): ("line 2", "'wasp'", "ant, bee"),
         ("file", "ant/99.png"): ("line 2", "'ant/99.png'"),
-        ("file", rows[1]["file"]): ("line 3", "earlier line"),
+        ("file", rows[1]["file"]): ("line 3", "in an earlier line too", "one split only"),
     }.items():
         write([rows[0] | dict([change]), *rows[1:]])
         Answer(*call[:-1], "u").refused("mine.csv", *texts)
@@ -321,7 +321,7 @@ def test_split_of_images_without_files(here):
     counts = [sum(row["split"] == split for row in rows) for split in SPLITS]
     assert counts == [20, 12, 12]
     answer = Answer("data", "birds", "split", *SETTINGS, "--tree", "link", "--out", "t")
-    answer.refused("no files on disk", "--tree none")
+    answer.refused("--tree link: the images of birds are no files on disk", "choose none for the CSV")
     nothing_new(here, "s")
 
 
@@ -347,7 +347,7 @@ def test_shares():
     assert parse_shares("80:10:10") == {"train": 0.8, "validation": 0.1, "test": 0.1}
     assert parse_shares("1:1:2")["test"] == 0.5
     for text in ("80:20", "80:20:0", "a:b:c", "80:-10:30", "nan:1:1", "inf:1:1", ""):
-        with pytest.raises(ValueError, match="--shares"):
+        with pytest.raises(ValueError, match="shares .*: expected three positive numbers .*as in 80:10:10"):
             parse_shares(text)
 
 
@@ -454,7 +454,7 @@ def test_output_exists(here, kind, monkeypatch):
     if kind != "zip":
         (here / out).mkdir()  # an empty folder is in nobody's way
     Answer(*call).went_well()
-    Answer(*call).refused(f"--out {out} exists", "--force")
+    Answer(*call).refused(f"--out {out}: exists; pass --force")
     before = {path: path.read_bytes() for path in (here / out, *(here / out).rglob("*")) if path.is_file()}
     calls = []
 
@@ -480,8 +480,8 @@ def test_force_deletes_nothing_but_datasets(here):
     (here / "thesis" / "chapter.tex").touch()
     for action in (["export"], ["export", "--format", "fiftyone"], ["split", "--shares", "1:1:1"]):
         Answer("data", data, *action, "--out", "thesis", "--force").refused("thesis", "datasets only")
-        Answer("data", data, *action, "--out", "data/inside").refused("--out data/inside", "another place")
-        Answer("data", data, *action, "--out", "data", "--force").refused("--out data", "another place")
+        Answer("data", data, *action, "--out", "data/inside").refused("--out data/inside", "another path")
+        Answer("data", data, *action, "--out", "data", "--force").refused("--out data", "another path")
     assert len(list(data.rglob("*.png"))) == 10 and (here / "thesis" / "chapter.tex").is_file()
 
 
@@ -503,9 +503,9 @@ def test_class_folders():
         (["split", "--split", "test"], ["--split", "show or export"]),
         (["look"], ["'look'", "info, show, split, export"]),
         (["export"], ["--out"]),
-        (["export", "--format", "tar", "--out", "x"], ["--format 'tar'", "fiftyone"]),
-        (["export", "--split", "half", "--out", "x"], ["--split 'half'"]),
-        (["export", "--out", "x.zip"], ["x.zip", "without .zip"]),
+        (["export", "--format", "tar", "--out", "x"], ["--format tar", "fiftyone"]),
+        (["export", "--split", "half", "--out", "x"], ["--split half"]),
+        (["export", "--out", "x.zip"], ["--out x.zip", "without .zip is needed for --format folder"]),
         (["export", "--format", "zip", "--out", "x"], ["ends in .zip"]),
         (["export", "--format", "zip", "--resolution", 40, "--out", "x.zip"], ["--resolution 40", "power of two"]),
         (["export", "--attributes", "--out", "x"], ["--attributes", "no attributes"]),

@@ -181,7 +181,7 @@ def test_crops(here, turned):
     (wide,) = read_public(here / "wide.zip")[0]
     assert wide.shape == (64, 64, 3)
     assert np.unique(wide[8:56]).tolist() == [90] and not wide[:8].any() and not wide[56:].any()
-    Answer("dataset", "data", "--output", "none.zip", "--crop", "none").refused("x.png", "128x48", "--crop center")
+    Answer("dataset", "data", "--output", "none.zip", "--crop", "none").refused("x.png", "128x48", "--crop none", "choose center")
     nothing_new(here, "data", "center.zip", "wide.zip")
 
 
@@ -267,7 +267,7 @@ def test_output_exists(here, output):
     data = write_images(here / "data", {"ant": 3, "bee": 3}, size=16)
     call = ["dataset", data, "--output", output]
     Answer(*call, "--labels", "none").went_well()
-    Answer(*call).refused(f"--output {output} exists", "--force")
+    Answer(*call).refused(f"--output {output}: exists; pass --force")
     Answer(*call, "--force").went_well()
     nothing_new(here, "data", output)
     assert load_dataset(output, "train", DatasetConfig(resolution=16), labelled=False).class_names == ["ant", "bee"]
@@ -279,13 +279,13 @@ def test_force_deletes_nothing_but_datasets(here):
     (here / "thesis" / "chapter.tex").touch()
     Answer("dataset", data, "--output", "thesis", "--force").refused("thesis", "datasets only")
     for output in ("data", "data/inside", "."):
-        Answer("dataset", data, "--output", output, "--force").refused(f"--output {output}", "another place")
+        Answer("dataset", data, "--output", output, "--force").refused(f"--output {output}", "another path")
     (here / "file").touch()
     (here / "folder.zip").mkdir()
     for output in ("file", "folder.zip"):
-        Answer("dataset", data, "--output", output, "--force").refused(f"--output {output}", "the place of")
+        Answer("dataset", data, "--output", output, "--force").refused(f"--output {output}", "cannot replace a file")
     Answer("dataset", data, "--output", "x.zip").went_well()
-    Answer("dataset", "x.zip", "--output", "x.zip", "--force").refused("x.zip", "another place")
+    Answer("dataset", "x.zip", "--output", "x.zip", "--force").refused("x.zip", "another path")
     assert len(list(data.rglob("*.png"))) == 4 and (here / "thesis" / "chapter.tex").is_file()
 
 
@@ -318,8 +318,8 @@ def test_wrong_options(here):
     data = write_images(here / "data", {"ant": 3, "bee": 3}, size=16)
     call = ["dataset", data, "--output", "x.zip"]
     Answer("dataset", "dogs", "--output", "x.zip").refused("'dogs'", "birds", ".zip")
-    Answer(*call, "--crop", "left").refused("--crop 'left'", "center-wide")
-    Answer(*call, "--split", "dev").refused("--split 'dev'", "validation")
+    Answer(*call, "--crop", "left").refused("--crop left", "center-wide")
+    Answer(*call, "--split", "dev").refused("--split dev", "validation")
     Answer(*call, "--labels", "l.json").refused("--labels l.json", "no such file")
     (here / "l.json").write_text('{"labels": [["ant/00.png", 0], ["cat/00.png", 1]]}')
     Answer(*call, "--labels", "l.json").refused("l.json", "'cat/00.png'", "not among the images")

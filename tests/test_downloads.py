@@ -282,7 +282,7 @@ def test_without_network_the_way_by_hand_is_told(here):
     archive = Archive("http://127.0.0.1:9/a.zip", size="1.1 GB", page="https://example.org/set")
     with pytest.raises(ValueError, match="refused") as error:
         dataset_root("set", DatasetConfig(), archive)
-    for part in ("dataset set", "https://example.org/set (1.1 GB)", "--dataset set --dataset-path FOLDER", "network"):
+    for part in ("dataset set", "https://example.org/set (1.1 GB)", "`dataset` set and `dataset_path` FOLDER", "network"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -300,7 +300,7 @@ def test_wrong_folders_are_refused_with_what_should_be_there(here):
     with pytest.raises(ValueError, match=r"mine is not a folder of dataset set, which holds images, labels\.txt"):
         folder_with("set", Path("mine"), ["images", "labels.txt"])
     source = Archive("http://127.0.0.1:9/a.zip", page="https://example.org/set")
-    with pytest.raises(ValueError, match=r"--dataset-path nowhere is no folder; .*https://example\.org/set"):
+    with pytest.raises(ValueError, match=r"dataset_path nowhere: no such folder; .*https://example\.org/set"):
         dataset_root("set", DatasetConfig(path="nowhere"), source)
 
 
@@ -336,7 +336,7 @@ def test_kaggle_without_network_tells_login_and_the_way_by_hand(here, monkeypatc
         monkeypatch.setattr("kagglehub.dataset_download", fail)
         with pytest.raises(ValueError, match="dataset set: no credentials") as error:
             dataset_root("set", DatasetConfig(), Kaggle("some/set/versions/3", size="2 GB"))
-        for part in ("kagglehub.login()", "https://www.kaggle.com/datasets/some/set (2 GB)", "--dataset-path FOLDER"):
+        for part in ("kagglehub.login()", "https://www.kaggle.com/datasets/some/set (2 GB)", "`dataset_path` FOLDER"):
             assert part in str(error.value)
 
 
@@ -349,7 +349,8 @@ def test_dataset_path_belongs_to_datasets_with_files(here):
     answer.refused("--dataset-path photos", "'birds'", "no files")
     answer = Answer("train", "classifier", "--dataset", "photos", "--dataset-path", "photos")
     answer.refused("--dataset-path photos", "--dataset photos is not", "mnist")
-    Answer("train", "classifier", "--dataset", "mnist", "--dataset-path", "nowhere").refused("nowhere is no folder")
+    answer = Answer("train", "classifier", "--dataset", "mnist", "--dataset-path", "nowhere")
+    answer.refused("--dataset-path nowhere: no such folder", "pass --dataset mnist and --dataset-path FOLDER")
     Answer("train", "classifier", "--dataset", "mnist", "--dataset-path", "photos").refused("photos is not", "mnist")
     Answer("train", "classifier", "--dataset-path", "photos").refused("photos holds one class only")
     assert not (here / "runs").exists() or not list((here / "runs").iterdir())

@@ -60,7 +60,7 @@ def test_limits_draw_by_seed(here):
 def test_unusable_files_stop_or_are_left_out(here, caplog):
     files = [write(here / f"{number}.png", number) for number in range(4)]
     files[1].write_text("no picture")
-    with pytest.raises(ValueError, match=r"1 of 4 files in set cannot be used: .*1\.png .*--skip-bad-files"):
+    with pytest.raises(ValueError, match=r"1 of 4 files in set cannot be used: .*1\.png .*`skip_bad_files`"):
         prepare(files)
     with caplog.at_level(logging.WARNING):
         assert prepare(files, skip_bad_files=True) == ([0, 2, 3], [0, 2, 3])

@@ -173,7 +173,7 @@ def test_images_without_classes(here, make):
 
 
 def test_remedy_for_missing_labels(here):
-    with pytest.raises(ValueError, match=r"x\.zip/dataset\.json has no labels; .*folder of its own.*--labels FILE"):
+    with pytest.raises(ValueError, match=r"x\.zip/dataset\.json has no labels; .*folder of its own.*`labels` FILE"):
         load(flat_zip(here), "train")
     with pytest.raises(ValueError, match=r"x\.zip holds no class folders; .*dataset\.json"):
         load(zip_of_jpegs(here), "train")

@@ -355,7 +355,7 @@ def _split(
         raise ValueError(f"--tree {tree!r}: choose {', '.join(TREES)}")
     parsed = splitting.parse_shares(shares) if shares else None
     if out is not None:
-        check_output(out, _place_of_images(config), force, splitting.CSV_NAME, "--out")
+        check_output(out, _place_of_images(config), force, splitting.CSV_NAME, "out")
         if out.suffix.lower() == ".zip":
             raise ValueError(f"--out {out}: a split is written as a folder; give a name without .zip")
     found = splitting.own_split(config.name, config)
@@ -378,7 +378,7 @@ def _write_split(found: "Split", folder: Path, kind: str) -> None:
     from viscoin.datasets.output import new_folder
 
     if kind != "none":
-        splitting.write_tree(found, folder, kind == "copy")
+        splitting.write_tree(found, folder, kind)
         return
     with new_folder(folder) as partial:
         splitting.write_csv(found, partial / splitting.CSV_NAME)

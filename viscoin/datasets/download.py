@@ -1,4 +1,4 @@
-"""Datasets from the internet: downloads that go on where they stopped, checked, unpacked safely, kept in one cache."""
+"""Datasets from the internet: downloads that resume where they stopped, checked, unpacked safely, kept in one cache."""
 
 import gzip
 import hashlib
@@ -24,6 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
+from viscoin.errors import Refused
 
 CHUNK = 2**20  # bytes
 TIMEOUT = 30  # seconds without an answer
@@ -87,7 +88,7 @@ def dataset_root(name: str, config: DatasetConfig, source: Source, holds: Sequen
     Downloads from Kaggle lie where kagglehub puts them (KAGGLEHUB_CACHE moves that), all others in `viscoin` beside.
 
     Args:
-        name: what the dataset is called in options and messages, and its folder in the cache.
+        name: what the dataset is called by callers and in messages, and its folder in the cache.
         holds: files or folders that must be in it ("images.txt"); a folder up to two levels further in will do.
 
     Raises:
@@ -96,16 +97,16 @@ def dataset_root(name: str, config: DatasetConfig, source: Source, holds: Sequen
     if config.path is not None:
         path = Path(config.path)
         if not path.is_dir():
-            raise ValueError(f"--dataset-path {path} is no folder; {_by_hand(name, source)}")
+            raise Refused("dataset_path", path, "no such folder", _by_hand(name, source))
         return folder_with(name, path, holds)
     try:
         root = _from_kaggle(source) if isinstance(source, Kaggle) else _from_archives(name, source)
     except (ValueError, OSError) as error:
         login = "run kagglehub.login() in Python if Kaggle wants a login, " if isinstance(source, Kaggle) else ""
-        raise ValueError(
-            f"cannot download dataset {name}: {_one_line(error)}. Check the network, {login}and give the same command "
-            f"again, which goes on where it stopped; or {_by_hand(name, source)}"
-        ) from error
+        raise Refused(
+            None, None, f"cannot download dataset {name}: {_one_line(error)}",
+            f"check the network, {login}and try again, which resumes the download; or {_by_hand(name, source)}",
+        ) from error  # fmt: skip
     return folder_with(name, root, holds)
 
 
@@ -118,10 +119,11 @@ def folder_with(name: str, root: Path, holds: Sequence[str]) -> Path:
     for folder in _nested(root):
         if all((folder / held).exists() for held in holds):
             return folder
-    raise ValueError(
-        f"{root} is not a folder of dataset {name}, which holds {', '.join(holds)}; pass --dataset-path with the "
-        f"folder that does, or only --dataset {root} if it holds one folder of images per class"
-    )
+    raise Refused(
+        None, None, f"{root} is not a folder of dataset {name}, which holds {', '.join(holds)}",
+        f"pass as `dataset_path` the folder that does, or only `dataset` {root} if it holds one folder of images per "
+        "class",
+    )  # fmt: skip
 
 
 def _nested(root: Path, levels: int = 2) -> Iterator[Path]:
@@ -145,7 +147,7 @@ def _by_hand(name: str, source: Source) -> str:
     pages = dict.fromkeys(part.page or part.url if isinstance(part, Archive) else part.page for part in parts)
     return (
         f"download it by hand from {' and '.join(pages)}{f' ({sizes})' if sizes else ''}, unpack it into a folder, "
-        f"and pass --dataset {name} --dataset-path FOLDER"
+        f"and pass `dataset` {name} and `dataset_path` FOLDER"
     )
 
 

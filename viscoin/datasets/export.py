@@ -30,6 +30,7 @@ from viscoin.datasets.listing import INDEX, warn_once
 from viscoin.datasets.output import check_output, png_bytes
 from viscoin.datasets.prepare import Source, check_side, new_dataset, write_images
 from viscoin.datasets.splitting import class_folders
+from viscoin.errors import Refused
 
 FORMATS = ("folder", "zip", "fiftyone")
 LABELS, ATTRIBUTES = "labels.json", "attributes.csv"
@@ -69,7 +70,7 @@ class Chosen:
 def export_dataset(
     name: str,
     config: DatasetConfig,
-    output: Path,
+    out: Path,
     kind: str = "folder",
     split: str = "all",
     limit: int | None = None,
@@ -79,7 +80,7 @@ def export_dataset(
 ) -> Exported:
     """Write the images of a dataset, as squares of `config.resolution` pixels, for other tools.
 
-    The output appears under its name when it is complete, never in part.
+    `out` appears under its name when it is complete, never in part.
 
     Args:
         kind: one of `FORMATS`.
@@ -89,35 +90,37 @@ def export_dataset(
         force: replace an output that exists.
 
     Raises:
-        ValueError: an option that does not fit, an output that exists, or a dataset that cannot be loaded.
+        ValueError: an argument that does not fit, an output that exists, or a dataset that cannot be loaded.
     """
     if kind not in FORMATS:
-        raise ValueError(f"--format {kind!r}: choose {', '.join(FORMATS)}")
+        raise Refused("kind", kind, "unknown format", f"choose {', '.join(FORMATS)}")
     if split not in (*SPLITS, "all"):
-        raise ValueError(f"--split {split!r}: choose {', '.join((*SPLITS, 'all'))}")
-    _check_place(output, kind, name, config, force)
+        raise Refused("split", split, "unknown split", f"choose {', '.join((*SPLITS, 'all'))}")
+    _check_place(out, kind, name, config, force)
     if kind == "zip":
         check_side(config.resolution)
         if attributes:
-            raise ValueError("--attributes: the zip has no place for them; use --format fiftyone or folder")
+            raise Refused("attributes", None, "the zip has no room for them", "use `kind` fiftyone or folder")
     parts = [load_dataset(name, part, config) for part in (SPLITS if split == "all" else (split,))]
     if attributes and not parts[0].has_truth:
-        raise ValueError(f"--attributes: dataset {parts[0].name!r} has no attributes; leave the option out")
+        raise Refused("attributes", None, f"dataset {parts[0].name!r} has no attributes", "leave them out")
     chosen = [Chosen(part, in_turns(part.labels, limit, seed)) for part in parts]
     writer = {"folder": _write_folder, "zip": _write_zip, "fiftyone": _write_fiftyone}[kind]
-    with new_dataset(output) as write:
-        writer(name, chosen, write, output, attributes)
+    with new_dataset(out) as write:
+        writer(name, chosen, write, out, attributes)
     return Exported(
-        output, {part.images.split: len(part.indices) for part in chosen}, parts[0].class_names, config.resolution
+        out, {part.images.split: len(part.indices) for part in chosen}, parts[0].class_names, config.resolution
     )
 
 
-def _check_place(output: Path, kind: str, name: str, config: DatasetConfig, force: bool) -> None:
-    if (kind == "zip") != (output.suffix.lower() == ".zip"):
-        raise ValueError(f"--out {output}: give a name {'that ends in' if kind == 'zip' else 'without'} .zip")
+def _check_place(out: Path, kind: str, name: str, config: DatasetConfig, force: bool) -> None:
+    if (kind == "zip") != (out.suffix.lower() == ".zip"):
+        raise Refused(
+            "out", out, f"a name {'that ends in' if kind == 'zip' else 'without'} .zip is needed for `kind` {kind}"
+        )
     source = config.path if name in dataset_names() else name
     marker = LABELS if kind == "fiftyone" else INDEX
-    check_output(output, None if source is None else Path(source), force, marker, "--out")
+    check_output(out, None if source is None else Path(source), force, marker, "out")
 
 
 def in_turns(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -189,9 +192,7 @@ def _warn_of_empty_classes(part: Chosen, output: Path) -> None:
     labels = part.images.labels[part.indices]
     empty = len(part.images.class_names) - len(np.unique(labels))
     if empty:
-        warn_once(
-            f"{output}: {empty} classes have no {part.images.split} images; a larger --limit would give them some"
-        )
+        warn_once(f"{output}: {empty} classes have no {part.images.split} images; a larger limit would give them some")
 
 
 def _csv(rows: list[list[Any]]) -> bytes:

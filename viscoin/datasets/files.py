@@ -19,6 +19,7 @@ from viscoin.datasets import reading
 from viscoin.datasets.base import cache_folder, cached_pixels
 from viscoin.datasets.listing import warn_once
 from viscoin.datasets.reading import UNREADABLE, BadImage, Box, ImageFile, image_size, read_region, square
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 
 Crops = Sequence[Box | None]
@@ -180,13 +181,11 @@ def _note(bad: Mapping[str, str]) -> None:
         noted.update(bad)
 
 
-def bad_files_error(bad: dict[str, str], count: int, root: Path) -> ValueError:
+def bad_files_error(bad: dict[str, str], count: int, root: Path) -> Refused:
     """The error that names unusable files: `bad` has the reason of each, out of `count` files in `root`."""
     listed = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
-    return ValueError(
-        f"{len(bad)} of {count} files in {root} cannot be used: {listed}{' …' if len(bad) > 5 else ''}. "
-        "Repair or remove them, or pass --skip-bad-files"
-    )
+    found = f"{len(bad)} of {count} files in {root} cannot be used: {listed}{' …' if len(bad) > 5 else ''}"
+    return Refused(None, None, found, "repair or remove them, or pass `skip_bad_files`")
 
 
 def find_duplicates(files_by_split: Mapping[str, Sequence[ImageFile]]) -> list[list[Place]]:
@@ -309,8 +308,8 @@ def present_files(files: Sequence[Path], index: Path, skip: bool) -> list[int]:
         count = f"{len(missing)} of {len(files)} images that {index} names are missing (first: {missing[0]})"
         remedy = "unpack the archive again, or put them there"
         if not there:
-            raise ValueError(f"{count}; {remedy}")
+            raise Refused(None, None, count, remedy)
         if not skip:
-            raise ValueError(f"{count}; {remedy}, or pass --skip-bad-files to leave them out")
+            raise Refused(None, None, count, f"{remedy}, or pass `skip_bad_files` to leave them out")
         warn_once(f"left out: {count}")
     return there

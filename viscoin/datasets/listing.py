@@ -13,6 +13,7 @@ import numpy as np
 
 from viscoin.datasets.base import SPLITS
 from viscoin.datasets.reading import UNREAD, ImageFile
+from viscoin.errors import Refused
 
 INDEX = "dataset.json"
 UNLABELLED = ["image"]  # class names of images without classes
@@ -28,11 +29,11 @@ Labelled = TypeVar("Labelled", bound=tuple[Any, int])
 logger = logging.getLogger(__name__)
 
 
-class NoLabels(ValueError):
+class NoLabels(Refused):
     """There are no labels."""
 
 
-class UnusableLabels(ValueError):
+class UnusableLabels(Refused):
     """There are labels, but not one class for each image."""
 
 
@@ -107,7 +108,7 @@ def list_images(tree: Tree, need: Need = "required", skip_unlabelled: bool = Fal
     try:
         listing = _by_index(tree, tree.index, skip_unlabelled) if tree.index else _by_folder(tree)
         if need != "required" and len({label for _, label in listing.items}) < 2:
-            raise NoLabels
+            raise NoLabels(None, None, "fewer than two classes")
         if need == "optional":
             _check_large_enough(listing)
         return listing
@@ -172,9 +173,10 @@ def _first_repeated(names: list[str]) -> str:
 def _by_index(tree: Tree, index: Index, skip_unlabelled: bool) -> Listing:
     if not index.labels:
         raise NoLabels(
-            f"{index.source} has no labels; add them there, put the images of each class into a folder of its own, "
-            "or give labels to the command `dataset` (--labels FILE)"
-        )
+            None, None, f"{index.source} has no labels",
+            "add them there, put the images of each class into a folder of its own, or prepare the dataset with "
+            "`labels` FILE",
+        )  # fmt: skip
     labels = index.labels
     for name in labels:
         if name not in tree.files:
@@ -182,21 +184,22 @@ def _by_index(tree: Tree, index: Index, skip_unlabelled: bool) -> Listing:
     for name, label in labels.items():
         if isinstance(label, bool) or not isinstance(label, int) or label < 0:
             raise UnusableLabels(
-                f"{index.source}: the label of {name!r} is {label!r:.40}, not a class number counted from 0; "
-                "pass --labels none to the command `dataset` to do without"
-            )
+                None, None,
+                f"{index.source}: the label of {name!r} is {label!r:.40}, not a class number counted from 0",
+                "prepare the dataset with `labels` none to do without",
+            )  # fmt: skip
     count = max(labels.values()) + 1
     if count > len(index.class_names or labels):
         what = "class names" if index.class_names else "labelled images"
-        raise UnusableLabels(
-            f"{index.source} has class numbers up to {count - 1}, but only {len(index.class_names or labels)} {what}"
-        )
+        found = f"{len(index.class_names or labels)} {what}"
+        raise UnusableLabels(None, None, f"{index.source} has class numbers up to {count - 1}, but only {found}")
     missing = [name for name in tree.files if name not in labels]
     if missing and not skip_unlabelled:
         raise UnusableLabels(
-            f"{index.source} has no label for {len(missing)} of {len(tree.files)} images (first: {missing[0]}); "
-            "add them, or pass --skip-bad-files to leave these images out"
-        )
+            None, None,
+            f"{index.source} has no label for {len(missing)} of {len(tree.files)} images (first: {missing[0]})",
+            "add them, or pass `skip_bad_files` to leave these images out",
+        )  # fmt: skip
     if missing:
         warn_once(f"left out {len(missing)} of {len(tree.files)} images of {tree.root} without a label")
     names = index.class_names or [str(number) for number in range(count)]
@@ -213,7 +216,8 @@ def _by_folder(tree: Tree) -> Listing:
     base = tree.root / bases[0]
     names = _classes(tree, bases[0])
     if not names:
-        raise NoLabels(f"{base} holds no class folders; expected {base}/<class>/*.png or *.jpg, or labels in {INDEX}")
+        expected = f"expected {base}/<class>/*.png or *.jpg, or labels in {INDEX}"
+        raise NoLabels(None, None, f"{base} holds no class folders; {expected}")
     _check_several(names, base, any(inner.startswith(f"{names[0]}/") for inner in tree.folders))
     for part in bases[1:]:
         extra = [found for found in _classes(tree, part) if found not in names]
@@ -243,7 +247,9 @@ def _unlabelled(tree: Tree) -> Listing:
 def _check_several(names: list[str], where: Path, has_folders: bool = False) -> None:
     if len(names) == 1:
         hint = f"; if the folders in it are the classes, give {where / names[0]}" if has_folders else ""
-        raise NoLabels(f"{where} holds one class only ({names[0]!r}); a classifier needs at least two{hint}")
+        raise NoLabels(
+            None, None, f"{where} holds one class only ({names[0]!r}); a classifier needs at least two{hint}"
+        )
 
 
 def _check_large_enough(listing: Listing) -> None:
@@ -251,7 +257,9 @@ def _check_large_enough(listing: Listing) -> None:
     counts = Counter(label for _, label in listing.items)
     label, count = min(counts.items(), key=lambda item: item[1])
     if "" in listing.parts and count < 3:
-        raise UnusableLabels(f"class {listing.class_names[label]!r} has {count} images, too few to be split")
+        raise UnusableLabels(
+            None, None, f"class {listing.class_names[label]!r} has {count} images, too few to be split"
+        )
 
 
 def _bases(tree: Tree) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from viscoin.errors import Refused
+
 COMPRESSION = 1  # of zlib; more takes twice as long and saves a tenth
 
 
@@ -28,29 +30,29 @@ def new_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def check_output(output: Path, source: Path | None, force: bool, marker: str, option: str = "--output") -> None:
-    """Raise ValueError unless a zip or folder may be written.
+def check_output(output: Path, source: Path | None, force: bool, marker: str, parameter: str = "output") -> None:
+    """Raise Refused unless a zip or folder may be written.
 
     Args:
         source: folder or zip that is read, which must be left alone; None for none.
         force: whether an output may be replaced, if it is a zip or a folder that holds the file `marker`.
-        option: what the user calls the output.
+        parameter: what the caller calls the output.
     """
     is_zip = output.suffix.lower() == ".zip"
     if source is not None:
         target, origin = output.resolve(), source.resolve()
         if origin.is_relative_to(target) or (not is_zip and target.is_relative_to(origin)):
-            raise ValueError(f"{option} {output}: lies in the source {source} or around it; choose another place")
+            raise Refused(parameter, output, f"lies in the source {source} or around it", "choose another path")
     if not output.exists():
         return
     if output.is_dir() == is_zip:
-        raise ValueError(f"{option} {output}: a folder cannot take the place of a file, nor the reverse")
+        raise Refused(parameter, output, "a folder cannot replace a file, nor the reverse", "choose another name")
     if output.is_dir() and not any(output.iterdir()):
         return
     if not force:
-        raise ValueError(f"{option} {output} exists; pass --force to replace it or choose another name")
+        raise Refused(parameter, output, "exists", "pass `force` to replace it or choose another name")
     if output.is_dir() and not (output / marker).is_file():
-        raise ValueError(f"{option} {output}: --force replaces datasets only, and this folder has no {marker}")
+        raise Refused(parameter, output, f"`force` replaces datasets only, and this folder has no {marker}")
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -21,6 +21,7 @@ from viscoin.datasets.listing import INDEX, Need, Tree, list_images, parse_index
 from viscoin.datasets.output import check_output, new_folder, png_bytes
 from viscoin.datasets.reading import BadImage, read_rgb
 from viscoin.datasets.zip import open_zip
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 
 CROPS = ("center", "center-wide", "none")
@@ -87,10 +88,10 @@ def prepare_dataset(
         force: replace an output that exists.
 
     Raises:
-        ValueError: an option out of range, an output that exists, or images or labels that cannot be used.
+        ValueError: an argument out of range, an output that exists, or images or labels that cannot be used.
     """
-    _check_choice("--crop", crop, CROPS)
-    _check_choice("--split", split, (*SPLITS, "all"))
+    _check_choice("crop", crop, CROPS)
+    _check_choice("split", split, (*SPLITS, "all"))
     if resolution is not None:
         check_side(resolution)
     check_output(output, None if source in dataset_names() else Path(source), force, INDEX)
@@ -142,14 +143,11 @@ def write_images(
         own = _side(image, crop, images.names[i])
         if resolution is None and own != side:
             if side is not None:
-                raise ValueError(
-                    f"images differ in size: {first} gives {side} px, {images.names[i]} gives {own} px; "
-                    "say the side to bring all to with --resolution"
-                )
+                sides = f"{first} gives {side} px, {images.names[i]} gives {own} px"
+                raise Refused("resolution", None, f"images differ in size: {sides}", "give one for all of them")
             if not _allowed(own):
-                raise ValueError(
-                    f"{images.names[i]} gives {own} px a side, not a power of two; pass --resolution: {_suggest(own)}"
-                )
+                reason = f"{images.names[i]} gives {own} px a side, not a power of two"
+                raise Refused("resolution", None, reason, f"give one; {_suggest(own)}")
             side, first = own, images.names[i]
         enlarged += own < (side or own)
         name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
@@ -186,7 +184,7 @@ def _side(image: Image.Image, crop: str, name: str) -> int:
     """Side of the square that an image fills without being enlarged."""
     width, height = image.size
     if crop == "none" and width != height:
-        raise ValueError(f"{name} is {width}x{height} px, not square; pass --crop center or center-wide")
+        raise Refused("crop", crop, f"{name} is {width}x{height} px, not square", "choose center or center-wide")
     return min(width, round(height / WIDE)) if crop == "center-wide" else min(width, height)
 
 
@@ -213,7 +211,7 @@ def _open_source(
 ) -> Iterator[Source]:
     if source in dataset_names():
         if labels not in ("auto", "none"):
-            raise ValueError(f"--labels {labels}: dataset {source!r} has labels of its own; pass auto or none")
+            raise Refused("labels", labels, f"dataset {source!r} has labels of its own", "choose auto or none")
         yield _named(source, resolution, labels, split, seed, limit)
         return
     check_dataset_name(source)
@@ -231,7 +229,7 @@ def _listed(tree: Tree, labels: str, split: str, seed: int, skip: bool) -> Sourc
     need: Need = "none" if labels == "none" else "auto"
     if labels not in ("auto", "none"):
         if not Path(labels).is_file():
-            raise ValueError(f"--labels {labels}: neither auto nor none, and there is no such file")
+            raise Refused("labels", labels, "neither auto nor none, and there is no such file")
         tree, need = replace(tree, index=parse_index(Path(labels).read_bytes(), labels)), "required"
     listing = list_images(tree, need, skip)
     items = listing.items if split == "all" else listing.split(split, seed)
@@ -263,7 +261,7 @@ def _named(name: str, resolution: int | None, labels: str, split: str, seed: int
     return Source(Path(name), names, read, None if labels == "none" else numbers, parts[0].class_names)
 
 
-# --- output and options ------------------------------------------------------------------------------------------
+# --- output and arguments ------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -292,15 +290,15 @@ def _entry(name: str) -> ZipInfo:
     return entry
 
 
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(parameter: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{option} {value!r}: choose {', '.join(choices)}")
+        raise Refused(parameter, value, "unknown", f"choose {', '.join(choices)}")
 
 
 def check_side(resolution: int) -> None:
-    """Raise ValueError unless StyleGAN tools can use images of that side."""
+    """Raise Refused unless StyleGAN tools can use images of that side."""
     if not _allowed(resolution):
-        raise ValueError(f"--resolution {resolution}: not a power of two; {_suggest(resolution)}")
+        raise Refused("resolution", resolution, "not a power of two", _suggest(resolution))
 
 
 def _allowed(side: int) -> bool:

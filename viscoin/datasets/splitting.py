@@ -20,6 +20,7 @@ from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
 from viscoin.datasets.output import new_folder
 from viscoin.datasets.zip import open_zip
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 
 CSV_NAME = "split.csv"
@@ -96,14 +97,15 @@ def parse_shares(text: str) -> dict[str, float]:
     """ "80:10:10" -> parts of train, validation and test, which sum to 1.
 
     Raises:
-        ValueError: not three positive numbers.
+        Refused: not three positive numbers.
     """
     try:
         shares = [float(part) for part in text.split(":")]
     except ValueError:
         shares = []
     if len(shares) != len(SPLITS) or not all(math.isfinite(share) and share > 0 for share in shares):
-        raise ValueError(f"--shares {text!r}: expected three positive numbers for train, validation and test: 80:10:10")
+        expected = "expected three positive numbers for train, validation and test"
+        raise Refused("shares", text, expected, "as in 80:10:10")
     return {split: share / sum(shares) for split, share in zip(SPLITS, shares, strict=True)}
 
 
@@ -126,7 +128,7 @@ def drawn_split(split: Split, shares: dict[str, float], seed: int) -> Split:
             kept = stratified_groups(items, groups, name, taken, seed)
         chosen |= {i: name for i, _ in kept}
     drawn = replace(split, rows=[replace(row, split=chosen[i]) for i, row in enumerate(rows)])
-    check_classes(drawn, f"--shares {':'.join(f'{100 * share:.4g}' for share in shares.values())}")
+    check_classes(drawn, "shares", ":".join(f"{100 * share:.4g}" for share in shares.values()))
     return drawn
 
 
@@ -137,18 +139,18 @@ def _group_of(name: str):  # type: ignore[no-untyped-def]
     return getattr(import_module(module), function)
 
 
-def check_classes(split: Split, source: str) -> None:
-    """Raise ValueError unless every class has images in every split."""
+def check_classes(split: Split, parameter: str, value: str | Path) -> None:
+    """Raise Refused unless every class has images in every split."""
     for name, counts in split.counts().items():
         if not counts.all():
             empty = split.class_names[int(np.argmin(counts))]
-            raise ValueError(
-                f"{source}: class {empty!r} would have no {name} images; "
-                "give it more images (three at least), leave the class out, or choose other shares"
-            )
+            raise Refused(
+                parameter, value, f"class {empty!r} would have no {name} images",
+                "give it more images (three at least), leave the class out, or choose other shares",
+            )  # fmt: skip
 
 
-def read_split(path: Path, split: Split) -> Split:
+def read_split(source: Path, split: Split) -> Split:
     """The images of `split` with classes and splits from a CSV of the columns file, class and split.
 
     Images that the file does not name are left out with a warning.
@@ -160,24 +162,26 @@ def read_split(path: Path, split: Split) -> Split:
     known = {row.file: row for row in split.rows}
     numbers = {name: number for number, name in enumerate(split.class_names)}
     rows: dict[str, Row] = {}
-    for line, entry in _lines(path):
-        where = f"--from {path}, line {line}"
+    for line, entry in _lines(source):
+        where = f"line {line}: "
         file, label, part = (entry[column] for column in COLUMNS)
         if file not in known:
-            raise ValueError(f"{where}: {file!r} is not among the images of {split.name}; correct or remove the line")
+            reason = f"{where}{file!r} is not among the images of {split.name}"
+            raise Refused("source", source, reason, "correct or remove the line")
         if label not in numbers:
-            raise ValueError(f"{where}: {label!r} is no class of {split.name}; its classes are {_some(numbers)}")
+            reason = f"{where}{label!r} is no class of {split.name}"
+            raise Refused("source", source, reason, f"its classes are {_some(numbers)}")
         if part not in SPLITS:
-            raise ValueError(f"{where}: unknown split {part!r}; there are {', '.join(SPLITS)}")
+            raise Refused("source", source, f"{where}unknown split {part!r}", f"choose {', '.join(SPLITS)}")
         if file in rows:
-            raise ValueError(f"{where}: {file!r} stands in an earlier line as well; an image is in one split only")
+            raise Refused("source", source, f"{where}{file!r} stands in an earlier line too", "an image is in one split only")
         rows[file] = replace(known[file], label=numbers[label], split=part)
     if len(rows) < len(known):
         first = next(file for file in known if file not in rows)
         left = f"left out {len(known) - len(rows)} of {len(known)} images of {split.name}"
-        warn_once(f"{left} that {path} does not name (first: {first})")
+        warn_once(f"{left} that {source} does not name (first: {first})")
     read = replace(split, rows=list(rows.values()))
-    check_classes(read, f"--from {path}")
+    check_classes(read, "source", source)
     return read
 
 
@@ -188,10 +192,10 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
             file.seek(0)
             table = csv.DictReader(file, delimiter=";" if ";" in header else ",")  # as some countries' Excel writes it
             if not set(COLUMNS) <= set(table.fieldnames or ()):
-                raise ValueError(f"--from {path}: expected the columns {', '.join(COLUMNS)}")
+                raise Refused("source", path, f"expected the columns {', '.join(COLUMNS)}")
             return [(table.line_num, {key: row[key] or "" for key in COLUMNS}) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"--from {path}: cannot be read ({error}); give a {CSV_NAME} of data split") from error
+        raise Refused("source", path, f"cannot be read ({error})", f"give a {CSV_NAME} of data split") from error
 
 
 def _some(names: Iterable[str], most: int = 10) -> str:
@@ -209,8 +213,8 @@ def write_csv(split: Split, path: Path) -> Path:
     return path
 
 
-def write_tree(split: Split, output: Path, copy: bool = False) -> Path:
-    """Write `output/<split>/<class>/<image>`, links to the images or copies of them, and `output/split.csv`.
+def write_tree(split: Split, output: Path, tree: str = "link") -> Path:
+    """Write `output/<split>/<class>/<image>`, for `tree` "link" or "copy" of the images, and `output/split.csv`.
 
     `output` is then a folder dataset; it appears when it is complete.
 
@@ -218,10 +222,10 @@ def write_tree(split: Split, output: Path, copy: bool = False) -> Path:
         ValueError: the images are no files on disk, or the system makes no links.
     """
     if any(row.path is None for row in split.rows):
-        raise ValueError(
-            f"the images of {split.name} are no files on disk, so no tree of links can be made; "
-            "pass --tree none for the CSV alone, or unpack or export the dataset first"
-        )
+        raise Refused(
+            "tree", tree, f"the images of {split.name} are no files on disk",
+            "choose none for the CSV alone, or unpack or export the dataset first",
+        )  # fmt: skip
     folders = class_folders(split.class_names)
     renamed = [(name, folder) for name, folder in zip(split.class_names, folders) if name != folder]
     if renamed:
@@ -241,19 +245,19 @@ def write_tree(split: Split, output: Path, copy: bool = False) -> Path:
             used[f"{folder / path.name}".lower()] += 1
             copies = used[f"{folder / path.name}".lower()]
             name = path.name if copies == 1 else f"{path.stem}~{copies}{path.suffix}"
-            _place(path, partial / folder / name, copy)
+            _place(path, partial / folder / name, tree)
         write_csv(split, partial / CSV_NAME)
     return output
 
 
-def _place(path: Path, target: Path, copy: bool) -> None:
-    if copy:
+def _place(path: Path, target: Path, tree: str) -> None:
+    if tree == "copy":
         shutil.copy2(path, target)
         return
     try:
         target.symlink_to(path.resolve())
     except OSError as error:
-        raise ValueError(f"cannot make links here ({error.strerror or error}); pass --tree copy") from error
+        raise Refused("tree", tree, f"cannot make links here ({error.strerror or error})", "choose copy") from error
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:

@@ -4,14 +4,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)`")
+PARAMETER = re.compile(r"`([a-z][a-z0-9_.]*)`")
 
 
 class Refused(ValueError):
     """An argument, a setting or a file cannot be used; says which, why, and what to do instead.
 
-    In `reason` and `remedy`, names of other parameters stand in backticks. As a string, this is a plain sentence for
-    Python; the command line writes `--batch-size` for `batch_size`, and a service can report the fields.
+    In `reason` and `remedy`, names of other parameters and recipe keys stand in backticks. As a string, this is a plain
+    sentence for Python; the command line writes `--batch-size` for `batch_size`, and a service can report the fields.
 
     Attributes:
         parameter: name of the Python parameter, dotted key of a recipe, or None where it is about a file or the call.
@@ -37,8 +37,13 @@ class Refused(ValueError):
         if self.value is not None:
             subject = f"{subject} {_shown(self.value)}".strip()
         text = f"{self.reason}; {self.remedy}" if self.remedy else self.reason
-        text = PARAMETER.sub(lambda match: rename(match[1]) or match[0], text)
+        text = renamed(text, rename)
         return f"{subject}: {text}" if subject else text
+
+
+def renamed(text: str, rename: Callable[[str], str | None]) -> str:
+    """A text with the caller's words for the parameters that it names in backticks."""
+    return PARAMETER.sub(lambda match: rename(match[1]) or match[0], text)
 
 
 def _shown(value: Any) -> str:

@@ -5,12 +5,27 @@ import signal
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, renamed
 from viscoin.processes import is_first_process
 
 USER_ERROR = 2
+# Parameters of the library whose options have other names; the first that a command has counts.
+ALIASES = {
+    "adapter": ("concept2clip",),
+    "concept2clip.model": ("clip_model",),
+    "folder": ("export", "out"),
+    "gan.augment_p": ("p",),
+    "generator": ("gan",),
+    "indices": ("concept_indices",),
+    "measures": ("metrics",),
+    "noise_mode": ("noise",),
+    "time": ("limit",),
+    "threshold": ("concept_threshold",),
+    "top_k": ("concept_top_k",),
+    "truncation_psi": ("truncation",),
+}
 EX_TEMPFAIL = 75  # of sysexits.h: something outside failed, and the same command resumes
 
 
@@ -23,8 +38,20 @@ class Command(TyperCommand):
         except Refused as error:
             if os.environ.get("VISCOIN_TRACEBACK"):
                 raise
-            options = {parameter.name: max(parameter.opts, key=len) for parameter in self.params}
-            fail(error.sentence(options.get), USER_ERROR, error)
+            fail(error.sentence(self.option), USER_ERROR, error)
+        except (KeyboardInterrupt, RuntimeError) as error:  # a training that was stopped
+            error.args = tuple(renamed(part, self.option) if isinstance(part, str) else part for part in error.args)
+            raise
+
+    def option(self, parameter: str) -> str | None:
+        """The option of a parameter, or of a recipe key such as `gan.batch_size`, if this command has one."""
+        options = {}
+        for own in self.params:
+            if isinstance(own, TyperOption):
+                usual = f"--{own.name}".replace("_", "-")
+                options[own.name] = usual if usual in own.opts else max(own.opts, key=len)
+        names = (parameter, *ALIASES.get(parameter, ()), parameter.rpartition(".")[2])
+        return next((options[name] for name in names if name in options), None)
 
 
 # The commands in the order of work.

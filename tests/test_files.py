@@ -227,7 +227,7 @@ def test_failed_write_keeps_the_old_file(here, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot write .*f\.safetensors \(No space left on device\)"):
         write_file(path, {"a": torch.zeros(1)}, {})
     assert path.read_text() == "old" and os.listdir(here) == ["f.safetensors"]
-    with pytest.raises(ValueError, match=r"cannot write .*f\.safetensors/x\.pkl .*another place"):
+    with pytest.raises(ValueError, match=r"cannot write .*f\.safetensors/x\.pkl .*another path"):
         write_file(path / "x.pkl", {}, {})
 
 
@@ -260,9 +260,9 @@ def test_find_model_prefers_the_newest_finished_run_to_the_shipped_one(here):
 
 def test_find_model_says_how_to_get_one(here):
     finished("gan", "a", "2024-01-01T00:00:00")
-    with pytest.raises(ValueError, match=r"no classifier model of dataset 'birds'.*train classifier --dataset birds"):
+    with pytest.raises(ValueError, match=r"no classifier model of dataset 'birds'.*train classifier `dataset` birds"):
         find_model("classifier", None, "birds")
-    with pytest.raises(ValueError, match=r"no gan model of dataset 'scans'.*train gan --dataset scans"):
+    with pytest.raises(ValueError, match=r"no gan model of dataset 'scans'.*train gan `dataset` scans"):
         find_model("gan", None, "scans")
 
 

@@ -104,8 +104,10 @@ def test_mistakes_on_the_command_line(here: Path) -> None:
     Answer("import-gan", GOLDEN, "--output", "g.pkl").refused("--output g.pkl", ".safetensors")
     Answer("import-gan", GOLDEN, *output, "--network", "D").refused("--network 'D'", "G_ema, G")
     Answer("import-gan", GOLDEN, *output, "--discriminator", "g.safetensors").refused("the file of --output")
-    Answer("import-gan", GOLDEN, *output, "--sha256", "abc").refused("--sha256 'abc'", "64 hexadecimal digits")
-    Answer("import-gan", GOLDEN, *output, "--sha256", "0" * 64).refused("nvidia_format.pkl has the SHA-256", "not 000")
+    Answer("import-gan", GOLDEN, *output, "--sha256", "abc").refused("--sha256 abc", "64 hexadecimal digits")
+    Answer("import-gan", GOLDEN, *output, "--sha256", "0" * 64).refused(
+        "--sha256 000", "nvidia_format.pkl has the SHA-256"
+    )
     Answer("import-gan", small(here / "n.pkl", 0), *output, "--network", "G").refused("holds no G, only D, G_ema")
     Answer("import-gan", small(here / "n.pkl", 0, D=None), *output, "--discriminator", "d.safetensors").refused(
         "holds no D, only G_ema"
@@ -181,7 +183,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def interrupted(server: Server, after: int, **options: Any) -> None:
     server.stop_after = after
-    with pytest.raises(ValueError, match=r"cannot download .*; run the command again to go on, or fetch it by other"):
+    with pytest.raises(ValueError, match=r"cannot download .*; try again to resume the download, or fetch it by other"):
         fetch(server.address, **options)
     server.stop_after = None
 
@@ -235,7 +237,7 @@ def test_download_that_stopped_before_its_last_step(server: Server, here: Path) 
 
 def test_wrong_checksum_of_a_download(server: Server, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = hashlib.sha256(CONTENT).hexdigest()
-    with pytest.raises(ValueError, match=rf"has the SHA-256 {digest}, not 0+; .*--sha256 {digest} if you trust"):
+    with pytest.raises(ValueError, match=rf"has the SHA-256 {digest}, not 0+; .*`sha256` {digest} if you trust"):
         fetch(server.address, "0" * 64)
     assert not [path for path in (here / "cache").rglob("*") if path.is_file()]
     monkeypatch.setitem(PUBLISHED, "tiny", Published(server.address, 16, 1, "noise", "0" * 64))

@@ -159,6 +159,6 @@ def _check_fit(
         )
     if generator.img_resolution != classifier.resolution or generator.img_channels != 3:
         raise ValueError(
-            f"the generator draws images of {generator.img_resolution} px with {generator.img_channels} channels, "
+            f"the generator makes images of {generator.img_resolution} px with {generator.img_channels} channels, "
             f"the classifier takes {classifier.resolution} px with 3; train both at one dataset.resolution"
         )

@@ -1,4 +1,4 @@
-"""Model files: one .safetensors with all that is needed to rebuild the model, found by option, run or name."""
+"""Model files: one .safetensors with all that is needed to rebuild the model, found by path, run or name."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from viscoin.config import Recipe
+from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import KINDS
 from viscoin.runs.revision import code_revision
@@ -88,7 +89,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             else:
                 write_tensors({"metadata": json.dumps(metadata), "tensors": dict(tensors)}, partial)
     except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+        raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another path") from error
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -143,7 +144,7 @@ def load_model(path: Path, kind: str | None = None) -> LoadedModel:
 
 
 def find_model(kind: str, value: str | Path | None, dataset: str) -> Path:
-    """The file that an option means: a file or run folder; without one the newest run, else the shipped model.
+    """The file that `value` means: a file or run folder; without one the newest run, else the shipped model.
 
     Raises:
         ValueError: nothing there; says how to get one.
@@ -161,10 +162,10 @@ def find_model(kind: str, value: str | Path | None, dataset: str) -> Path:
     shipped = ASSETS / dataset / f"{kind}.safetensors"
     if shipped.is_file():
         return shipped
-    raise ValueError(
-        f"no {kind} model of dataset {dataset!r} was found in runs/ and none is shipped; "
-        f"train one with: python main.py train {kind} --dataset {dataset}"
-    )
+    raise Refused(
+        None, None, f"no {kind} model of dataset {dataset!r} was found in runs/ and none is shipped",
+        f"train one: train {kind} `dataset` {dataset}",
+    )  # fmt: skip
 
 
 def _build(metadata: Mapping[str, Any]) -> nn.Module:

@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from viscoin.datasets.base import cache_folder
+from viscoin.errors import Refused
 from viscoin.files import atomic_path
 
 LICENCE = (
@@ -100,7 +101,7 @@ def is_address(text: str) -> bool:
 def fetch(name: str, sha256: str | None = None) -> Path:
     """The file of a published network or of any web address, downloaded at the first use into the cache folder.
 
-    An interrupted download goes on where it stopped. The file is checked at each use against `sha256`, else against
+    An interrupted download resumes where it stopped. The file is checked at each use against `sha256`, else against
     the known checksum, else against that of the first download, which lies beside it.
 
     Args:
@@ -128,17 +129,17 @@ def fetch(name: str, sha256: str | None = None) -> Path:
 
 
 def check_sha256(path: Path, expected: str | None = None) -> str:
-    """The SHA-256 of a file; ValueError if another one was expected."""
+    """The SHA-256 of a file; Refused if another one was expected."""
     _check_digits(expected)
     found = _checksum(path)
     if expected is not None and found != expected.lower():
-        raise ValueError(f"--sha256: {path} has the SHA-256 {found}, not {expected}")
+        raise Refused("sha256", expected, f"{path} has the SHA-256 {found}")
     return found
 
 
 def _check_digits(sha256: str | None) -> None:
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise ValueError(f"--sha256 {sha256!r}: a SHA-256 checksum has 64 hexadecimal digits")
+        raise Refused("sha256", sha256, "a SHA-256 checksum has 64 hexadecimal digits")
 
 
 def _place(address: str, published: bool) -> Path:
@@ -187,10 +188,10 @@ def _download(address: str, path: Path, known: str | None) -> None:
         partial.unlink()
         if start != b"\x80":
             raise ValueError(f"{address} is no network pickle (perhaps a web page); check the address")
-        raise ValueError(
-            f"{address} has the SHA-256 {found}, not {known}; the download was removed. Try again, or pass "
-            f"--sha256 {found} if you trust this file"
-        )
+        raise Refused(
+            None, None, f"{address} has the SHA-256 {found}, not {known}; the download was removed",
+            f"try again, or pass `sha256` {found} if you trust this file",
+        )  # fmt: skip
     partial.replace(path)
 
 
@@ -255,6 +256,6 @@ def _explained(address: str, path: Path, partial: Path) -> Iterator[None]:
         kept = partial.is_file() and partial.stat().st_size > 0
         reason = error.reason if type(error) is URLError else error
         raise ValueError(
-            f"cannot download {address} ({reason}); {'run the command again to go on, or ' if kept else ''}"
+            f"cannot download {address} ({reason}); {'try again to resume the download, or ' if kept else ''}"
             f"fetch it by other means and put it at {path}"
         ) from error

@@ -14,6 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,13 @@ class AttributeScorer(nn.Module):
         """Names of attributes -> (T, A); ValueError for any other caption."""
         unknown = [caption for caption in captions if caption not in self.attribute_names]
         if unknown:
-            raise ValueError(
+            raise Refused(
+                None, None,
                 f"caption {unknown[0]!r}: this adapter was trained without a text model and knows only the names of "
-                f"attributes ({', '.join(self.attribute_names[:3])}, ...); pass --names auto, or train one for CLIP: "
-                "train concept2clip --clip-model ViT-B-32 --pretrained openai"
-            )
+                f"attributes ({', '.join(self.attribute_names[:3])}, ...)",
+                "pass `names` auto, or train one for CLIP (concept2clip.model=ViT-B-32, "
+                "concept2clip.pretrained=openai)",
+            )  # fmt: skip
         axes = torch.eye(len(self.attribute_names), device=self.probe.weight.device)
         return axes[[self.attribute_names.index(caption) for caption in captions]]
 
@@ -127,30 +130,27 @@ class ClipScorer(nn.Module):
         return self.model.encode_text(tokens, normalize=True).float()  # type: ignore[operator]
 
 
-def load_clip(model: str, pretrained: str) -> ClipScorer:
+def load_clip(clip_model: str, pretrained: str) -> ClipScorer:
     """A published model of open_clip, whose weights are downloaded if they are not there yet, or one from files.
 
     Args:
-        model: a name of `open_clip.list_models()`, or a JSON file with such a model's configuration.
+        clip_model: a name of `open_clip.list_models()`, or a JSON file with such a model's configuration.
         pretrained: a tag of its published weights, or a file of weights.
 
     Raises:
-        ValueError: open_clip is not installed, unknown model or tag, or weights that cannot be had.
+        ValueError: open_clip is not installed, unknown model or tag, or weights that are unavailable.
     """
     try:
         import open_clip
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--clip-model {model}: CLIP needs the package open-clip-torch; install it by: pip install viscoin[clip]"
-        ) from error
-    name = _register(open_clip, model)
+        reason = "CLIP needs the package open-clip-torch"
+        raise Refused("clip_model", clip_model, reason, "install it by: pip install viscoin[clip]") from error
+    name = _register(open_clip, clip_model)
     tags = open_clip.list_pretrained_tags_by_model(name)
     local = Path(pretrained).is_file()
     if not local and pretrained not in tags:
-        raise ValueError(
-            f"--pretrained {pretrained!r} is neither a file nor published weights of {model}; "
-            + (f"choose {', '.join(tags)}" if tags else "pass a file of weights")
-        )
+        remedy = f"choose {', '.join(tags)}" if tags else "give a file of weights"
+        raise Refused("pretrained", pretrained, f"neither a file nor published weights of {clip_model}", remedy)
     empty = open_clip.create_model(name, load_weights=False)
     size = sum(4 * parameter.numel() for parameter in empty.parameters()) / 1e6
     if not local:
@@ -162,10 +162,12 @@ def load_clip(model: str, pretrained: str) -> ClipScorer:
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # the same without weights has just worked, so it was their download or their file
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(
-            f"--pretrained {pretrained}: the weights of {model} ({size:.0f} MB) could not be had ({reason}); fetch "
-            "them where there is a network and pass their file, or use --clip-model attributes where a dataset has some"
-        ) from error
+        failed = f"could not be {'read' if local else 'downloaded'} ({reason})"
+        raise Refused(
+            "pretrained", pretrained, f"the weights of {clip_model} ({size:.0f} MB) {failed}",
+            "fetch them where there is a network and pass their file, or use `clip_model` attributes where a dataset "
+            "has some",
+        ) from error  # fmt: skip
     return ClipScorer(loaded, tokenizer, f"open_clip {name} ({pretrained})")
 
 
@@ -177,8 +179,6 @@ def _register(open_clip: Any, model: str) -> str:
         model = path.stem
     if model not in open_clip.list_models():
         near = [name for name in open_clip.list_models() if name.lower().startswith(model.lower()[:5])][:5]
-        raise ValueError(
-            f"--clip-model {model!r} is unknown to open_clip; "
-            + (f"did you mean {', '.join(near)}?" if near else "choose one such as ViT-B-32, or attributes")
-        )
+        remedy = f"did you mean {', '.join(near)}?" if near else "choose one such as ViT-B-32, or attributes"
+        raise Refused("clip_model", model, "unknown to open_clip", remedy)
     return model

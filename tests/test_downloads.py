@@ -282,7 +282,12 @@ def test_without_network_the_way_by_hand_is_told(here):
     archive = Archive("http://127.0.0.1:9/a.zip", size="1.1 GB", page="https://example.org/set")
     with pytest.raises(ValueError, match="refused") as error:
         dataset_root("set", DatasetConfig(), archive)
-    for part in ("dataset set", "https://example.org/set (1.1 GB)", "`dataset` set and `dataset_path` FOLDER", "network"):
+    for part in (
+        "dataset set",
+        "https://example.org/set (1.1 GB)",
+        "`dataset` set and `dataset_path` FOLDER",
+        "network",
+    ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
 

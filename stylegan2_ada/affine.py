@@ -35,7 +35,7 @@ def affine_resample(images: Tensor, inverse: Tensor, taps: Tensor) -> Tensor:
     the sym6 filter, sampled bilinearly and downsampled with the matching filter, so that the identity is exact up to
     rounding.
 
-    The paper pads by a margin that follows from the transforms drawn, a number that would have to be read back from
+    The paper pads by a margin that follows from the sampled transforms, a number that would have to be read back from
     the device in every step. A mirrored image is periodic, with 2 (W - 1) pixels along x, so here one period is
     upsampled and positions are taken modulo it: sizes depend on the shape alone, and no transform finds a border.
 

@@ -95,9 +95,9 @@ class AugmentPipe(nn.Module):
     """Random transforms of real and generated images before the discriminator sees them (ADA paper, Algorithm 1).
 
     Order: pixel blitting and geometry, composed into one resampling; colour, composed into one matrix; filter; noise;
-    cutout. Each transform is drawn per image, with its own probability times `p`. A batch is computed whole, whichever
-    images take part, so that shapes, and with them the compiled graph, never depend on the draws; images that do not
-    take part come out unchanged, bit by bit.
+    cutout. Each transform is sampled per image with its own probability times `p`. A batch is computed whole, whichever
+    images take part, so that shapes, and with them the compiled graph, never depend on chance; images that do not take
+    part come out unchanged, bit by bit.
 
     Args:
         **keywords: fields of `Augmentations`, such as xflip=1 or scale_std=0.3. Transforms not named are left out.
@@ -126,14 +126,14 @@ class AugmentPipe(nn.Module):
         self.register_buffer("bands", octave_filters(), persistent=False)
 
     def forward(self, images: Tensor, debug_percentile: float | None = None) -> Tensor:
-        """Augment. Draws come from PyTorch's global generator of the images' device.
+        """Augment. Random numbers come from PyTorch's global generator of the images' device.
 
         Args:
             images: (B, C, H, W), floating point, in [-1, 1]; colour takes C = 3, or C = 1, which has no hue and no
                 saturation to change. Half precision is computed in float32.
             debug_percentile: every strength is replaced by this percentile q, 0 < q < 1, of its distribution (of a
                 normal one, by erfinv(2 q - 1) standard deviations), and images are rotated once, not twice. Whether a
-                transform happens, and the noise of single pixels, stay random. None draws all.
+                transform happens, and the noise of single pixels, stay random. None samples all.
 
         Returns:
             (B, C, H, W) in the dtype of the images, any values; differentiable twice.
@@ -171,7 +171,7 @@ class AugmentPipe(nn.Module):
         return any(getattr(self.options, name) > 0 for group in groups for name in group)
 
     def _geometry(self, x: Tensor, draws: "Draws") -> Tensor:
-        """Blitting and geometry as one map. The inverse of G = ... T2 T1 is T1^-1 T2^-1 ..., in order of drawing."""
+        """Blitting and geometry as one map. The inverse of G = ... T2 T1 is T1^-1 T2^-1 ..., in order of sampling."""
         o, p, (height, width) = self.options, self.p, x.shape[2:]
         if not self._any_of(BLIT, GEOM):
             return x
@@ -288,7 +288,7 @@ class Draws:
         return z * self.happens(probability)
 
     def half_normal(self, probability: float | Tensor) -> Tensor:
-        """The size of normal draws with standard deviation 1."""
+        """The size of normal samples with standard deviation 1."""
         z = self._randn().abs() if self.percentile is None else self._full(self.percentile).erfinv()
         return z * self.happens(probability)
 
@@ -318,8 +318,8 @@ class AugmentController:
 
     Args:
         target: wanted r_t; 0 is no overfitting, 1 is full overfitting.
-        ada_kimg: thousands of images in which p moves by 1 at most.
-        interval: steps between two moves.
+        ada_kimg: thousands of images in which p changes by 1 at most.
+        interval: steps between two changes.
         p: first probability.
 
     Attributes:
@@ -345,7 +345,7 @@ class AugmentController:
 
         Args:
             real_sign_mean: mean of sign(D(x)) over the (augmented) real images of the step, over all processes. A
-                tensor stays on its device until p moves.
+                tensor stays on its device until p changes.
             images: how many real images that were, over all processes.
 
         Returns:
@@ -368,7 +368,7 @@ class AugmentController:
         return self.p
 
     def state_dict(self) -> dict[str, float | int]:
-        """What `load_state_dict` needs to go on exactly, the steps since the last move included; plain numbers."""
+        """What `load_state_dict` needs to resume exactly, the steps since the last change included; plain numbers."""
         return {
             "p": self.p,
             "r_t": self.r_t,

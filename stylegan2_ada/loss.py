@@ -62,7 +62,7 @@ class PathLengthRegularizer(nn.Module):
         self.register_buffer("mean", torch.zeros([]))
 
     def forward(self, lengths: Tensor) -> Tensor:
-        """(B,) -> (B,), and moves the running mean over all processes, which counts as a constant."""
+        """(B,) -> (B,), and updates the running mean over all processes, which counts as a constant."""
         self.mean.lerp_(mean_over_processes(lengths.detach().mean()), self.decay)
         return (lengths - self.mean).square()
 
@@ -82,8 +82,8 @@ def mixed_ws(
     Args:
         mapping: mapping network.
         z: (B, z_dim); c: (B, c_dim) or None.
-        prob: 0.9 in both papers; 0 draws nothing from the generator.
-        generator: source of the draws; None for torch's global one.
+        prob: 0.9 in both papers; 0 takes nothing from the generator.
+        generator: source of random numbers; None for torch's global one.
 
     Returns:
         (B, num_ws, w_dim).

@@ -91,7 +91,7 @@ def kernel_distance(
 
     Args:
         real, generated: features (N, D) and (M, D).
-        subsets, subset_size: it is estimated on so many random subsets of so many images of each kind.
+        subsets, subset_size: number of random subsets for the estimate, and of images of each kind in a subset.
 
     Returns:
         Mean and standard deviation over the subsets; the mean may fall a little below 0.
@@ -145,7 +145,7 @@ def inception_score(logits: np.ndarray, seed: int = 0, splits: int = IS_SPLITS) 
 
     Args:
         logits: of generated images, (N, C).
-        splits: the images are shuffled and divided into so many parts.
+        splits: number of parts into which the shuffled images are divided.
 
     Returns:
         Mean and standard deviation over the parts.
@@ -185,7 +185,7 @@ def path_lengths(
         z: latents of both ends, each (N, z_dim).
         c: conditions (N, c_dim), the same along a path.
         t: places on the paths, (N,) in [0, 1]; None means the first end, t = 0, everywhere.
-        largest: average larger images down to so many pixels.
+        largest: side in pixels that larger images are averaged down to.
 
     Returns:
         (N,) float64; `trimmed_mean` of them is the perceptual path length.

@@ -172,7 +172,7 @@ class Mapping(nn.Module):
 
         Args:
             truncation_psi: 1 leaves w alone, 0 gives the mean style everywhere.
-            truncation_cutoff: truncate only the first so many styles; None for all.
+            truncation_cutoff: number of leading styles to truncate; None for all.
             update_w_avg: let this batch count for the running mean; training does so.
         """
         x = torch.cat([_normalised(part) for part in self._inputs(z, c)], dim=1)
@@ -335,7 +335,7 @@ class Synthesis(nn.Module):
     Args:
         w_dim, img_resolution, img_channels: widths and size; the resolution is a power of two from 4.
         channel_base, channel_max: a block of resolution R has min(channel_base / R, channel_max) channels.
-        num_fp16_res: so many of the highest resolutions run in float16 on GPUs (ADA paper, Appendix C.1).
+        num_fp16_res: number of the highest resolutions that run in float16 on GPUs (ADA paper, Appendix C.1).
         conv_clamp: limit of the activations' size; 256 keeps float16 safe.
         architecture: "skip" sums an RGB image over all resolutions, "resnet" adds features, "orig" does neither.
         activation, resample_filter, use_noise: of all layers.
@@ -384,7 +384,7 @@ class Synthesis(nn.Module):
         Neighbouring blocks share a style: the RGB layer takes the first of the next block (StyleGAN2 paper, Fig. 7).
 
         Args:
-            noise_mode: "random" draws noise from torch's global generator, "const" uses the stored one, "none" none.
+            noise_mode: "random" samples noise from torch's global generator, "const" uses the stored one, "none" none.
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws has shape {tuple(ws.shape)}; (B, {self.num_ws}, {self.w_dim}) is needed")
@@ -457,7 +457,7 @@ class Generator(nn.Module):
 
 
 def draw_noise(network: nn.Module, size: int) -> None:
-    """Draw the random noise of a batch of so many images and drop it: what is drawn next is as if it had been made."""
+    """Sample the noise of a batch and drop it: later random numbers are as if the batch had been generated."""
     for layer in network.modules():
         if isinstance(layer, SynthesisLayer) and layer.use_noise:
             torch.randn(size, 1, layer.resolution, layer.resolution, device=layer.bias.device)
@@ -508,7 +508,7 @@ class DiscriminatorEpilogue(nn.Module):
     """From 4x4 features to the logit, or to cmap_dim features that the condition selects from.
 
     Args:
-        mbstd_group_size: samples whose deviation is measured together; None for the whole batch.
+        mbstd_group_size: samples whose standard deviation is computed together; None for the whole batch.
         mbstd_num_channels: statistics channels to add; 0 for none.
     """
 
@@ -630,8 +630,8 @@ class Discriminator(nn.Module):
 def minibatch_std(x: Tensor, group_size: int | None, num_channels: int) -> Tensor:
     """Appends `num_channels` with the standard deviation over groups of the batch (arXiv 1710.10196, Sec. 3), float32.
 
-    The deviation over the group is averaged over pixels and C / num_channels channels. A group holds samples b, b + M,
-    b + 2M, ... with M = B / group_size, as the published networks do; a smaller batch is one group.
+    The standard deviation over the group is averaged over pixels and C / num_channels channels. A group holds samples
+    b, b + M, b + 2M, ... with M = B / group_size, as the published networks do; a smaller batch is one group.
 
     Raises:
         ValueError: the batch does not divide into groups, or the channels into statistics.

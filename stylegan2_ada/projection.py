@@ -70,7 +70,7 @@ def project(
     Adam minimises distance + pixel_weight * mean squared difference + noise_weight * correlation of the noise maps.
     Its rate rises over the first 5 % of the steps and falls as a cosine over the last 25 %. Noise on the style, which
     fades out over the first 75 %, lets the search see more than the next valley. Every image is searched for on its
-    own and all with the same draws, so that a result does not depend on the others of its batch beyond rounding.
+    own and all with the same random numbers, so that a result depends on the others of its batch by rounding only.
 
     Args:
         generator: stays as it is; the search runs on a copy of its synthesis network, in float32.
@@ -81,7 +81,7 @@ def project(
         c: (B, c_dim) conditions; the search starts at their mean styles.
         steps, learning_rate: 1000 and 0.1 in the paper; the largest step size of Adam.
         noise_scale: standard deviation of the first noise on the style, in units of `w_std`.
-        snapshots: so many pictures of the search, both ends included.
+        snapshots: number of pictures of the search, both ends included.
 
     Raises:
         ValueError: an unknown space, less than one step, or targets or conditions that the generator does not fit.

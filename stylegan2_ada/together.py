@@ -78,7 +78,7 @@ def once(work: Callable[[], T]) -> T:
 
 
 def one_first(work: Callable[[], T]) -> T:
-    """What each process makes by itself, the first one before the others, who may find what it has kept."""
+    """Run `work` on rank 0 first, then on the other ranks, which can reuse what it cached."""
     number, count = turn()
     if count == 1:
         return work()

@@ -42,7 +42,7 @@ class GanSettings:
     """Hyperparameters of the training; counts of images in thousands (kimg).
 
     `batch_size` counts the images of all processes; each takes its share in `accumulate` parts, one after the other,
-    and D compares deviations within a part. `ema_rampup` bounds the half-life of the weight average by that
+    and D compares standard deviations within a part. `ema_rampup` bounds the half-life of the weight average by that
     share of the images seen so far (ADA paper, Appendix C); None does not. With `half_precision`, gradients that are
     not finite are replaced, as networks with float16 layers need. `reconstruction` weighs ||x - G(E(x))|| in the
     adversarial phase; 0 gives plain StyleGAN2.
@@ -85,8 +85,8 @@ class GanTrainer:
         backward: how to run backward (a gradient scaler or a distributed strategy may want to).
         check: called with the loss terms of a step before its backward pass; may raise.
         augment: pipe that all images pass on their way to the discriminator; its buffer `p` is the strength.
-        controller: moves `augment.p` by the signs of the logits of real images.
-        labels: classes (N,) of all real images, from which those of samples are drawn; needed if c_dim > 0.
+        controller: adjusts `augment.p` by the signs of the logits of real images.
+        labels: classes (N,) of all real images, from which those of samples are taken; needed if c_dim > 0.
         compiled: translate synthesis and D by `torch.compile` where no second derivatives are needed: everywhere but in
             the two regularisers.
     """
@@ -303,7 +303,7 @@ class GanTrainer:
         return self.generator.mapping(z, self._drawn_condition(len(z)), update_w_avg=True)[:, 0]
 
     def _drawn_condition(self, n: int) -> Tensor | None:
-        """Conditions (n, c_dim) as frequent as in the real images; None, and nothing drawn, without conditions."""
+        """Conditions (n, c_dim) as frequent as in the real images; None, and nothing sampled, without conditions."""
         if self.labels is None or not self.generator.c_dim:
             return None
         return self._condition(self.labels[torch.randint(len(self.labels), (n,), device=self.labels.device)])

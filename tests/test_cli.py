@@ -1,6 +1,7 @@
 """The command line: every command runs on tiny models and writes what it says."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path

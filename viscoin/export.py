@@ -90,7 +90,7 @@ def export_model(
 
     Args:
         to: "onnx", "torchscript" or "safetensors" (weights alone, by the names that others use).
-        images: (B, 3, H, W) in [-1, 1], real ones; parts that draw images get what the ensemble makes of them.
+        images: (B, 3, H, W) in [-1, 1], real ones; parts that generate images get what the ensemble makes of them.
         images_are: what to call these images.
         part, noise_mode, truncation_psi: see `take_part`.
         dtype: of plain weights: "float32", "float16" or "bfloat16".

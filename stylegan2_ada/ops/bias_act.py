@@ -62,7 +62,7 @@ def bias_act(
         impl: auto, reference or cuda, see `use_kernels`.
 
     Raises:
-        ValueError: unknown activation, a bias whose shape does not fit, or an `impl` that cannot be had.
+        ValueError: unknown activation, a bias whose shape does not fit, or an unavailable `impl`.
     """
     gain = find_activation(act).gain if gain is None else gain
     if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):

@@ -53,7 +53,7 @@ def build_kernels(architectures: str | None = None, cuda_home: Path | None = Non
         architectures: compute capabilities like "8.6;9.0+PTX"; None for those of the visible GPUs, and without any for
             the common ones.
         cuda_home: folder of the CUDA toolkit; None looks for it.
-        verbose: print what the compilers are told and say.
+        verbose: print the commands and output of the compilers.
 
     Raises:
         ValueError: no nvcc, nvcc and PyTorch of different CUDA majors, no ninja or C++ compiler, an architecture that

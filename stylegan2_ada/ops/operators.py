@@ -75,7 +75,7 @@ def _selu_slope(t: Tensor) -> Tensor:
 
 
 def known_by_output(act: str, alpha: float, gain: float) -> bool:
-    """Whether the output tells the derivative; then the input, which nobody else may need, is not kept for it."""
+    """Whether the output determines the derivative; then the input need not be saved for it."""
     return ACTIVATIONS[act].homogeneous and gain > 0 and alpha >= 0
 
 

@@ -67,7 +67,7 @@ def upfirdn2d(
         (B, C, (H * up + top + bottom - fh) // down + 1, likewise for W).
 
     Raises:
-        ValueError: wrong dimensions or factors, nothing would be left, or an `impl` that cannot be had.
+        ValueError: wrong dimensions or factors, nothing would be left, or an unavailable `impl`.
     """
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; (B, C, H, W) is needed")

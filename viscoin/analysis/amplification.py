@@ -125,7 +125,7 @@ def select_concepts(
     Args:
         relevance: (B, K) in [-1, 1].
         threshold: concepts with a relevance above it, in [0, 1).
-        top_k: so many concepts of the highest relevance, 1 to K.
+        top_k: number of concepts of the highest relevance, 1 to K.
         indices: these concepts for every image, 0 to K - 1.
 
     Returns:
@@ -174,9 +174,9 @@ def image_activations(ensemble: VisCoIN, images: Tensor, device: torch.device | 
 
 
 def random_selection(activations: Tensor, selection: Tensor, seed: int = 0) -> Tensor:
-    """As many random concepts of each image as were chosen, none of which was: the control of an amplification.
+    """The same number of random concepts of each image as were chosen, none of them chosen: the control.
 
-    They are drawn among the active ones, since the others cannot be amplified; all of them where there are too few.
+    They are sampled from the active ones, since the others cannot be amplified; all of them where there are too few.
 
     Args:
         activations: phi (B, K) >= 0.

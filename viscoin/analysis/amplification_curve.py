@@ -15,7 +15,7 @@ from viscoin.inference.batches import TooFewImages, choose_images, evaluation, i
 from viscoin.models.ensemble import Encoding, VisCoIN, amplify
 
 STEPS = 16  # multipliers of a curve, besides 0
-REFERENCE, FEWEST = 256, 20  # validation images whose reconstructions say what is usual; so many at least
+REFERENCE, FEWEST = 256, 20  # validation images whose reconstructions define what is usual; the fewest allowed
 QUANTILE = 0.95
 MOST = 0.5  # share of images for which a multiplier must be reliable
 
@@ -64,7 +64,7 @@ class LambdaCurve:
     def reliable(self) -> np.ndarray:
         """(B, L) bool: what the image shows can be put down to the chosen concepts.
 
-        Two things must hold. The ensemble, when it looks at the image that it has drawn, finds the chosen concepts
+        Two things must hold. The ensemble, when it looks at the generated image, finds the chosen concepts
         changed at least as much as the others on average (else the picture shows something else), and the styles are
         no farther from the mean style than those of 95 % of reconstructions (else Omega sends G where it was never
         trained to). So an image of an unusual reconstruction has no reliable multiplier, not even 1.

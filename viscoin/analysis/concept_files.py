@@ -28,7 +28,7 @@ def summary(table: ConceptTable) -> dict[str, Any]:
 def concept_rows(
     table: ConceptTable, class_names: Sequence[str], names: Mapping[int, str] | None = None
 ) -> list[dict[str, Any]]:
-    """One row of plain values for each concept, by index; None where there is nothing to tell.
+    """One row of plain values for each concept, by index; None where there is no value.
 
     `votes_for` is the class of the largest weight, `class` the one for which the concept is most relevant, which also
     depends on how active it is.
@@ -89,7 +89,7 @@ def correlated(table: ConceptTable, concept: int, most: int = MOST) -> list[tupl
 def csv_files(
     table: ConceptTable, dataset: ImageDataset, names: Mapping[int, str] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Names and contents of the CSV files; an empty cell stands where there is nothing to tell."""
+    """Names and contents of the CSV files; an empty cell means no value."""
     classes, k = dataset.class_names, len(table.dead)
     rows = concept_rows(table, classes, names)
     yield "concepts.csv", _text([list(rows[0]), *(list(row.values()) for row in rows)])
@@ -108,7 +108,7 @@ def csv_files(
 
 
 def _cells(matrix: np.ndarray) -> list[list[str]]:
-    """Six digits, as many as float32 holds for sure."""
+    """Six digits, the precision of float32."""
     return [["" if value != value else f"{value:.6g}" for value in row] for row in matrix.tolist()]
 
 

@@ -23,7 +23,7 @@ from viscoin.inference.execution import precision_of
 from viscoin.models.ensemble import VisCoIN
 
 IMPORTANT = 0.2  # relevance; the middle of the three thresholds of the paper
-NO_MATTER = ("generator.", "concept_extractor.linear")  # weights of the drawing, on which no concept depends
+NO_MATTER = ("generator.", "concept_extractor.linear")  # weights of the generator, on which no concept depends
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ class ConceptView:
         concept: its index.
         examples: images that activate it, the strongest first.
         factors: (F,) multipliers of the strip.
-        strip: (F, H, W, 3) uint8, the strongest example drawn with the concept multiplied by each factor.
+        strip: (F, H, W, 3) uint8, the strongest example generated with the concept multiplied by each factor.
         change: (H, W) in [0, 1], how far the last factor is from the reconstruction; 1 is black against white.
         predicted: class that g predicts for that example.
-        f_probability, g_probability: (F,) of that class, for the drawn images.
+        f_probability, g_probability: (F,) of that class, for the generated images.
     """
 
     concept: int

@@ -131,7 +131,7 @@ def lpips_distance(perceptual: Perceptual) -> NamedDistance:
 
 
 def classifier_distance(classifier: Classifier) -> NamedDistance:
-    """`ClassifierPerceptual` of f with images resized to what f takes; the maps of the last targets are kept.
+    """`ClassifierPerceptual` of f with images resized to what f takes; the maps of the last targets are cached.
 
     The maps of a small f say little of places and shades, so this one goes with a pixel term. f is frozen.
     """

@@ -53,7 +53,7 @@ def activation_maps(subject: Subject, weighing: Weighing, stages: Sequence[Stage
 def _gradients(value: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
     """d value / d map for each map, through Psi and through all that f makes of it later.
 
-    The maps of transformers are copies of tokens, laid out for Psi alone: f goes on with the tokens. So the gradient
+    The maps of transformers are copies of tokens, laid out for Psi alone: f continues with the tokens. So the gradient
     is taken at the tensor that a map was copied from.
     """
     sources = [_source(feature_map) for feature_map in maps]

@@ -124,8 +124,8 @@ def concept_heatmaps(
         images: (B, 3, H, W) in [-1, 1].
         concepts: (B, M) concept indices; by default the `top` most relevant of each image.
         stages: for hirescam, gradcam and layercam: feature maps of f, 0 (finest) to 2, or "psi", the map from which
-            Psi draws the concepts; the maps of several are multiplied. By default 0. The three of a transformer are
-            its last blocks, equally fine.
+            Psi takes the concepts; the maps of several are multiplied. By default 0. The three of a transformer are its
+            last blocks, equally fine.
         method: hirescam, gradcam, layercam, integrated-gradients, occlusion, grid or change.
 
     Raises:

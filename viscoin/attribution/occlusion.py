@@ -15,7 +15,7 @@ def occlusion(subject: Subject) -> Tensor:
     """Mean fall of the score over the patches that hide a pixel (Zeiler & Fergus 2014, arXiv 1311.2901, Sec. 4.2).
 
     Patches show the blurred image instead, and are averaged as in RISE (Petsiuk et al. 2018, arXiv 1806.07421, Eq. 6).
-    It takes no gradients and tells what the model does when pixels change, at hundreds of passes an image.
+    It takes no gradients and measures how the model responds when pixels change, at hundreds of passes an image.
     """
     masks = _patches(*subject.size).to(subject.images.device)
     weights = masks.flatten(1) / masks.flatten(1).sum(0)

@@ -24,7 +24,7 @@ class ImageDataset(Dataset):
         pixels: (N, H, W, 3) uint8, usually a memory map, so that nothing grows while images are served.
         labels: (N,) class indices.
         class_names: one name per class.
-        files: the file of each image, as text; None for images that are drawn or lie together in an array.
+        files: the file of each image, as text; None for images that are rendered or stored in one array.
     """
 
     has_truth = False
@@ -86,14 +86,14 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def cache_folder() -> Path:
-    """Where prepared images lie: `viscoin` in the user's cache folder (XDG_CACHE_HOME moves it)."""
+    """Path of prepared images: `viscoin` in the user's cache folder (XDG_CACHE_HOME moves it)."""
     return Path(user_cache_dir("viscoin"))
 
 
 def cached_pixels(
     key: str, count: int, resolution: int, rows: Callable[[], Iterator[np.ndarray]], title: str
 ) -> np.ndarray:
-    """Memory map (count, H, W, 3) uint8 of images that are made once and kept under `key`.
+    """Memory map (count, H, W, 3) uint8 of images that are made once and cached under `key`.
 
     `rows` yields uint8 (H, W, 3) images. The file appears under its name only when complete.
     """

@@ -101,7 +101,7 @@ def load_celeba_hq(split: str, config: DatasetConfig) -> CelebaHQDataset:
     """One split of CelebA-HQ; the classes are the two values of `config.attribute`, "old" and "young" by default.
 
     The split is that of CelebA: by the partition file where there is one, else by the published numbers of its
-    images. Without the mapping it is drawn 80:10:10 by `config.seed`, with as many young faces in each part; it does
+    images. Without the mapping it is 80:10:10 by `config.seed`, with equal shares of young faces in each part; it does
     not depend on the attribute, so that no model of another attribute has seen the test images.
 
     Raises:

@@ -141,7 +141,7 @@ class CubDataset(ImageDataset):
 
 
 def load_cub(split: str, config: DatasetConfig) -> CubDataset:
-    """CUB-200-2011 with its published split; validation images are a tenth of the training images, drawn by seed.
+    """CUB-200-2011 with its published split; validation images are a tenth of the training images, sampled by seed.
 
     With `config.crop_to_box` a bird fills its image: what is shown is the smallest square around its bounding box, as
     far as the photograph reaches.
@@ -186,7 +186,7 @@ def read_index(root: Path) -> Index:
 def read_answers(index: Index, attributes: np.ndarray) -> np.ndarray:
     """What annotators said of each image and attribute, (N, A) uint8: certainty, plus `PRESENT` if it is there.
 
-    Reading the millions of lines takes seconds; the result is kept in the user's cache folder. Lines have a fifth
+    Reading the millions of lines takes seconds; the result is cached in the user's cache folder. Lines have a fifth
     field, the time taken; those of two images have a sixth before it, and neither is needed.
 
     Args:

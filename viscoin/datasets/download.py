@@ -1,4 +1,4 @@
-"""Datasets from the internet: downloads that resume where they stopped, checked, unpacked safely, kept in one cache."""
+"""Datasets from the internet: downloads that resume, are checked and unpacked safely, and share one cache."""
 
 import gzip
 import hashlib

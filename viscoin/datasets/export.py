@@ -85,7 +85,7 @@ def export_dataset(
     Args:
         kind: one of `FORMATS`.
         split: "train", "validation", "test" or "all".
-        limit: at most so many images of each split, drawn by seed, of as many classes as possible.
+        limit: largest number of images of each split, sampled by seed from as many classes as possible.
         attributes: write the attributes as well: into labels.json, or beside class folders as attributes.csv.
         force: replace an output that exists.
 

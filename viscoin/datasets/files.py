@@ -48,11 +48,11 @@ def prepare_files(
     root: Path,
     crops: Crops | None = None,
 ) -> Prepared:
-    """Squares of the image files of one split, read once and then kept in the user's cache folder.
+    """Squares of the image files of one split, read once and then cached in the user's cache folder.
 
     Args:
         name: what the dataset is called in messages.
-        split: "train", "validation" or "test"; `config` may limit how many of its images are drawn, by its seed.
+        split: "train", "validation" or "test"; `config` may limit how many of its images are sampled, by its seed.
         files: all files of the split, in the order of the dataset.
         root: the folder of the dataset, for messages.
         crops: a box to cut out of each image first, None for the whole image.
@@ -69,7 +69,7 @@ def prepare_files(
 
 
 def draw(count: int, limit: int | None, seed: int) -> np.ndarray:
-    """Increasing positions of at most `limit` of `count` images, drawn by seed."""
+    """Increasing positions of at most `limit` of `count` images, sampled by seed."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(count)[:limit])
@@ -115,7 +115,7 @@ def select_rows(pixels: np.ndarray, rows: np.ndarray, files: Sequence[ImageFile]
     Args:
         rows: (n,) positions in `pixels`, increasing.
         files: (n,) where these images come from, by which the copy is found again.
-        origin: what else tells these pixels from others of the same files and size.
+        origin: what else distinguishes these pixels from others of the same files and size.
     """
     if not len(rows):
         return pixels[:0]
@@ -223,7 +223,7 @@ def _equal_files(files: Sequence[ImageFile]) -> list[list[int]]:
     for size, i in tqdm(candidates, desc="looking for duplicates", unit="image", leave=False, disable=None):
         try:
             contents[size, hashlib.sha256(_content(files[i])).digest()].append(i)
-        except UNREADABLE:  # a broken member of a zip; whoever reads its pixels will tell
+        except UNREADABLE:  # a broken member of a zip; reading its pixels will report it
             continue
     return sorted(group for group in contents.values() if len(group) > 1)
 
@@ -283,7 +283,7 @@ def check_every_class(
 
 
 def sizes_of(files: Sequence[ImageFile]) -> list[tuple[int, int] | None]:
-    """Width and height of each image as stored; None for a broken file, of which whoever reads the pixels will tell."""
+    """Width and height of each image as stored; None for a broken file, which reading the pixels will report."""
 
     def size(file: ImageFile) -> tuple[int, int] | None:
         try:

@@ -19,7 +19,7 @@ from viscoin.datasets.reading import EXTENSIONS, is_hidden
 def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
     """One split of a folder of images, centre-cropped to squares of `config.resolution` pixels.
 
-    Without `validation` images a tenth of the training images is kept aside for them; without `train` and `test`
+    Without `validation` images a tenth of the training images is held out for them; without `train` and `test`
     folders the classes are split 70:10:20. Both splits are stratified and depend on `config.seed` alone.
 
     Args:

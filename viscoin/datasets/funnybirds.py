@@ -159,7 +159,7 @@ class FunnyBirdsDataset(ImageDataset):
 
 
 def load_funnybirds(split: str, config: DatasetConfig) -> FunnyBirdsDataset:
-    """FunnyBirds with its published split; validation images are a tenth of the training images, drawn by seed.
+    """FunnyBirds with its published split; validation images are a tenth of the training images, sampled by seed.
 
     Raises:
         ValueError: files that are missing, or do not fit together; images that cannot be used.
@@ -214,7 +214,7 @@ def read_scenes(root: Path, source: str) -> Scenes:
 
 
 def attribute_names(variants: dict[str, list[dict[str, str]]]) -> list[str]:
-    """One name a variant, as "tail: 2, red": the number of its model, and what else tells the part's variants apart."""
+    """One name a variant, as "tail: 2, red": the number of its model, and what else its variants differ in."""
     names = []
     for part, of_part in variants.items():
         telling = [key for key in of_part[0] if len({variant[key] for variant in of_part}) > 1]

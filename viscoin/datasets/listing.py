@@ -76,9 +76,9 @@ class Listing:
         return split if split in self.parts else "train" if "train" in self.parts else ""
 
     def split(self, split: str, seed: int) -> list[Item]:
-        """The images of a split: as given, or drawn by seed, stratified by class.
+        """The images of a split: as given, or sampled by seed, stratified by class.
 
-        Without `validation` images a tenth of the training images is kept aside. Without given parts images with
+        Without `validation` images a tenth of the training images is held out. Without given parts images with
         labels are split 70:10:20 into train, validation and test; those without 90:10, and test equals validation,
         since a generator needs all the images that it can get.
         """
@@ -307,7 +307,7 @@ def _below(tree: Tree, base: str) -> Iterable[tuple[str, ImageFile]]:
 
 
 def stratified(items: Sequence[Labelled], split: str, shares: Mapping[str, float], seed: int) -> list[Labelled]:
-    """One split of items that are drawn by seed, class by class.
+    """One split of items that are sampled by seed, class by class.
 
     Args:
         items: pairs of anything and a class index.

@@ -1,7 +1,7 @@
 """Chest X-rays of children with and without pneumonia (Kermany et al. 2018), split anew: its own split is bad.
 
 Of its 5,856 images 16 are for validation, and its test images have other shares of the classes than those for
-training. All of them are therefore split 80:10:10, by class, and by patient as far as file names tell.
+training. All of them are therefore split 80:10:10, by class, and by patient as far as file names identify them.
 """
 
 import re
@@ -29,7 +29,7 @@ def load_pneumonia(split: str, config: DatasetConfig) -> ImageDataset:
     """Chest X-rays of the classes normal, bacteria and virus, grey, as RGB.
 
     Raises:
-        ValueError: the files cannot be got, are broken, or one does not tell its class.
+        ValueError: the files are unavailable or broken, or the class of one is unknown.
     """
     root = dataset_root("pneumonia", config, SOURCE, HOLDS)
     items = [(file, _label(file)) for file in _images(root)]
@@ -59,6 +59,6 @@ def _label(file: Path) -> int:
 
 
 def patient(file: Path) -> str:
-    """Whom the image shows, as the file name tells; else the image stands for itself."""
+    """The patient, from the file name; else the image counts as a patient of its own."""
     found = PATIENT.match(file.name)
     return next(group.lower() for group in found.groups() if group) if found else str(file)

@@ -82,7 +82,7 @@ def prepare_dataset(
             black above and below; "none": the images must be square.
         labels: "auto": classes where there are two or more; "none": no labels; else a file like dataset.json, with
             names relative to the source.
-        max_images: at most so many, drawn by seed.
+        max_images: largest number of images, sampled by seed.
         split: "train", "validation" or "test" as `load_dataset` splits with this seed, or "all".
         skip_bad_files: leave unreadable or unlabelled images out instead of stopping.
         force: replace an output that exists.

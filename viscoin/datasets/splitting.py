@@ -32,7 +32,7 @@ GROUPS = {"pneumonia": "viscoin.datasets.pneumonia:patient"}
 
 @dataclass(frozen=True)
 class Row:
-    """An image: its file below the folder of the dataset, as text; class index; split; and where it lies on disk."""
+    """An image: its file below the folder of the dataset, as text; class index; split; and its path on disk."""
 
     file: str
     label: int

@@ -58,7 +58,7 @@ class Cars:
 
 
 def load_stanford_cars(split: str, config: DatasetConfig) -> ImageDataset:
-    """One split of Stanford Cars; validation images are a tenth of the training images, drawn by `config.seed`.
+    """One split of Stanford Cars; validation images are a tenth of the training images, sampled by `config.seed`.
 
     With `config.crop_to_box` a car fills its image: what is shown is the smallest square around its bounding box, as
     far as the photograph reaches.

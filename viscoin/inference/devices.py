@@ -8,7 +8,7 @@ from stylegan2_ada.memory import keep_freed_memory
 
 
 def check_devices(device: str, devices: int, num_nodes: int) -> tuple[str, int | None]:
-    """Accelerator and index of a device; ValueError unless there are so many of them."""
+    """Accelerator and index of a device; ValueError unless there are enough of them."""
     accelerator, index = _parse_device(device)
     if devices < 1 or num_nodes < 1:
         raise ValueError(f"--devices {devices}, --num-nodes {num_nodes}: both count from 1")

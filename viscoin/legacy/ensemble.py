@@ -36,7 +36,7 @@ def build_ensemble(
     Args:
         class_names: one for each class of the explainer.
         classifier: f for a checkpoint that holds none. Where there is no f at all, the result is all but f.
-        coarse_layer, mid_layer: first and last style that concepts control, which no checkpoint tells; by default 2
+        coarse_layer, mid_layer: first and last style that concepts control, which no checkpoint stores; by default 2
             and 10, and never the last style.
 
     Raises:
@@ -70,7 +70,7 @@ def build_ensemble(
 
 
 def count_classes(checkpoint: Checkpoint) -> int:
-    """Classes of the explainer; ValueError without a bias, which tells."""
+    """Classes of the explainer; ValueError without a bias, whose length it is."""
     try:
         return _shape(checkpoint.parts["explainer"], "linear.bias", 1)[0]
     except ValueError as error:

@@ -136,7 +136,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained: bool = True) -> Classifier:
-    """A classifier with pretrained weights where they can be had, and with random ones, and a warning, where not.
+    """A classifier with pretrained weights where they are available, else with random ones and a warning.
 
     Args:
         backbone: as for `resolve_backbone`; the others as for `Classifier`.

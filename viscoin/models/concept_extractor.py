@@ -38,7 +38,7 @@ class ConceptExtractor(nn.Module):
         """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0, support (B, 9K) >= 0, and `latent`.
 
         Args:
-            supported: give the support of the first so many images alone; None for all.
+            supported: number of leading images to give the support of; None for all.
         """
         latent = self.latent(maps)
         return self.concept_maps(latent), self.support(latent[:supported]), latent
@@ -61,7 +61,7 @@ class ConceptExtractor(nn.Module):
 
     @torch.no_grad()
     def start_from_channels(self, mixed: float = 0.02) -> None:
-        """Initialise so that each concept reads one channel of f, drawn at random, and little of any other.
+        """Initialise so that each concept reads one random channel of f, and little of any other.
 
         Channels of a trained f are closer to the causes of an image than random mixtures of them, which the usual
         initialisation makes and training hardly unmixes again. The support Phi' keeps its own.

@@ -23,7 +23,7 @@ class Encoding(NamedTuple):
 
 
 class VisCoIN(nn.Module):
-    """A classifier that is explained by concepts, and a generator that draws them.
+    """A classifier that is explained by concepts, and a generator that shows them.
 
     f and the synthesis network are frozen: no gradients for their weights, eval mode always. Gradients flow through
     them to images and style vectors.
@@ -96,7 +96,7 @@ class VisCoIN(nn.Module):
         """Run f and Psi on images (B, 3, H, W) in [-1, 1]. f keeps a graph only for images that require a gradient.
 
         Args:
-            supported: give the support of the first so many images alone, those that G draws; None for all.
+            supported: number of leading images to give the support of, those that G reconstructs; None for all.
         """
         logits, maps = self._features(images)
         return Encoding(logits, maps, *self.concept_extractor(maps, supported))

@@ -38,7 +38,7 @@ class Part:
     module: nn.Module  # takes `inputs`, returns a tuple of `outputs`
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    architecture: dict[str, Any]  # what the weights alone do not tell
+    architecture: dict[str, Any]  # what cannot be read off the weights
     weight_names: Callable[[str], str] = str  # names in plain weight files, from those of the module
     options: tuple[str, ...] = ()  # of `noise_mode` and `truncation_psi`, those that make a difference
 

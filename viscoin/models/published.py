@@ -102,7 +102,7 @@ def fetch(name: str, sha256: str | None = None) -> Path:
     """The file of a published network or of any web address, downloaded at the first use into the cache folder.
 
     An interrupted download resumes where it stopped. The file is checked at each use against `sha256`, else against
-    the known checksum, else against that of the first download, which lies beside it.
+    the known checksum, else against that of the first download, stored beside it.
 
     Args:
         name: a key of `PUBLISHED`, the file's name, or an http(s) address.

@@ -138,7 +138,7 @@ def load_clip(clip_model: str, pretrained: str) -> ClipScorer:
         pretrained: a tag of its published weights, or a file of weights.
 
     Raises:
-        ValueError: open_clip is not installed, unknown model or tag, or weights that are unavailable.
+        ValueError: open_clip is not installed, unknown model or tag, or unavailable weights.
     """
     try:
         import open_clip

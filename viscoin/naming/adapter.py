@@ -67,7 +67,7 @@ def train_concept2clip(
     ensemble: VisCoIN,
     runtime: Runtime = Runtime(),  # noqa: B008  it is frozen
 ) -> Path:
-    """Train the adapter by the recipe; concepts and embeddings of the images are computed once and kept.
+    """Train the adapter by the recipe; concepts and embeddings of the images are computed once and cached.
 
     Returns:
         The model file in the run's folder.

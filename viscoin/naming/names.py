@@ -26,12 +26,12 @@ from viscoin.statistics.bootstrap import Estimate, bootstrap
 from viscoin.statistics.measures import auroc
 
 CAPTIONS = Path(__file__).parents[1] / "captions"
-LEVEL = 0.2  # share of directions drawn at random that may pass for clear
+LEVEL = 0.2  # share of random directions that may pass for clear
 CERTAIN = 0.01  # p-value, over all concepts, with which a caption must follow the activation
 FACTOR = 2.0  # lambda by which a concept is amplified
 NULL_DRAWS = 10_000
-RIGHT = 0.8  # AUROC with which a concept must tell an attribute to be called by it
-NEAR = 0.05  # AUROC by which it may tell another one better
+RIGHT = 0.8  # AUROC with which a concept must detect an attribute to be named by it
+NEAR = 0.05  # AUROC by which it may detect another one better
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ConceptName:
         reason: why there is no name; empty if there is one.
         caption, second: the best and the second best caption, whether good enough or not; None for dead concepts.
         score: cosine, in [-1, 1], between the concept's direction and the best caption.
-        margin: how far the score lies above that of the second.
+        margin: how far the score is above that of the second.
         correlation: rank correlation between activation and similarity of image and caption, on the naming images.
         validity: AUROC of that similarity for "stronger than on average", on held-out images.
         validity_correlation: the rank correlation on held-out images.
@@ -88,7 +88,7 @@ def name_concepts(
     averaged over the images in which it is active. Its name is the caption nearest to that direction once the mean of
     all captions is taken away. It has none if
 
-    - the score or its margin is like chance: of directions drawn at random, as images differ from each other (the
+    - the score or its margin is like chance: of random directions, as images differ from each other (the
       covariance of their embeddings), 20 % score better, or half have a larger margin;
     - similarity of image and caption does not follow the activation: one-sided test of their rank correlation, p < 0.01
       after Bonferroni's correction for the number of concepts.
@@ -103,7 +103,7 @@ def name_concepts(
         scorer: default: the one that the adapter was trained with.
 
     Raises:
-        ValueError: an adapter for another ensemble, unusable captions, or a CLIP model that cannot be had.
+        ValueError: an adapter for another ensemble, unusable captions, or an unavailable CLIP model.
     """
     check_adapter(adapter, ensemble)
     texts = find_captions(captions, adapter, naming)
@@ -299,14 +299,14 @@ class NameGrades:
     """Names against the truth of a dataset whose attributes are the captions.
 
     A name is right if the concept is stronger where that attribute is present, with an AUROC of at least 0.8 on test
-    images and at most 0.05 below that of the attribute it tells best.
+    images and at most 0.05 below that of the attribute it detects best.
 
     Attributes:
         right, wrong: named concepts.
-        abstained: concepts without a name, dead ones included; `abstained_rightly` of them tell no attribute at 0.8.
-        best: named concepts whose name is the very attribute that they tell best.
+        abstained: concepts without a name, dead ones included; `abstained_rightly` of them detect no attribute at 0.8.
+        best: named concepts whose name is the attribute that they detect best.
         share_right: right / (right + wrong), with its interval over concepts; None without any name.
-        chance: the share that names drawn at random from the attributes would get right.
+        chance: the share of random names from the attributes that would be right.
         attributes_named: attributes that are the right name of some concept.
     """
 

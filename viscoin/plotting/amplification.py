@@ -51,7 +51,7 @@ def amplification_figure(
 
     Args:
         labels: (B,) true classes, if they are known.
-        control: the same images with as many random concepts: a second row for each image.
+        control: the same images with the same number of random concepts: a second row for each image.
         concept_names: to write beside the indices, of those concepts that have a name.
 
     Raises:
@@ -136,7 +136,7 @@ def _bars(table: ImageTable, row: int, column: int, f: np.ndarray, g: np.ndarray
 def _describe(
     concepts: str, classes: np.ndarray, class_names: Sequence[str], label: int | None, most: int
 ) -> list[str]:
-    """Concepts and names of classes, each name on at most so many lines."""
+    """Concepts and names of classes, each name on at most `most` lines."""
     lines = wrap(concepts, CHARACTERS)
     for letter, index in zip(string.ascii_lowercase, classes, strict=False):
         wrong = label is not None and label != classes[0]
@@ -213,4 +213,4 @@ def _reliable_text(curve: LambdaCurve, control: LambdaCurve | None) -> str:
     span, n = curve.reliable_range, len(curve.rows)
     where = "no multiplier is reliable" if span is None else f"shaded: reliable, λ from {span[0]:g} to {span[1]:g}"
     of = "this image" if n == 1 else f"at least half of {n} images"
-    return f"{where}, for {of}" + ("; dashed: as many random concepts" if control is not None else "")
+    return f"{where}, for {of}" + ("; dashed: the same number of random concepts" if control is not None else "")

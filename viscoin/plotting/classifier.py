@@ -43,7 +43,7 @@ from viscoin.testing.classifier_measures import (
 
 MOST_CURVES = 7  # classes that have room for a curve, a colour and a line of the legend of their own
 FEWEST_ROWS, MOST_ROWS = 12, 32  # classes that have room for a row each
-WORST = 3  # classes that are drawn by themselves where not all are
+WORST = 3  # classes that are plotted individually where not all are
 NAME = 40  # characters of a class name that have room in a figure
 SPREAD = (0.1, 0.9)  # quantiles over classes
 GRID = np.linspace(0, 1, 401)

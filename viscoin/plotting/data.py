@@ -76,7 +76,7 @@ def class_rows(
     part_names: Sequence[str] = (),
     width: float = PAGE,
 ) -> Figure:
-    """Images of one class a row, with its name: for each class (n, H, W, 3) uint8, at most so many as fit a page.
+    """Images of one class a row, with its name: for each class (n, H, W, 3) uint8, at most as many as fit a page.
 
     With masks, for each class (n, P, H, W) bool, the parts are in colour.
     """

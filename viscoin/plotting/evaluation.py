@@ -72,7 +72,7 @@ def faithfulness_figure(results: Sequence[Faithfulness], width: float = COLUMN) 
     for shift, name, colour in ((-0.19, "relevant", BLUE), (0.19, "random", GREY)):
         falls = np.stack([np.quantile(getattr(item, name), (0.25, 0.5, 0.75)) for item in results])
         places = np.arange(len(results)) + shift
-        label = "relevant concepts" if name == "relevant" else "as many random ones"
+        label = "relevant concepts" if name == "relevant" else "random concepts"
         axes.bar(places, falls[:, 1], width=0.36, color=colour, label=label)
         axes.vlines(places, falls[:, 0], falls[:, 2], color=DARK, lw=0.8)
         for place, fall in zip(places, falls):

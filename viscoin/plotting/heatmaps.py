@@ -92,7 +92,7 @@ def _caption(result: HeatmapResult, row: int, column: int, names: Mapping[int, s
 
 
 def _classes(predicted: int, label: int | None, class_names: Sequence[str], characters: int | None) -> list[str]:
-    """Lines that tell the classes: each title and name together within so many characters, or the name below."""
+    """Lines with the classes: title and name together within `characters`, or the name below."""
     if label is None:
         found = [("predicted", class_names[predicted])]
     elif label == predicted:

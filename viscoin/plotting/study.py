@@ -32,7 +32,7 @@ LOOKS = {
 }
 COURSES = {"best": VERMILION, "finished": BLUE, "pruned": GREY}
 WIDE = 50.0  # ratio of the largest to the smallest value from which an axis is logarithmic
-FEW = 8  # values of a range that are drawn as choices
+FEW = 8  # values of a range that are plotted as choices
 NAME = 26  # characters of a name of a parameter that have room
 
 

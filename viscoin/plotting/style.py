@@ -1,4 +1,4 @@
-"""One look for all figures: journal widths, readable sizes, colours that colour-blind readers tell apart."""
+"""One look for all figures: journal widths, readable sizes, colours that colour-blind readers can distinguish."""
 
 import io
 import textwrap
@@ -60,13 +60,13 @@ P = ParamSpec("P")
 
 
 def middle_cut(name: str, most: int) -> str:
-    """At most so many characters: what a long name has in its middle is left out."""
+    """Shortened to the limit of characters by leaving out the middle."""
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[: most - 1 - half].rstrip()}…{name[-half:].lstrip()}"
 
 
 def wrap(text: str, characters: int) -> list[str]:
-    """Lines of at most so many characters; hyphenated words stay whole where they fit."""
+    """Lines of limited length; hyphenated words stay whole where they fit."""
     return textwrap.wrap(text, characters, break_on_hyphens=False) or [""]
 
 

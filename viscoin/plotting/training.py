@@ -27,16 +27,16 @@ def training_figure(
 ) -> Figure:
     """One panel for each measure; training and held-out values share it.
 
-    Of one run, colours tell training from held-out values; of several runs, colours tell the runs and dashes the rest.
+    Of one run, colours separate training from held-out values; of several, colours separate runs and dashes the rest.
 
     Args:
         logs: one run, or as many as there are colours (8).
-        names: the measures to draw, all by default; those that no log has are left out.
+        names: the measures to plot, all by default; those that no log has are left out.
         smoothing: weight of the past in [0, 1); the values themselves stay as a faint line.
         log_scale: logarithmic values, wherever there are positive ones.
 
     Raises:
-        ValueError: nothing to draw, or too many runs.
+        ValueError: nothing to plot, or too many runs.
     """
     if len(logs) > len(PALETTE):
         raise ValueError(f"{len(logs)} runs are too many for one figure; choose up to {len(PALETTE)}")

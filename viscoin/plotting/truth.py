@@ -110,7 +110,7 @@ def attributes_figure(result: TruthResult, width: float = COLUMN) -> Figure:
     return figure
 
 
-# Title of a panel, its measure, and what is drawn beside it: a control or the level of chance.
+# Title of a panel, its measure, and what is plotted beside it: a control or the level of chance.
 TESTS = (
     ("attributes found\n(AUROC > 0.9)", "found", None),
     ("part deleted:\nconcept falls", "deletion", "deletion_other"),

@@ -22,7 +22,7 @@ SHOWN = 12  # images in figures of reconstructions and samples
 
 
 def draw_samples(generator: Generator, images: ImageDataset, count: int, seed: int) -> Figure:
-    """Random real images beside as many samples of a generator."""
+    """Random real images beside the same number of samples of a generator."""
     device = next(generator.parameters()).device
     real = images.pixels[choose_images(len(images), count, seed)]
     with evaluation(generator, device):

@@ -28,7 +28,7 @@ class Log:
 
     Attributes:
         broken: lines that hold no JSON object.
-        replaced: values that a resumed run wrote again; only the later ones are kept.
+        replaced: values that a resumed run wrote again; only the later ones count.
     """
 
     series: dict[str, tuple[np.ndarray, np.ndarray]]

@@ -53,14 +53,14 @@ class Run:
     def create(
         cls, kind: str, recipe: Recipe, out: Path | None = None, resume: bool = False, allow_changes: bool = False
     ) -> "Run":
-        """Make the folder of a new run, or open the one to go on with.
+        """Make the folder of a new run, or open the one to resume.
 
         Args:
             kind: "classifier", "gan" or "viscoin".
             out: the folder; one that holds a run of the same kind and recipe is continued. By default a new folder
                 `runs/<dataset>-<kind>-<time>`, or with `resume` that of the newest such run.
-            resume: there must be a run to go on with.
-            allow_changes: go on although the recipe differs from that of the run; the change is noted beside it.
+            resume: there must be a run to resume.
+            allow_changes: resume although the recipe differs from that of the run; the change is noted beside it.
 
         Raises:
             ValueError: the folder holds a run of another kind or recipe or that a live process trains, none to resume,
@@ -113,7 +113,7 @@ class Run:
         """Nobody else may train in this folder meanwhile; a process may lock it several times.
 
         Where the file system has no locks, a warning must do: a file in their place would outlive a process that is
-        killed, and keep the job out that goes on with the run on another machine.
+        killed, and keep the job out that resumes the run on another node.
 
         Raises:
             ValueError: a live process has it; names process and host. Or the folder cannot be written.
@@ -157,7 +157,7 @@ class Run:
         self._write_header({**self.header, **facts})
 
     def _go_on(self, kind: str, recipe: Recipe, allow_changes: bool) -> None:
-        """Write the recipe to go on with, unless that would be another training than the one begun."""
+        """Write the recipe to resume with, unless that would be a different training."""
         if self.kind != kind:
             raise ValueError(f"{self.path} is a {self.kind} run, not a {kind} run; choose another folder (--out)")
         saved, given = flatten(self.recipe.model_dump()), flatten(recipe.model_dump())

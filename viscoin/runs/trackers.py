@@ -1,7 +1,7 @@
 """Trackers kept up to date by `viscoin.runs.tracking`; each speaks to one library of `viscoin[tracking]`.
 
-To make a tracker begins a run there, or goes on with the known one; a ValueError then says what is missing. Whatever
-its methods raise, the training goes on.
+Making a tracker begins a run there, or resumes the known one; a ValueError then says what is missing. Whatever
+its methods raise, the training continues.
 """
 
 import logging
@@ -132,7 +132,7 @@ class TensorBoardTracker:
         self.writer.flush()
 
     def finish(self, state: State, files: Sequence[Path]) -> None:
-        if state in ("finished", "pruned"):  # the others may go on, and TensorBoard takes one end of a run alone
+        if state in ("finished", "pruned"):  # the others may be resumed, and TensorBoard takes one end of a run alone
             self.writer.file_writer.add_summary(self.end if state == "finished" else _as_failure(self.end))
         last = max(self.known.steps.values(), default=0)
         self._table("end", {"state": state} | {path.stem: path for path in files}, last)
@@ -332,7 +332,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _chart(metric: str) -> str:
-    """`train.l1` as `train/l1`: charts are grouped by what stands before a slash."""
+    """`train.l1` as `train/l1`: charts are grouped by what comes before a slash."""
     return metric.replace(".", "/", 1)
 
 

@@ -2,7 +2,7 @@
 
 A tracker mirrors the run folder and is never needed to train. What it misses (its server was gone, it joins late) it
 gets later from metrics.jsonl and figures/; `tracking.json` in the folder says what each tracker has, so that a resumed
-run goes on there and no point comes twice.
+run continues there and no point comes twice.
 """
 
 import json
@@ -31,7 +31,7 @@ RETRY_SECONDS = 600  # after which a tracker that failed is tried again
 
 
 def parse_trackers(values: Iterable[str] | None) -> list[str]:
-    """Names of a repeatable, comma-separated option; "none" among them stands for no tracker at all.
+    """Names of a repeatable, comma-separated option; "none" among them means no tracker at all.
 
     Raises:
         ValueError: an unknown name, or a package that is not installed.
@@ -61,13 +61,13 @@ def tracked(
     models: bool = True,
     patient: bool = False,
 ) -> Iterator[None]:
-    """Let trackers follow the training in this block, and tell them how it ends.
+    """Let trackers follow the training in this block, and report how it ends.
 
     What fails later than their start is warned of once, tried again now and then, and never ends the training.
 
     Args:
         names: of the trackers; by default those that followed this run before.
-        pruned: an exception of this type ends a trial that is not worth to go on with.
+        pruned: an exception of this type ends a trial that is not worth continuing.
         models: send them the finished model.
         patient: a tracker that cannot start is warned of as well.
 
@@ -109,7 +109,7 @@ class _Mirror:
         self.tracker: Tracker | None = None
 
     def __call__(self, step: int, values: Mapping[str, float]) -> None:
-        """These values stand in metrics.jsonl now."""
+        """These values are in metrics.jsonl now."""
         if time.monotonic() >= self.retry_at:
             self._try(lambda: self._update([Point(name, value, step, time.time()) for name, value in values.items()]))
 
@@ -292,7 +292,7 @@ def _origin(folder: Path) -> dict[str, str]:
 
 
 def _logged(run: Run) -> list[Point]:
-    """All that stands in metrics.jsonl, and what a finished trial came to."""
+    """All of metrics.jsonl, and what a finished trial came to."""
     lines = read_metrics(run.metrics_path) if run.metrics_path.is_file() else []
     value = run.header.get("sweep", {}).get("value")
     if value is not None and lines:

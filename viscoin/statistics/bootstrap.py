@@ -39,7 +39,7 @@ def bootstrap(
     one (Clopper & Pearson 1934) instead.
 
     Args:
-        values: (N, ...), a row for each image; rows are drawn whole, so what belongs to one image stays together.
+        values: (N, ...), a row for each image; rows are resampled whole, so what belongs to one image stays together.
         statistic: rows (M, ...) -> one number; resamples for which it is NaN are left out of the interval.
         unit: what the rows are.
 
@@ -68,7 +68,7 @@ def jackknife(
 ) -> Estimate:
     """A statistic of n images with its 95 % interval from leaving out one random group of images after the other.
 
-    For statistics that take long, or that the bootstrap would bias: images drawn twice lower the rank of a covariance,
+    For statistics that take long, or that the bootstrap would bias: repeated images lower the rank of a covariance,
     and so push a Frechet distance up by about as much as its own bias at n images, often beyond its interval. Without
     one group in twenty the bias hardly changes, and it cancels in the spread. Value +- t se, where
     se^2 = (g - 1) / g sum_j (s_j - mean s)^2 (delete-a-group jackknife, Shao & Tu 1995, Ch. 2.3), never below 0 if the
@@ -76,7 +76,7 @@ def jackknife(
 
     Args:
         statistic: rows (M,) of the images that are kept -> one number.
-        groups: at most so many, of at least two images; the ends are NaN where that makes fewer than two groups.
+        groups: how many at most, each of two images or more; the ends are NaN where that makes fewer than two groups.
     """
     value = float(statistic(np.arange(n)))
     groups = min(groups, n // 2)

@@ -32,7 +32,7 @@ Train = Callable[[Recipe, Run], Path]
 
 
 def run_sweep(study: Study, train: Train, trackers: Sequence[str] = ()) -> SweepResult:
-    """Train one trial after the other until the study has as many as it shall have, or the time is up.
+    """Train one trial after the other until the study has the number asked for, or the time is up.
 
     Args:
         train: trains the run by the recipe and returns the file of the model.
@@ -111,7 +111,7 @@ def _fail(study: Study, number: int, error: Exception) -> None:
 
 
 def _reporter(study: Study, trial: "optuna.Trial", run: Run) -> Callable[[int, Mapping[str, float]], None]:
-    """Tells the study each value of the metric, counted in evaluations: batches of other sizes make other steps."""
+    """Reports each value of the metric to the study, counted in evaluations: steps depend on the batch size."""
     metric, reported = study.settings.metric, 0
 
     def report(step: int, values: Mapping[str, float]) -> None:

@@ -24,7 +24,7 @@ class Parameter:
     """What a key of the recipe may be: one of `choices`, or a number from `low` to `high`, both included.
 
     Attributes:
-        log: draw the logarithm of the number evenly.
+        log: sample the logarithm of the number uniformly.
         step: distance of the numbers; None means every float in between.
     """
 
@@ -196,7 +196,7 @@ def _typed(name: str, key: str, value: Any) -> Value:
 
 
 def _check_combinations(space: Space, recipe: Recipe, source: str) -> None:
-    """Try all ends and choices together, or as many drawn ones as take no time, so that no trial must fail by them."""
+    """Try all ends and choices together, or a sample that takes no time, so that no trial must fail by them."""
     ends: Sequence[tuple[Value, ...]] = [parameter.ends for parameter in space.values()]
     combinations = list(itertools.islice(itertools.product(*ends), COMBINATIONS + 1))
     if len(combinations) > COMBINATIONS:

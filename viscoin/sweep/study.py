@@ -163,7 +163,7 @@ class Study:
     # --- which trial comes next
 
     def next_trial(self) -> "optuna.Trial | None":
-        """A trial to train, whose lock this process has; None when the study has as many as it shall have.
+        """A trial to train, whose lock this process has; None when the study has the number asked for.
 
         Raises:
             ValueError: another worker has removed the study.
@@ -193,16 +193,16 @@ class Study:
             return trial
 
     def _sampler(self, number: int) -> "optuna.samplers.BaseSampler":
-        """A sampler for one trial: what it draws depends on the seed, the trial's number and the trials before.
+        """A sampler for one trial: its samples depend on the seed, the trial's number and the trials before.
 
-        So workers do not draw the same, and a study that was interrupted goes on as if it had not been.
+        So workers do not sample the same, and an interrupted study resumes as if it had not been.
         """
         seed = int(np.random.SeedSequence([self.settings.recipe.seed, number]).generate_state(1)[0])
         samplers = self.optuna.samplers
         return samplers.TPESampler(seed=seed) if self.settings.sampler == "tpe" else samplers.RandomSampler(seed)
 
     def _grid(self) -> list[dict[str, Value]]:
-        """All combinations in an order that the seed shuffles: also a part of them shall tell something."""
+        """All combinations in an order that the seed shuffles: a part of them should be informative, too."""
         values = [parameter.grid or [] for parameter in self.settings.space.values()]
         grid = [dict(zip(self.settings.space, combination)) for combination in itertools.product(*values)]
         random.Random(self.settings.recipe.seed).shuffle(grid)
@@ -227,7 +227,7 @@ class Study:
         return True
 
     def _take_over(self, trial: "optuna.Trial") -> None:
-        """Let a trial that was queued once more go on with the run that was begun for it."""
+        """Let a trial that was queued once more resume the run that was begun for it."""
         for before in trial.user_attrs.get("retry_of", [])[::-1]:
             if self.folder(before).is_dir() and not self.folder(trial.number).exists():
                 self.folder(before).rename(self.folder(trial.number))
@@ -248,13 +248,13 @@ class Study:
     # --- how trials end
 
     def end(self, number: int, value: float | None, reason: str = "", pruned: bool = False) -> None:
-        """Tell the study how a trial of this process ended: with a value, pruned, or with the reason why it failed."""
+        """Report to the study how a trial of this process ended: with a value, pruned, or failed and why."""
         with self._alone():
             self._end(number, value, reason, pruned)
             write_results(self.settings, self.results())
 
     def queue_again(self, number: int, reason: str) -> None:
-        """Call a trial of this process failed and queue it once more; it will go on where it stopped."""
+        """Mark a trial of this process as failed and queue it once more; it will resume where it stopped."""
         with self._alone():
             self._retry(number, reason)
             write_results(self.settings, self.results())

@@ -78,7 +78,7 @@ class Calibration:
 
 
 class Confusion(NamedTuple):
-    """So many images of one class (out of `images`) that were taken for another."""
+    """Number of images of one class (out of `images`) that were classified as another."""
 
     true: int
     predicted: int
@@ -88,7 +88,7 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassifierMeasures:
-    """Everything that `test classifier` tells of a result; a class without images has None for its curves."""
+    """Everything that `test classifier` reports of a result; a class without images has None for its curves."""
 
     result: ClassifierResult
     by_class: ClassMeasures
@@ -136,7 +136,7 @@ class ClassifierMeasures:
 
 
 def measure_classifier(result: ClassifierResult, seed: int = 0) -> ClassifierMeasures:
-    """Every measure of a result, with 95 % intervals where images can be drawn again at little cost.
+    """Every measure of a result, with 95 % intervals where images can be resampled at little cost.
 
     Classes without images are NaN and no part of any mean. Top-5 accuracy is measured from six classes on.
     """
@@ -265,7 +265,7 @@ def _estimates(
 
     def macro(place: int) -> Estimate:
         found = bootstrap(answers, lambda rows: _macro(rows, classes)[place], seed=seed)
-        # resamples of answers that are all right tell nothing of other images
+        # resamples of answers that are all right carry no information on other images
         return found if found.low < found.high else Estimate(found.value, np.nan, np.nan, found.n)
 
     def alone(value: float) -> Estimate:

@@ -18,7 +18,7 @@ from viscoin.models.ensemble import VisCoIN, amplify
 from viscoin.statistics.bootstrap import Estimate, bootstrap
 
 FACTORS = (2.0, 3.0)  # lambda, in units of the largest activation of the concept in the data
-IMAGES, FEWEST_IMAGES = 100, 20  # most activating images of a concept: as many as in the paper; so many at least
+IMAGES, FEWEST_IMAGES = 100, 20  # most activating images of a concept: as in the paper; the fewest allowed
 CONCEPTS = 64
 FOLDS = 5
 COSTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the support vector machine
@@ -41,7 +41,7 @@ class Consistency:
     """Consistency CC of the tested concepts; chance is 0.5.
 
     `dead` counts concepts that no image activates, `rare` those that fewer than FEWEST_IMAGES do; both are left out.
-    `untested` counts the others that were not drawn into the sample.
+    `untested` counts the others that were not in the sample.
     """
 
     factors: tuple[float, ...]
@@ -86,7 +86,7 @@ def test_consistency(
     images: int = IMAGES,
     factors: Sequence[float] = FACTORS,
 ) -> Consistency:
-    """CC of Parekh et al. 2025: can a linear SVM tell images with a strong concept k from the same ones without it?
+    """CC of Parekh et al. 2025: can a linear SVM separate images with a strong concept k from the same without?
 
     For each concept, its most activating images are generated with phi_k = lambda max phi_k (the concept map keeps its
     shape and is scaled) and with phi_k = 0. Features are those of f's second stage, averaged over positions. Random
@@ -95,7 +95,7 @@ def test_consistency(
 
     Args:
         activations: phi (N, K) >= 0 of the images with these `indices` (N,) in the dataset.
-        concepts: a random sample of so many of the concepts; None or more than there are: all, as published. The mean
+        concepts: size of a random sample of the concepts; None or more than there are: all, as published. The mean
             over a random sample estimates that over all without bias; that over the most important ones would not.
         images: most activating images of each concept; fewer where fewer activate it.
 

@@ -180,7 +180,7 @@ def test_ensemble(
     """Accuracies, agreement, reconstruction, faithfulness and sufficiency of concepts, in one pass over the images.
 
     Args:
-        limit: a random sample of so many images instead of all.
+        limit: size of a random sample of images, instead of all.
         faithfulness_limit: images for faithfulness (it generates up to six more images for each), all by default; 0
             leaves it out.
         perceptual: distance and its name; by default that on feature maps of f.

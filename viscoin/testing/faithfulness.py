@@ -20,7 +20,7 @@ class Faithfulness:
     """Falls of g's probability for the predicted class, one per image, at one threshold.
 
     `relevant` and `random` are g(x~)_c - g(x_rem)_c (N,) in [-1, 1] after removing the concepts with r_k > threshold,
-    or as many random ones; `removed` (N,) says how many that were.
+    or the same number of random ones; `removed` (N,) is that number.
     """
 
     threshold: float
@@ -66,8 +66,8 @@ def probability_falls(
 ) -> list[Faithfulness]:
     """Faithfulness of one batch, to be joined by `concatenate`.
 
-    Only Phi changes; the support Phi' stays as it is. The control draws from all K concepts, as in the paper; its
-    draws depend on (seed, dataset index) alone and are nested over the thresholds.
+    Only Phi changes; the support Phi' stays as it is. The control samples from all K concepts, as in the paper; its
+    samples depend on (seed, dataset index) alone and are nested over the thresholds.
 
     Args:
         generated: the reconstructions x~ of the batch.

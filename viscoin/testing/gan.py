@@ -53,7 +53,7 @@ class GanResult:
 class GanMeasures:
     """Numbers whose names say samples and features (`fid2000_classifier`), and the rest of their protocol.
 
-    `left_out` says why for each measure that was not asked for by name and cannot be had. `plane` holds real and
+    `left_out` gives the reason for each unavailable measure that was not asked for by name. `plane` holds real and
     generated features on the two main axes of the real ones, (N, 2) each.
     """
 
@@ -161,14 +161,14 @@ def measure_gan(
 
     Args:
         network: gives the features, and the logits of the inception score.
-        measures: some of MEASURES; by default all that can be had here. "pr" is precision and recall, "ppl" the path
+        measures: some of MEASURES; by default all available ones. "pr" is precision and recall, "ppl" the path
             length in W at the ends of paths, "ppl-full" along them.
         perceptual: distance of the path length, and its name ("lpips" or "classifier").
         truncation: psi of the mapping network; 1 is none.
         kid_subset: images in each of KID's subsets.
 
     Raises:
-        ValueError: unknown measure, one that was asked for and cannot be had, or a generator that does not fit.
+        ValueError: unknown measure, an unavailable one that was asked for, or a generator that does not fit.
     """
     check_generator(generator, dataset)
     indices = choose_images(len(dataset), n, seed)
@@ -195,7 +195,7 @@ def measure_gan(
             distance, distance_name = cast(tuple[Distance, str], perceptual)
             largest = metrics.PPL_RESOLUTION if distance_name == "lpips" else None
             paths = _paths(generator, dataset, n, seed, full=name == "ppl-full")
-            with exact():  # the images of a pair differ by less than bfloat16 can tell
+            with exact():  # the images of a pair differ by less than bfloat16 can resolve
                 lengths = metrics.path_lengths(
                     generator, distance, **paths, truncation_psi=truncation, largest=largest, device=device,
                     batch_size=-(-batch_size // 2),
@@ -235,9 +235,9 @@ def samples(
     batch_size: int,
     truncation: float = 1,
 ) -> Iterator[Tensor]:
-    """Batches of n generated images in [-1, 1]; the latents of all of them are drawn first, from the seed.
+    """Batches of n generated images in [-1, 1]; the latents of all of them are sampled first, from the seed.
 
-    A conditional generator gets labels drawn from those of the dataset.
+    A conditional generator gets labels sampled from those of the dataset.
     """
     return _samples(generator, dataset, n, seed, device, batch_size, truncation, range(0, n, batch_size))
 
@@ -304,7 +304,7 @@ def _possible(
     n_real: int,
     kid_subset: int,
 ) -> tuple[list[str], dict[str, str]]:
-    """The measures to take, and why the others cannot be had; ValueError if one of those was asked for by name."""
+    """The measures to take, and why the others are unavailable; ValueError if one of those was asked for by name."""
     unknown = [name for name in measures or () if name not in MEASURES]
     if unknown:
         raise ValueError(f"--metrics: there is no measure {unknown[0]!r}; choose some of {', '.join(MEASURES)}")

@@ -1,4 +1,4 @@
-"""Networks in whose features images are compared, and the features of real images kept from one run to the next."""
+"""Networks in whose features images are compared, and a cache of the features of real images."""
 
 import hashlib
 import logging
@@ -65,7 +65,7 @@ def find_features(kind: str, classifier: Classifier | None = None, weights: Path
         weights: file of the Inception weights, if not in torch's hub folder.
 
     Raises:
-        ValueError: unknown kind, no classifier where one is needed, or weights that cannot be had.
+        ValueError: unknown kind, no classifier where one is needed, or unavailable weights.
     """
     if kind == "inception" or (kind == "auto" and inception_weights(weights) is not None):
         found = inception_weights(weights, download=True)

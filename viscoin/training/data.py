@@ -15,15 +15,15 @@ from viscoin.training.transforms import Transforms, mix
 class StepBatches:
     """Endless shuffled batches; the batch of a step is the same however the run got there.
 
-    Step t takes positions t*B ... t*B+B-1 of an endless sequence of epochs, each a permutation drawn from
-    (seed, epoch). Flips, crops and transforms of position p are drawn from (seed, p).
+    Step t takes positions t*B ... t*B+B-1 of an endless sequence of epochs, each a permutation sampled from
+    (seed, epoch). Flips, crops and transforms of position p are sampled from (seed, p).
 
     Args:
         dataset: where images and labels come from.
         batch_size: images of a step, over all processes.
         seed: of the shuffling and of the augmentation.
         horizontal_flip: mirror every image with probability 1/2.
-        padding: random crop after reflecting so many pixels at each border.
+        padding: random crop after reflecting this number of pixels at each border.
         rank, world_size: this process takes every `world_size`-th position.
         transforms: further changes, after flips and crops.
         workers: threads that prepare the next batches meanwhile; the batches are the same with any number.

@@ -117,7 +117,7 @@ def check_gan(recipe: Recipe, runtime: Runtime = Runtime()) -> None:  # noqa: B0
 
 
 def choose_precision(config: GanConfig, runtime: Runtime) -> tuple[GanConfig, Runtime, bool]:
-    """How to compute: the config to build networks with, what Fabric is told, and whether layers run in float16.
+    """How to compute: the config to build networks with, Fabric's precision, and whether layers run in float16.
 
     Of float16 there is only the published scheme (ADA paper, Appendix C.1): the highest resolutions in float16 with
     bounded activations, everything else in float32, no loss scaling. "16-mixed" asks for it; "auto" takes it on GPUs
@@ -388,7 +388,7 @@ class GanTask:
             check_finite(terms, self.number)
 
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
-        """Frechet distance between validation images and as many samples, in features of f; nothing without f."""
+        """Frechet distance of an equal number of validation images and samples, in features of f; nothing without f."""
         if self.classifier is None:
             return {}, None
         n = min(EVALUATION_SAMPLES, len(self.validation))
@@ -449,7 +449,7 @@ def _settings(config: GanConfig, has_classifier: bool, half_precision: bool) -> 
 
 
 def _augmentation(config: GanConfig) -> "tuple[AugmentPipe | None, AugmentController | None]":
-    """The pipe that all images pass before D, at its first strength, and what moves the strength."""
+    """The pipe that all images pass before D, at its first strength, and what adjusts the strength."""
     if config.augment == "off":
         return None, None
     from stylegan2_ada.augment import AugmentController, augment_pipe

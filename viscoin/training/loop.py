@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Failed(RuntimeError):
-    """Something outside failed (a full disk, another process); what is saved is whole, and the run can go on."""
+    """Something outside failed (a full disk, another process); what is saved is intact, and the run can be resumed."""
 
 
 class Task(Protocol):
@@ -80,7 +80,7 @@ def fit(
     patience: int | None = None,
     shared_draws: bool = False,
 ) -> dict[str, float]:
-    """Train `task` for `steps` steps, going on from the run's last checkpoint if it has one.
+    """Train `task` for `steps` steps, resuming from the run's last checkpoint if it has one.
 
     Writes metrics.jsonl, `checkpoints/last.pt` (every `save_seconds`, at each evaluation and when interrupted), the one
     before as `checkpoints/previous.pt`, which takes its place if that is damaged, and `checkpoints/best.pt`. SIGINT,
@@ -89,7 +89,7 @@ def fit(
     a row without a better score the training ends early.
 
     Args:
-        shared_draws: all processes draw the same random numbers in a step (the task shares them out).
+        shared_draws: all processes sample the same random numbers in a step (the task shares them out).
 
     Returns:
         The metrics of the last evaluation.
@@ -255,7 +255,7 @@ def load_best(run: Run, task: Task) -> int:
 
 
 def _read_once(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """What the first process reads, in all of them: another machine may see a file late, or have a disk of its own."""
+    """What the first process reads, in all of them: another node may see a file late, or have a disk of its own."""
     with together():  # where the first one cannot read, all say so
         state = read() if rank() == 0 else None
     return from_first(state)
@@ -314,7 +314,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def recoverable(train: Callable[Concatenate[Recipe, Run, P], Path]) -> Callable[Concatenate[Recipe, Run, P], Path]:
-    """A training function that tells of failures before and after its steps as `fit` does of those within.
+    """A training function that reports failures before and after its steps as `fit` does of those within.
 
     Raises:
         Failed: the disk is full, or another process of this training is gone.
@@ -330,7 +330,7 @@ def recoverable(train: Callable[Concatenate[Recipe, Run, P], Path]) -> Callable[
 
 @contextmanager
 def _failures(path: Path | None) -> Iterator[None]:
-    """Say of failures that are nobody's mistake what is lost and how to go on with the run in that folder."""
+    """For external failures, report what is lost and how to resume the run in that folder."""
     try:
         yield
     except Failed:

@@ -1,6 +1,6 @@
 """The losses of Psi, Theta and Omega (Parekh et al. 2025, Sec. 3.4), and perceptual distances.
 
-Batch means everywhere, so that weights do not depend on the batch size, unless said otherwise. Logits and concept
+Batch means everywhere, so that weights do not depend on the batch size, unless stated otherwise. Logits and concept
 maps are taken to float32 first, for mixed precision.
 """
 

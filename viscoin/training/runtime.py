@@ -128,7 +128,7 @@ def _wait_for_failure(children: Sequence[Popen[bytes]]) -> str:
 
 
 def _watch_parent() -> None:
-    """End this process where the one that started it dies: an exchange between graphics cards may notice nothing."""
+    """End this process where the one that started it dies: an exchange between GPUs may notice nothing."""
     parent = os.getppid()
 
     def wait() -> None:
@@ -141,7 +141,7 @@ def _watch_parent() -> None:
 
 
 def check_runtime(runtime: Runtime) -> tuple[str, int | None]:
-    """Accelerator and index of the device of a runtime that can be had here.
+    """Accelerator and index of the device of a runtime, if available here.
 
     Raises:
         ValueError: as `make_fabric`.
@@ -233,7 +233,7 @@ def whole_batch(batch_size: int, images: int, divisor: int) -> int:
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Make all random draws of a step depend on (seed, step, rank) alone, so that a resumed run repeats them."""
+    """Make all random numbers of a step depend on (seed, step, rank) alone, so that a resumed run repeats them."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 

@@ -33,7 +33,7 @@ class Step(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        # The same in all tasks, another one for the jobs and steps beside them on the same machine.
+        # The same in all tasks, another one for the jobs and steps beside them on the same node.
         own = 15000 + (_number("SLURM_JOB_ID") * 7 + _number("SLURM_STEP_ID")) % 15000
         return int(os.environ.get("MASTER_PORT", own))
 

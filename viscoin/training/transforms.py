@@ -1,7 +1,7 @@
-"""Random changes of the classifier's training images, each image's drawn from a generator of its own.
+"""Random changes of the classifier's training images, each image's sampled from a generator of its own.
 
-torchvision's `transforms.v2` draws from torch's global generator, which threads and the training share; therefore its
-functions are used here, and what they are given is drawn from (seed, position) alone.
+torchvision's `transforms.v2` samples from torch's global generator, which threads and the training share; therefore its
+functions are used here, and their parameters are sampled from (seed, position) alone.
 """
 
 import math
@@ -50,7 +50,7 @@ class Transforms:
         return bool(self.rotation or self.rand_augment or self.blur or self.noise)
 
     def check(self, resolution: int) -> None:
-        """ValueError when images of so many pixels are too small."""
+        """ValueError when images of this size are too small."""
         if radius(self.blur) >= resolution:
             raise ValueError(
                 f"classifier.blur = {self.blur:g} px blurs across {radius(self.blur)} px, and the images have "
@@ -58,7 +58,7 @@ class Transforms:
             )
 
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor:
-        """The image (3, H, W) in [-1, 1], changed by what `generator` draws."""
+        """The image (3, H, W) in [-1, 1], changed by random numbers of `generator`."""
         if self.rotation:
             image = rotate(image, generator.uniform(-self.rotation, self.rotation))
         if self.rand_augment:

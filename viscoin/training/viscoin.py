@@ -130,7 +130,7 @@ def _check_fit(classifier: Classifier, generator: Generator, dataset: ImageDatas
 
 
 def compile_networks(ensemble: VisCoIN) -> None:
-    """Let `torch.compile` translate f's features, Psi and G; weights and their names remain as they are."""
+    """Compile f's features, Psi and G with `torch.compile`; weights and their names remain as they are."""
     classifier, extractor, generator = ensemble.classifier, ensemble.concept_extractor, ensemble.generator
     classifier.features = torch.compile(classifier.features)  # type: ignore[method-assign]
     extractor.compile()
@@ -180,7 +180,7 @@ class ViscoinTask:
             group["lr"] = rate * self._rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         count, means = self.config.accumulate, dict[str, Tensor]()
-        # The draws of all processes together, so that the step is the same on any number of them.
+        # The samples of all processes together, so that the step is the same on any number of them.
         z = torch.randn(self.config.generated, self.sampler.z_dim, device=self.fabric.device)[rank() :: world_size()]
         for some_z, real in zip(z.tensor_split(count), images.tensor_split(count), strict=True):
             with self.fabric.autocast():
@@ -198,9 +198,9 @@ class ViscoinTask:
         return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1)
 
     def _terms(self, images: Tensor, generated: int, step: int) -> dict[str, Tensor]:
-        """The weighted terms of method.md's table, and bimodality, for so many generated and then real images."""
+        """The weighted terms of docs/method.md's table; the first `generated` images are samples of G."""
         config, ensemble = self.config, self.ensemble
-        count = len(images)  # so many, the first ones, are drawn again by G
+        count = len(images)  # number of leading images that G reconstructs
         if config.reconstructed is not None:
             count = generated + config.reconstructed // (world_size() * config.accumulate)
         code = ensemble.encode(images, count)
@@ -220,7 +220,7 @@ class ViscoinTask:
         return terms
 
     def _reconstruction_terms(self, images: Tensor, code: Encoding) -> dict[str, Tensor]:
-        """The terms of the images that G draws again, the first ones of the code."""
+        """The terms of the images that G reconstructs, the first ones of the code."""
         config, ensemble, count = self.config, self.ensemble, len(images)
         logits, maps = code.logits[:count], [part[:count] for part in code.maps]
         ws = ensemble.generator.mapping(code.concept_maps[:count], code.support)

@@ -1,4 +1,4 @@
-"""Birds: drawn pictures with a known truth (classes, attributes, part masks) and interventions on it."""
+"""Birds: rendered pictures with a known truth (classes, attributes, part masks) and interventions on it."""
 
 from viscoin.datasets.birds.renderer import render
 from viscoin.datasets.birds.scene import (

@@ -1,4 +1,4 @@
-"""The birds as a dataset: rendered once, kept on a memory map, with attributes, part masks and interventions."""
+"""The birds as a dataset: rendered once, cached as a memory map, with attributes, part masks and interventions."""
 
 import hashlib
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ class BirdsDataset(ImageDataset):
 
 
 def load_birds(split: str, config: DatasetConfig) -> BirdsDataset:
-    """Birds of one split; drawn on first use (about 1 ms an image), then read from the user's cache folder."""
+    """Birds of one split; rendered on first use (about 1 ms an image), then read from the user's cache folder."""
     count = getattr(config, split) or COUNTS[split]
     classes = config.classes or 200
     pixels = cached_pixels(
@@ -69,7 +69,7 @@ def _rows(split: str, count: int, seed: int, classes: int, resolution: int) -> I
 
 
 def _renderer_version() -> str:
-    """Digest of the code that draws, so that cached pictures never outlive it."""
+    """Digest of the rendering code, so that cached pictures never outlive it."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.name not in ("dataset.py", "__init__.py"):

@@ -20,7 +20,7 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class AttributeScore:
-    """The concept that tells an attribute best on validation images, and its AUROC on test images.
+    """The concept that detects an attribute best on validation images, and its AUROC on test images.
 
     `direction` is +1 if the concept is stronger where the attribute is present, -1 if it is weaker.
     """
@@ -123,7 +123,7 @@ def group_of(attribute: str) -> str:
 class PairedAreas:
     """Areas under the ROC curves of scores (N, A), each for the truth (N, A) bool of its own column, to be resampled.
 
-    As `measures.auroc`, but fast: ranks are taken once, and stay ranks when images are drawn twice or left out.
+    As `measures.auroc`, but fast: ranks are taken once, and stay ranks when images are repeated or left out.
     """
 
     def __init__(self, scores: np.ndarray, truth: np.ndarray) -> None:
@@ -154,7 +154,7 @@ class PairedAreas:
 def best_other(
     scores: Sequence[AttributeScore], activations: np.ndarray, attributes: np.ndarray, attribute_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The attribute of another group that each score's concept tells best: its column (S,), and its direction (S,).
+    """The attribute of another group that each score's concept detects best: its column (S,), and its direction (S,).
 
     The column is -1 where no attribute of another group is there in some images and not in others.
 

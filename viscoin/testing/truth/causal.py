@@ -4,7 +4,7 @@ Concepts and attributes are matched on validation images by AUROC, which classes
 attributes the same pattern over images. An intervention changes one thing in a scene and leaves the rest, so the answer
 is about causes (cf. Suter et al. 2019, "Robustly disentangled causal mechanisms").
 
-A concept *moves* if it changes by more than a tenth (MARGIN) of its range, which is that of the middle 95 % of
+A concept *responds* if it changes by more than a tenth (MARGIN) of its range, which is that of the middle 95 % of
 validation images. It is expected to be *strong* in images with its attribute, or in those without it if it is weaker
 where the attribute is (direction -1).
 """
@@ -31,14 +31,14 @@ class Cases:
     unit: str
 
     def share(self, attribute: int | None = None, seed: int = 0) -> Estimate | None:
-        """Share of all cases, or of those of one attribute; the interval draws images. None without cases."""
+        """Share of all cases, or of those of one attribute; the interval resamples images. None without cases."""
         columns = slice(None) if attribute is None else slice(attribute, attribute + 1)
         rows = np.stack([part[:, columns].sum(1) for part in (self.hits, self.cases)], 1)
         rows = rows[rows[:, 1] > 0]
         if not len(rows):
             return None
         value = rows[:, 0].sum() / rows[:, 1].sum()
-        if value in (0, 1):  # nothing to resample: the exact interval of as many images
+        if value in (0, 1):  # nothing to resample: the exact interval for that number of images
             found = bootstrap(np.full(len(rows), bool(value)))
         else:
             found = bootstrap(rows, lambda drawn: drawn[:, 0].sum() / drawn[:, 1].sum(), seed=seed, resamples=RESAMPLES)
@@ -55,7 +55,7 @@ class Causal:
         deletion_first: no other part lowers it as much; a comparison without a margin.
         deletion_first_chance: one in the number of parts that are seen.
         swap: the attribute comes or goes by a swap of its group: the concept follows.
-        swap_other: a group of another part is swapped in the same image: it moves in that direction.
+        swap_other: a group of another part is swapped in the same image: it changes in that direction.
         background: all objects behind the bird are deleted: it does not move.
         reaction: (N, A, G) size of its change, in ranges, when each group is swapped; NaN where nothing is seen of it.
     """

@@ -57,7 +57,7 @@ def choose_examples(
     device: torch.device | str = "cpu",
     count: int = EXAMPLES,
 ) -> list[Example]:
-    """The best-told attribute of each of so many parts, in the scene of median activation: neither best nor worst.
+    """The best-detected attribute of each of N parts, in the scene of median activation: neither best nor worst.
 
     Only concepts that are stronger where the attribute is, as the others have no place in such an image.
 

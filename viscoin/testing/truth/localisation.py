@@ -33,8 +33,8 @@ class Localisation:
             Zhang et al. 2018, who allow a margin too); chance is `area`.
         mass: share of the heatmap inside the grown mask; chance is `area`.
         area: share of the image that the grown mask covers.
-        edit_iou: overlap (intersection over union) of the grown mask with as many pixels, those that change most
-            between lambda 0 and lambda 1.
+        edit_iou: overlap (intersection over union) of the grown mask with the same number of pixels, those that change
+            most between lambda 0 and lambda 1.
         edit_iou_chance: the same for random pixels, a / (2 - a) for area a.
         edit_inside: share of the change inside the grown mask; chance is `area`.
     """
@@ -47,7 +47,7 @@ class Localisation:
     edit_inside: np.ndarray
 
     def mean(self, name: str, attribute: int | None = None, seed: int = 0) -> Estimate | None:
-        """Mean over all pairs of image and attribute, or over those of one; the interval draws images."""
+        """Mean over all pairs of image and attribute, or over those of one; the interval resamples images."""
         table = getattr(self, name)
         table = table if attribute is None else table[:, [attribute]]
         table = table[~np.isnan(table).all(1)]
@@ -77,7 +77,7 @@ def inside(weights: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def edit_iou(change: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Intersection over union (B,) of each mask with as many most changed pixels; NaN where nothing changes."""
+    """Intersection over union (B,) of masks with the same number of most changed pixels; NaN where nothing changes."""
     found = np.full(len(change), np.nan)
     for row, (values, mask) in enumerate(zip(change.reshape(len(change), -1), masks.reshape(len(masks), -1))):
         if values.any() and mask.any():
@@ -101,7 +101,7 @@ def localise(
 
     Args:
         activations: phi (N, K) of the N images of the interventions.
-        images: a random sample of so many for each attribute.
+        images: size of a random sample for each attribute.
     """
     world, masked = interventions.world, list(dataset.part_names)
 

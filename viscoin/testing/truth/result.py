@@ -32,11 +32,11 @@ class FunctionTruth:
     """A concept function with K activations: its score for each attribute, all measures, and those of each attribute.
 
     Measures: `auroc` (mean, of the best concept), `found` (share of attributes with AUROC above 0.9), `auroc_other` (of
-    the same concept for the attribute of another group that it tells best), those of `Causal`, `purity`, and those of
-    `Localisation`. A measure without a case, or that a baseline cannot have, is not there.
+    the same concept for the attribute of another group that it predicts best), those of `Causal`, `purity`, and
+    those of `Localisation`. A measure without a case, or that a baseline cannot have, is not there.
 
     `by_attribute` has the measures of each attribute, for concepts alone.
-    `reaction` (A, G): share of each attribute group in what moves each attribute's concept, or None.
+    `reaction` (A, G): share of each attribute group in what changes each attribute's concept, or None.
     """
 
     k: int
@@ -98,15 +98,15 @@ def test_truth(
     limit: int | None = None,
     scenes: int = SCENES,
 ) -> TruthResult:
-    """All that the truth can tell about the concepts of an ensemble, and about baselines with as many activations.
+    """All comparisons of an ensemble's concepts with the truth, and of baselines with as many activations.
 
     Concepts are matched to attributes on validation images and measured on test images. Any dataset with attributes
     gets the AUROC; the birds also interventions, and the ensemble the places of its concepts. Of FunnyBirds, parts are
     deleted alone.
 
     Args:
-        limit: a random sample of so many validation and of so many test images instead of all.
-        scenes: a random sample of so many of these test images to intervene on.
+        limit: size of a random sample of validation and of test images, instead of all.
+        scenes: size of a random sample of these test images to intervene on.
 
     Raises:
         TooFewImages: no attribute has enough images of each value.

@@ -100,9 +100,9 @@ class Responses:
 def intervene(
     functions: ConceptFunctions, dataset: Scenes, indices: np.ndarray, batch_size: int = 128, seed: int = 0
 ) -> tuple[Interventions, dict[str, Responses]]:
-    """Delete every part, swap every group to another value drawn at random, and delete the background objects.
+    """Delete every part, swap every group to another random value, and delete the background objects.
 
-    Swaps depend on the seed and the image alone. Drawing takes about 20 ms an image of 64 px. FunnyBirds come with
+    Swaps depend on the seed and the image alone. Rendering takes about 20 ms an image of 64 px. FunnyBirds come with
     pictures of the deletions, and nothing else.
 
     Raises:

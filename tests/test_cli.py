@@ -58,7 +58,7 @@ COMMANDS = [
     ["test", "classifier"],
     ["test", "gan"],
     ["test", "viscoin"],
-    ["dataset"],
+    ["data"],
     ["import-gan"],
     ["project"],
     ["ops", "build"],

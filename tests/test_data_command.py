@@ -18,9 +18,18 @@ from viscoin.datasets import export, load_dataset
 from viscoin.datasets.export import in_turns
 from viscoin.datasets.inspection import inspect_dataset
 from viscoin.datasets.listing import list_images, warn_once
+from viscoin.datasets.selection import parse_classes, select_images
 from viscoin.datasets.splitting import class_folders, parse_shares
 from viscoin.datasets.zip import open_zip
-from viscoin.plotting.data import attribute_frequencies, class_counts, class_sheets, image_sizes, pages_of
+from viscoin.errors import Refused
+from viscoin.plotting.data import (
+    attribute_frequencies,
+    class_counts,
+    class_sheets,
+    contact_sheets,
+    image_sizes,
+    pages_of,
+)
 
 SPLITS = ("train", "validation", "test")
 BIRDS = {"resolution": 32, "classes": 4, "train": 24, "validation": 8, "test": 12}
@@ -156,10 +165,21 @@ def test_show(here):
     nothing_new(here / "a", "contact-sheet-test.png")
     Answer("data", "birds", "show", *SETTINGS, "--classes", "1,3", "--out", "b").went_well()
     data = write_images(here / "data", {"ant": 5, "bee": 5})
-    Answer("data", data, "show", "--classes", "bug").refused("--classes 'bug'", "2 classes")
-    Answer("data", data, "show", "--classes", "2").refused("--classes '2'")
+    Answer("data", data, "show", "--classes", "bug").refused("--classes bug", "2 classes")
+    Answer("data", data, "show", "--classes", "2").refused("--classes 2")
     Answer("data", data, "show", "--parts").refused("--parts", "no part masks")
     nothing_new(here, "a", "b", "data")
+
+
+def test_selection(here):
+    config = DatasetConfig(name=str(write_images(here / "data", {"ant": 9, "bee": 5, "cat, wild": 5})), resolution=24)
+    one, again, other = (select_images(config, "train", count=3, seed=seed) for seed in (0, 0, 1))
+    assert one.class_names == ["ant", "bee", "cat, wild"] and [len(images) for images in one.images] == [3, 3, 3]
+    assert np.array_equal(one.images, again.images) and not np.array_equal(one.images, other.images)
+    assert parse_classes(["cat, wild", "0,bee", "0"], one.class_names) == [2, 0, 1]
+    with pytest.raises(Refused, match=r"classes aunt: unknown class; did you mean 'ant'\? choose .* 0 to 2"):
+        parse_classes(["aunt"], one.class_names)
+    assert list(contact_sheets(one)) == ["contact-sheet-train"]
 
 
 def test_sheets_hold_every_class_once():
@@ -500,8 +520,11 @@ def test_class_folders():
         (["show", "--limit", 3], ["--limit", "export", "show"]),
         (["split", "--count", 3], ["--count", "show", "split"]),
         (["export", "--json", "--out", "x"], ["--json", "info", "export"]),
-        (["split", "--split", "test"], ["--split", "show or export"]),
-        (["look"], ["'look'", "info, show, split, export"]),
+        (["split", "--split", "test"], ["--split", "show, export or prepare"]),
+        (["prepare", "--set", "dataset.seed=1", "--out", "x"], ["--set", "export, not to prepare"]),
+        (["export", "--crop", "none", "--out", "x"], ["--crop", "prepare, not to export"]),
+        (["prepare"], ["--out", "photos.zip"]),
+        (["look"], ["'look'", "info, show, split, export, prepare"]),
         (["export"], ["--out"]),
         (["export", "--format", "tar", "--out", "x"], ["--format tar", "fiftyone"]),
         (["export", "--split", "half", "--out", "x"], ["--split half"]),
@@ -509,8 +532,8 @@ def test_class_folders():
         (["export", "--format", "zip", "--out", "x"], ["ends in .zip"]),
         (["export", "--format", "zip", "--resolution", 40, "--out", "x.zip"], ["--resolution 40", "power of two"]),
         (["export", "--attributes", "--out", "x"], ["--attributes", "no attributes"]),
-        (["split", "--shares", "1:1:1", "--from", "x.csv"], ["--shares and --from"]),
-        (["split", "--tree", "oak"], ["--tree 'oak'"]),
+        (["split", "--shares", "1:1:1", "--from", "x.csv"], ["--shares and --from exclude"]),
+        (["split", "--tree", "oak"], ["--tree oak"]),
         (["show", "--split", "half"], ["'half'"]),
         (["show", "--set", "dataset.colour=red"], ["dataset.colour"]),
     ],

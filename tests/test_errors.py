@@ -150,4 +150,4 @@ def test_command_line_names_options(tmp_path, monkeypatch):
     Answer("train", "gan", "--augment", "fixed").refused("set --p from 0 to 1")
     Answer("train", "concept2clip", "--pretrained", "openai").refused("set --clip-model as well")
     Answer("test", "viscoin", "--device", "cuda:99").refused("--device cuda:99: ")
-    Answer("test", "viscoin", "--dataset", "mnist").refused("train one: train viscoin --dataset mnist")
+    Answer("test", "viscoin", "--dataset", "mnist").refused("train viscoin --dataset mnist")

@@ -100,22 +100,24 @@ def test_mistakes_on_the_command_line(here: Path) -> None:
     output = ("--output", "g.safetensors")
     Answer("import-gan").refused("give a network pickle and --output")
     Answer("import-gan", GOLDEN).refused("give a network pickle and --output")
-    Answer("import-gan", "nowhere.pkl", *output).refused("there is no file nowhere.pkl", "ffhq256")
+    Answer("import-gan", "nowhere.pkl", *output).refused("source nowhere.pkl: there is neither", "ffhq256")
     Answer("import-gan", GOLDEN, "--output", "g.pkl").refused("--output g.pkl", ".safetensors")
-    Answer("import-gan", GOLDEN, *output, "--network", "D").refused("--network 'D'", "G_ema, G")
+    Answer("import-gan", GOLDEN, *output, "--network", "D").refused("--network D", "G_ema or G")
     Answer("import-gan", GOLDEN, *output, "--discriminator", "g.safetensors").refused("the file of --output")
     Answer("import-gan", GOLDEN, *output, "--sha256", "abc").refused("--sha256 abc", "64 hexadecimal digits")
     Answer("import-gan", GOLDEN, *output, "--sha256", "0" * 64).refused(
         "--sha256 000", "nvidia_format.pkl has the SHA-256"
     )
-    Answer("import-gan", small(here / "n.pkl", 0), *output, "--network", "G").refused("holds no G, only D, G_ema")
+    Answer("import-gan", small(here / "n.pkl", 0), *output, "--network", "G").refused(
+        "--network: ", "holds no G, only D, G_ema"
+    )
     Answer("import-gan", small(here / "n.pkl", 0, D=None), *output, "--discriminator", "d.safetensors").refused(
         "holds no D, only G_ema"
     )
     Answer("import-gan", small(here / "n.pkl", 0, resolution=8), *output).refused("dataset.resolution = 8")
     assert not list(here.glob("*.safetensors"))
     (here / "g.safetensors").touch()
-    Answer("import-gan", GOLDEN, *output).refused("--output g.safetensors exists", "--force")
+    Answer("import-gan", GOLDEN, *output).refused("--output g.safetensors: exists; pass --force")
     Answer("import-gan", GOLDEN, *output, "--force").went_well()
 
 

@@ -57,7 +57,7 @@ for command in (
     dataset.dataset,
     data.data,
 ):
-    app.command(cls=Command)(command)
+    app.command(cls=Command, hidden=command is dataset.dataset)(command)
 
 
 @app.callback()

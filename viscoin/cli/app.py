@@ -21,7 +21,6 @@ ALIASES = {
     "indices": ("concept_indices",),
     "measures": ("metrics",),
     "noise_mode": ("noise",),
-    "time": ("limit",),
     "threshold": ("concept_threshold",),
     "top_k": ("concept_top_k",),
     "truncation_psi": ("truncation",),

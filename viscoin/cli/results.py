@@ -61,6 +61,11 @@ class Results:
         self.json("results.json", {**header, **values})
 
 
+def new_results(command: str, dataset: str) -> Path:
+    """Where the results of a command go by default."""
+    return Path("runs") / f"{Path(dataset).name}-{command}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
 @contextmanager
 def results_folder(command: str, dataset: str, out: Path | None) -> Iterator[Results]:
     """The folder for the results of a command, by default `runs/<dataset>-<command>-<time>`; none after a failure.
@@ -68,7 +73,7 @@ def results_folder(command: str, dataset: str, out: Path | None) -> Iterator[Res
     Raises:
         Refused: it cannot be written.
     """
-    folder = out or Path("runs") / f"{Path(dataset).name}-{command}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = out or new_results(command, dataset)
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def check_dataset_name(name_or_path: str) -> None:
 
 
 def prepared_resolution(name_or_path: str) -> int | None:
-    """Side of the images of a zip or folder that the command `dataset` (or the public tool) has made; else None.
+    """Side of the images of a zip or folder that `prepare_dataset` (or the public tool) has made; else None.
 
     Such images are squares of one size, and a `dataset.json` lies beside them.
     """

@@ -120,7 +120,7 @@ def _check_place(out: Path, kind: str, name: str, config: DatasetConfig, force: 
         )
     source = config.path if name in dataset_names() else name
     marker = LABELS if kind == "fiftyone" else INDEX
-    check_output(out, None if source is None else Path(source), force, marker, "out")
+    check_output(out, None if source is None else Path(source), force, marker)
 
 
 def in_turns(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:

@@ -30,29 +30,28 @@ def new_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def check_output(output: Path, source: Path | None, force: bool, marker: str, parameter: str = "output") -> None:
+def check_output(out: Path, source: Path | None, force: bool, marker: str) -> None:
     """Raise Refused unless a zip or folder may be written.
 
     Args:
         source: folder or zip that is read, which must be left alone; None for none.
         force: whether an output may be replaced, if it is a zip or a folder that holds the file `marker`.
-        parameter: what the caller calls the output.
     """
-    is_zip = output.suffix.lower() == ".zip"
+    is_zip = out.suffix.lower() == ".zip"
     if source is not None:
-        target, origin = output.resolve(), source.resolve()
+        target, origin = out.resolve(), source.resolve()
         if origin.is_relative_to(target) or (not is_zip and target.is_relative_to(origin)):
-            raise Refused(parameter, output, f"lies in the source {source} or around it", "choose another path")
-    if not output.exists():
+            raise Refused("out", out, f"lies in the source {source} or around it", "choose another path")
+    if not out.exists():
         return
-    if output.is_dir() == is_zip:
-        raise Refused(parameter, output, "a folder cannot replace a file, nor the reverse", "choose another name")
-    if output.is_dir() and not any(output.iterdir()):
+    if out.is_dir() == is_zip:
+        raise Refused("out", out, "a folder cannot replace a file, nor the reverse", "choose another name")
+    if out.is_dir() and not any(out.iterdir()):
         return
     if not force:
-        raise Refused(parameter, output, "exists", "pass `force` to replace it or choose another name")
-    if output.is_dir() and not (output / marker).is_file():
-        raise Refused(parameter, output, f"`force` replaces datasets only, and this folder has no {marker}")
+        raise Refused("out", out, "exists", "pass `force` to replace it or choose another name")
+    if out.is_dir() and not (out / marker).is_file():
+        raise Refused("out", out, f"`force` replaces datasets only, and this folder has no {marker}")
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -60,7 +60,7 @@ class Source:
 
 def prepare_dataset(
     source: str,
-    output: Path,
+    out: Path,
     resolution: int | None = None,
     crop: str = "center",
     labels: str = "auto",
@@ -70,13 +70,13 @@ def prepare_dataset(
     skip_bad_files: bool = False,
     force: bool = False,
 ) -> Prepared:
-    """Write `output` with images `00000/img00000000.png`, ... and their labels in `dataset.json`.
+    """Write `out` with images `00000/img00000000.png`, ... and their labels in `dataset.json`.
 
-    The same source gives the same bytes. The output appears under its name when it is complete, never in part.
+    The same source gives the same bytes. `out` appears under its name when it is complete, never in part.
 
     Args:
         source: name of a dataset; folder or zip of images, of class folders, or with a dataset.json.
-        output: a zip if it ends in .zip, else a folder.
+        out: a zip if it ends in .zip, else a folder.
         resolution: side in pixels, a power of two; None: that of the images, which must agree.
         crop: "center": the largest square in the middle; "center-wide": the largest 4:3 rectangle in the middle, with
             black above and below; "none": the images must be square.
@@ -94,14 +94,14 @@ def prepare_dataset(
     _check_choice("split", split, (*SPLITS, "all"))
     if resolution is not None:
         check_side(resolution)
-    check_output(output, None if source in dataset_names() else Path(source), force, INDEX)
+    check_output(out, None if source in dataset_names() else Path(source), force, INDEX)
     with _open_source(source, resolution, labels, split, seed, skip_bad_files, max_images) as images:
         chosen = list(range(len(images.names)))
         if max_images is not None and max_images < len(chosen):
             order = np.random.Generator(np.random.Philox(seed)).permutation(len(chosen))[:max_images]
             chosen = sorted(int(i) for i in order)
-        with new_dataset(output) as write:
-            prepared = write_images(images, chosen, write, output, resolution, crop, skip_bad_files)
+        with new_dataset(out) as write:
+            prepared = write_images(images, chosen, write, out, resolution, crop, skip_bad_files)
     return prepared
 
 

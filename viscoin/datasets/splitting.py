@@ -18,12 +18,13 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dataset
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
-from viscoin.datasets.output import new_folder
+from viscoin.datasets.output import check_output, new_folder
 from viscoin.datasets.zip import open_zip
 from viscoin.errors import Refused
 from viscoin.files import atomic_path
 
 CSV_NAME = "split.csv"
+TREES = ("none", "link", "copy")
 COLUMNS = ("file", "class", "split")
 # What images of one dataset have in common, by file: they must not be in several splits.
 GROUPS = {"pneumonia": "viscoin.datasets.pneumonia:patient"}
@@ -55,6 +56,62 @@ class Split:
             split: np.bincount(np.array(of_split, dtype=int), minlength=len(self.class_names))
             for split, of_split in labels.items()
         }
+
+
+@dataclass(frozen=True)
+class Written:
+    """A split that was written to `folder`: its split.csv and, unless `tree` is "none", a folder dataset."""
+
+    split: Split
+    folder: Path
+    tree: str
+
+
+def split_dataset(
+    config: DatasetConfig,
+    out: Path,
+    shares: str | None = None,
+    source: Path | None = None,
+    tree: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> Written:
+    """Write the split of a dataset, its own or a new one, as `out/split.csv` and as a folder dataset.
+
+    `out` appears under its name when it is complete, never in part.
+
+    Args:
+        shares: of train, validation and test, as in "80:10:10", to split all images anew by `seed`.
+        source: a split.csv to follow instead.
+        tree: "link" or "copy" for `out/<split>/<class>/<image>`, "none" for the CSV alone; None means links where
+            the split is new and the images are files.
+        force: replace an output that exists.
+
+    Raises:
+        ValueError: arguments that do not fit, an output that exists, or a dataset that cannot be loaded or split.
+    """
+    if shares and source:
+        raise Refused(None, None, "`shares` and `source` exclude each other", "give one of them")
+    if tree not in (None, *TREES):
+        raise Refused("tree", tree, "unknown", f"choose {', '.join(TREES)}")
+    parsed = parse_shares(shares) if shares else None
+    location = config.path if config.name in dataset_names() else config.name
+    check_output(out, Path(location) if location else None, force, CSV_NAME)
+    if out.suffix.lower() == ".zip":
+        raise Refused("out", out, "a split is written as a folder", "give a name without .zip")
+    split = own_split(config.name, config)
+    if parsed:
+        split = drawn_split(split, parsed, seed)
+    elif source:
+        split = read_split(source, split)
+    if tree is None:
+        tree = "link" if (shares or source) and all(row.path for row in split.rows) else "none"
+    if tree == "none":
+        with new_folder(out) as partial:
+            write_csv(split, partial / CSV_NAME)
+    else:
+        write_tree(split, out, tree)
+    return Written(split, out, tree)
 
 
 def own_split(name: str, config: DatasetConfig) -> Split:

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from viscoin.datasets import to_pixels
+from viscoin.datasets.inspection import Inspection
+from viscoin.datasets.selection import Selection
 from viscoin.plotting.style import (
     BLUE,
     COLUMN,
@@ -121,6 +123,31 @@ def _grid_captions(names: Sequence[str], width: float) -> list[str]:
 def _caption_lines(captions: Sequence[str]) -> int:
     """Room for captions, which are set in smaller type, in lines of small text."""
     return math.ceil(max(text.count("\n") + 1 for text in captions) * (SMALL - 1) / SMALL)
+
+
+def contact_sheets(selection: Selection) -> dict[str, Figure]:
+    """Pages of the selected images of all classes, by name."""
+    sheets = class_sheets(selection.images, selection.class_names, selection.masks, selection.part_names)
+    return _by_page({f"contact-sheet-{selection.split}": sheets})
+
+
+def inspection_figures(found: Inspection) -> dict[str, Figure]:
+    """Class counts and, where there are any, frequencies of attributes and different sizes of images, by name."""
+    pages = {"class-counts": class_counts(found.counts, found.class_names)}
+    if found.attribute_names:
+        pages["attribute-frequencies"] = attribute_frequencies(found.attributes, found.attribute_names)
+    if found.sizes is not None and len(np.unique(found.sizes, axis=0)) > 1:
+        pages["image-sizes"] = [image_sizes(found.sizes, found.resolution)]
+    return _by_page(pages)
+
+
+def _by_page(pages: Mapping[str, Sequence[Figure]]) -> dict[str, Figure]:
+    """Figures by name, with the number of the page where there are several."""
+    return {
+        name if len(figures) == 1 else f"{name}-{i}": figure
+        for name, figures in pages.items()
+        for i, figure in enumerate(figures, 1)
+    }
 
 
 def class_sheets(

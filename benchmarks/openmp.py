@@ -23,6 +23,7 @@ from viscoin.models.files import ASSETS, load_model
 
 VARIABLE = "OMP_WAIT_POLICY"
 POLICIES = (None, "PASSIVE")
+BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # ends with its parent
 
 
 class Passes(NamedTuple):
@@ -59,7 +60,7 @@ def openmp(
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
     """Processes that compute all the while."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())]) for _ in range(number)]
     try:
         yield
     finally:

@@ -17,8 +17,10 @@ import torch
 import typer
 import yaml
 from PIL import Image
+from test_benchmarks import BENCHMARKS
 from tiny_models import SETTINGS, Answer, tiny_recipe, write_images, write_models
 
+from benchmarks.timing import program
 from viscoin.cli import app
 from viscoin.errors import Refused
 from viscoin.models.files import ASSETS, load_model
@@ -140,12 +142,13 @@ def options(command: Any = CLI) -> set[str]:
 
 
 def options_of_scripts() -> set[str]:
-    """Those named in full, the parameters of functions, which Typer makes options of, and those of SLURM's jobs."""
+    """Those named in full, the parameters that Typer makes options of, and those of benchmarks and of SLURM's jobs."""
     jobs = "".join(path.read_text() for path in ROOT.glob("slurm/*.sbatch"))
     text = "".join(path.read_text() for path in ROOT.glob("scripts/*.py"))
     parameters = re.findall(r"^    (\w+): Annotated", text, re.MULTILINE)
     named = {*re.findall(rf'"({OPTION})"', text), *re.findall(rf"SBATCH ({OPTION})", jobs)}
-    return {*named, *(f"--{name.replace('_', '-')}" for name in parameters)}
+    benchmarks = (options(typer.main.get_command(program(command))) for command in BENCHMARKS.values())
+    return {*named, *(f"--{name.replace('_', '-')}" for name in parameters)}.union(*benchmarks)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -202,7 +202,7 @@ def imports(path: Path) -> Iterator[str]:
 )
 def test_every_imported_package_is_declared(folders: tuple[str, ...], groups: tuple[str, ...]) -> None:
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    own = {"viscoin", "stylegan2_ada", "tests", "main", "example"} | {path.stem for path in files}
+    own = {"viscoin", "stylegan2_ada", "benchmarks", "tests", "main", "example"} | {path.stem for path in files}
     distributions = importlib.metadata.packages_distributions()
     allowed = declared(*groups).keys() | ({"packaging"} if "dev" in groups else set())  # pytest itself needs packaging
     for path in files:

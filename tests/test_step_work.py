@@ -1,11 +1,5 @@
 """A training step of the ensemble computes nothing twice and nothing that nobody uses."""
 
-import importlib.util
-import json
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +20,6 @@ from viscoin.training.gan import build_generator
 from viscoin.training.runtime import Runtime, make_fabric
 from viscoin.training.viscoin import ViscoinTask, build_ensemble
 
-BENCHMARK = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 REAL, GENERATED, RECONSTRUCTED = 6, 2, 3
 DRAWN = GENERATED + RECONSTRUCTED
 
@@ -158,47 +151,3 @@ def test_tail_adds_stored_and_drawn_noise_alike(shape: tuple[int, ...] | None) -
     tail = synthesis_tail_reference(x, coefficients, noise, bias, "lrelu", 0.2, 1.5, 2.0)
     whole = x * coefficients[:, :, None, None] + bias[:, None, None] + (0 if noise is None else noise)
     torch.testing.assert_close(tail, (nn.functional.leaky_relu(whole, 0.2) * 1.5).clamp(-2, 2))
-
-
-@pytest.fixture
-def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark", BENCHMARK)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_benchmark_splits_a_step_into_its_parts(benchmark: Any, tmp_path: Path) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(tiny_recipe().to_yaml())
-    step = benchmark.TrainingStep(benchmark.StepCase(str(recipe), "float32", "eager", 1), "cpu")
-    with benchmark.FlopCounter() as counter:
-        parts = benchmark.Split(step, lambda: counter.total).of_steps(seconds=0)
-    assert set(parts) == set(benchmark.step_parts())
-    assert sum(parts.values()) == step.flops()
-    kernels = step.task.ensemble.concept_extractor.conv5.weight  # whose orthogonality is the one product of the losses
-    assert parts["losses"] == 2 * len(kernels) * kernels.numel()
-    assert parts["data"] == parts["optimiser"] == parts["rest"] == 0
-    assert parts["f backward"] < parts["f"]
-    assert "features" not in vars(step.task.ensemble.classifier)  # nothing is left wrapped
-
-    row = benchmark.step_report(step.case, [step.measure(0, time.process_time) | {"peak": 1e12}])
-    assert 0 < row["share_outside_networks"] < 1
-    assert row["fraction_of_peak"] == pytest.approx(row["gflop_per_image"] * row["images_per_second"] / 1e3, abs=1e-3)
-    table = benchmark.step_table([row | {"peak_memory_mib": 1}])
-    assert all(part in table for part in ("Omega, G backward", "optimiser", "outside networks"))
-
-
-@pytest.mark.slow
-def test_benchmark_of_a_step_shared_by_two_processes(tmp_path: Path) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(tiny_recipe().to_yaml())
-    options = ["--size", recipe, "--dtypes", "float32", "--processes", 2, "--rounds", 1, "--seconds", 0]
-    words = [sys.executable, BENCHMARK, "viscoin", *options, "--threads", 1]
-    result = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    (row,) = json.loads(result.stdout)["steps"]
-    assert row["images_per_second"] > 0
-    assert 0 < row["fraction_of_peak"] < 1
-    assert (row["batch"], row["processes"]) == (6, 2)

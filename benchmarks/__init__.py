@@ -1,0 +1,1 @@
+"""Programs that time what is slow here: python benchmarks/NAME.py --help."""

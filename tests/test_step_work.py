@@ -190,7 +190,7 @@ def test_benchmark_splits_a_step_into_its_parts(benchmark: Any, tmp_path: Path) 
     assert all(part in table for part in ("Omega, G backward", "optimiser", "outside networks"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_benchmark_of_a_step_shared_by_two_processes(tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(tiny_recipe().to_yaml())

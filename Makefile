@@ -9,7 +9,7 @@ PYTHON3 ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-fast docs check-install check-wheel lint typecheck format clean
+.PHONY: help setup demo test test-fast test-rest test-all docs check-install check-wheel lint typecheck format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -38,11 +38,17 @@ $(READY): requirements.txt pyproject.toml
 demo: setup  ## the whole pipeline on the built-in birds, with a report in runs/demo
 	$(PYTHON) main.py demo $(ARGS)
 
-test: setup lint typecheck  ## every check and every test
-	$(PYTEST)
+test: setup lint typecheck  ## every check, and all tests but the long ones
+	$(PYTEST) -m "not long"
 
 test-fast: setup  ## the tests that take seconds
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+test-rest: setup  ## the long tests, which `make test` leaves out
+	$(PYTEST) -m long
+
+test-all: setup lint typecheck  ## every check and every test
+	$(PYTEST)
 
 docs: setup  ## the documentation as a website in site/, from docs/ and the docstrings
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

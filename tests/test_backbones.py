@@ -53,7 +53,7 @@ def test_backbones_from_images_to_concepts_and_files(backbone, shapes, tmp_path,
     assert model.feature_shapes == shapes == [tuple(part.shape[1:]) for part in maps]
     torch.testing.assert_close(logits, model(batch), atol=1e-4, rtol=1e-3)
 
-    concept_maps, support = ConceptExtractor(model.feature_shapes, 4, 8)(maps)
+    concept_maps, support, _ = ConceptExtractor(model.feature_shapes, 4, 8)(maps)
     assert concept_maps.shape == (2, 4, 3, 3) and support.shape == (2, 36)
     (logits.square().sum() + concept_maps.sum() + support.sum()).backward()
     assert batch.grad.abs().sum() > 0

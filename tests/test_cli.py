@@ -241,6 +241,7 @@ def test_test_classifier_on_a_sample(here, models):
     Answer("test", "classifier", "--checkpoints", models["classifier"], "--split", "train").refused("--split 'train'")
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_test_viscoin(here, models):
     Answer("test", "viscoin", "--checkpoints", models["viscoin"], "--out", "out").went_well()
     found = results(here / "out")

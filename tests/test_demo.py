@@ -111,6 +111,7 @@ def check_report(folder: Path) -> dict:
     return report
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_demo_reports_everything(assets, tmp_path):
     path = demo.run_demo(tmp_path / "demo", TINY, seed=1)
     assert path == tmp_path / "demo" / "report.html"
@@ -163,7 +164,7 @@ def test_demo_without_shipped_models(monkeypatch, tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @shipped
 def test_quick_demo_with_the_shipped_models(tmp_path):
     Answer("demo", "--quick", "--out", tmp_path).went_well()
@@ -176,7 +177,7 @@ def test_quick_demo_with_the_shipped_models(tmp_path):
     assert report["attributes"]["mean_auroc"] >= report["attributes"]["mean_auroc_untrained"] + 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @shipped
 def test_example_runs(tmp_path):
     script = Path(__file__).parents[1] / "example.py"

@@ -58,7 +58,7 @@ def test_scans_become_a_dataset(digits):
     assert images.min() == -1 and images.max() > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pipeline_from_folder_to_figures(digits):
     recipe = ["--recipe", RECIPE, "--device", "cpu"]
     run("train", "classifier", *recipe, "--epochs", 8)

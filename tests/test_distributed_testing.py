@@ -275,7 +275,9 @@ def as_each_does(place, monkeypatch):
 
 
 @two
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize(
+    "kind", ["viscoin", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("classifier", "gan"))]
+)
 def test_commands_of_two_processes_write_the_same_numbers_once(place, kind, as_each_does):
     common = ["test", kind, "--checkpoints", f"{kind}.safetensors", *COMMANDS[kind]]
     both = main(place, *common, "--out", f"{kind}-two", "--devices", 2)
@@ -289,6 +291,7 @@ def test_commands_of_two_processes_write_the_same_numbers_once(place, kind, as_e
 
 
 @two
+@pytest.mark.long
 def test_adapter_of_two_processes_is_that_of_one(place, as_each_does, monkeypatch):
     training = ("train", "concept2clip", "--viscoin-pickle-path", "viscoin.safetensors", *set_options(), "--epochs", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "adapter-cache-two"))
@@ -302,6 +305,7 @@ def test_adapter_of_two_processes_is_that_of_one(place, as_each_does, monkeypatc
 
 
 @two
+@pytest.mark.long
 def test_concepts_of_two_processes_are_those_of_one(place, as_each_does, monkeypatch):
     model = ("--viscoin-pickle-path", "viscoin.safetensors")
     training = ("train", "concept2clip", *model, *set_options(), "--device", "cpu", "--epochs", 2)
@@ -326,6 +330,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @two
+@pytest.mark.long
 def test_what_all_processes_warn_of_is_said_once(place):
     few = main(
         place, "test", "viscoin", "--checkpoints", "viscoin.safetensors", "--measures", "accuracy", "--limit", 4,
@@ -345,6 +350,7 @@ def write_small_images(folder: Path) -> Path:
 
 
 @two
+@pytest.mark.long
 def test_a_mistake_is_told_once_and_ends_all_processes(place):
     (place / "file").touch()
     taken = main(

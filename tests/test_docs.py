@@ -211,7 +211,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def workshop(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workshop(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_resamples: None) -> Path:
     """A folder with all the files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("viscoin.models.files.ASSETS", models)
@@ -284,7 +284,7 @@ def run(command: Command) -> None:
 RUN = [page for page in PAGES if any(not command.reason for command in MAIN if command.page == page)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_commands_run(page: Path, workshop: Path) -> None:
     for command in commands(page):
@@ -332,7 +332,7 @@ GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
 PYTHON = [(page, text) for page in PAGES for text in blocks(page, "python")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("page", "text"), PYTHON, ids=[page.name for page, _ in PYTHON])
 def test_python_runs(page: Path, text: str, workshop: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands; what a page takes as given is tiny, the models that come along are the real ones."""

@@ -135,7 +135,7 @@ def test_compiled_networks_draw_the_same_noise():
     assert torch.equal(*found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @compiler
 def test_a_compiled_classifier_gives_the_same_numbers(place, tmp_path):
     common = [

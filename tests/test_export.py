@@ -109,7 +109,12 @@ def test_contributions_add_up_to_the_explained_logits(models: dict[str, LoadedMo
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "part"),
-    [("classifier", "classifier"), ("viscoin", "concepts"), ("viscoin", "decoder"), ("gan", "generator")],
+    [
+        ("classifier", "classifier"),
+        ("viscoin", "concepts"),
+        ("viscoin", "decoder"),
+        pytest.param("gan", "generator", marks=pytest.mark.long),
+    ],
 )  # which hold all the others
 def test_onnx_computes_the_same_without_torch(
     kind: str, part: str, models: dict[str, LoadedModel], images: Tensor, tmp_path: Path

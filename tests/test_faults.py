@@ -53,7 +53,7 @@ def signalled(number: int) -> str:
 # --- kills -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "kills", "least"), [("viscoin", 50, 40), ("classifier", 10, 5), ("gan", 10, 5)])
 def test_random_kills_change_nothing(tmp_path, kind, kills, least):
     """Weights and metrics are those of a run that nobody killed, bit for bit."""
@@ -67,7 +67,7 @@ def test_random_kills_change_nothing(tmp_path, kind, kills, least):
 # --- signals -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_early_warning_saves_and_the_same_command_goes_on(tmp_path):
     line = [*LONG, "run", "--epochs", "30"]
     ended(command(tmp_path, *line[:-3], "whole", *line[-2:]), 0)
@@ -105,7 +105,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_disk_loses_nothing_that_was_saved(tmp_path, small_disk):
     ballast = small_disk / "ballast"
     fill = f"9 fill({str(ballast)!r})"
@@ -117,7 +117,7 @@ def test_full_disk_loses_nothing_that_was_saved(tmp_path, small_disk):
     assert f"going on from step {step}" in ended(command(tmp_path, *LONG, small_disk / "run"), 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_that_vanish(tmp_path):
     """The images are in memory by then; who starts again is told which folder is missing."""
     write_images(tmp_path / "photos", {"cat": 30, "dog": 30})

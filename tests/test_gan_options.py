@@ -436,7 +436,7 @@ def test_two_processes_share_gradients_and_stay_equal(tmp_path):
     assert w_avg.any() and torch.equal(w_avg, one["state"]["ema"]["mapping.w_avg"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
 def test_run_on_two_devices():
     """The command itself: one run folder, written by the first process, resumed and finished."""

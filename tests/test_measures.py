@@ -311,6 +311,7 @@ def here(models, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_the_command_writes_every_measure_with_interval_count_and_seed(here, models):
     options = ["--checkpoints", models["viscoin"], "--fast", "--limit", 30, "--seed", 3, "--consistency-concepts", 2]
     answer = Answer("test", "viscoin", *options, "--consistency-images", 20, "--out", "out").went_well()

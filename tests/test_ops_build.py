@@ -217,7 +217,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_nvcc
 def test_kernels_compile_and_register_without_a_gpu(cache: Path) -> None:
     answer = Answer("ops", "build", "--arch", "9.0")

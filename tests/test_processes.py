@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import set_options, write_models
+from tiny_models import Answer, set_options, write_models
 
 from viscoin.models.files import load_model
 from viscoin.runs.run import Run, read_metrics
@@ -46,11 +46,17 @@ def start(here: Path, *arguments: object, disturb: str = "") -> subprocess.Popen
     )
 
 
-def train(here: Path, *arguments: object, code: int = 0) -> str:
-    """What it says, after it ended with that code."""
+def train(here: Path, *arguments: object) -> str:
+    """What it says; only a training that starts others needs a process of its own."""
+    if "--devices" not in arguments:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(here)
+            patch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+            options = (*set_options(), "--device", "cpu", "--precision", "32-true")
+            return Answer("train", *arguments, *options).went_well().err
     process = start(here, *arguments)
     out, err = process.communicate(timeout=500)
-    assert process.returncode == code, out + err
+    assert process.returncode == 0, out + err
     return err
 
 
@@ -83,7 +89,7 @@ def after(run: Path, step: int, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", ["classifier", "viscoin"])
+@pytest.mark.parametrize("kind", [pytest.param("classifier", marks=pytest.mark.long), "viscoin"])
 def test_two_processes_train_as_one_does(here, kind):
     """The batch of a step, its random draws and its statistics are those of all processes together."""
     options = CLASSIFIER if kind == "classifier" else VISCOIN + models(here)
@@ -93,6 +99,7 @@ def test_two_processes_train_as_one_does(here, kind):
     same(here / f"{kind}-one", here / f"{kind}-two", 2e-3)
 
 
+@pytest.mark.long
 def test_run_goes_on_with_another_number_of_processes(here):
     options = [*CLASSIFIER, "--epochs", "20", "--out", "moved"]
     process = start(here, *options, "--devices", "2", disturb=f"5 os.kill(os.getpid(), {int(signal.SIGTERM)})")
@@ -104,6 +111,7 @@ def test_run_goes_on_with_another_number_of_processes(here):
     assert f"going on from step {step}" in train(here, *options)
 
 
+@pytest.mark.long
 def test_process_that_dies_is_reported_and_nothing_saved_is_lost(here):
     options = [*CLASSIFIER, "--epochs", "500", "--out", "dead"]
     process = start(here, *options, "--devices", "2")
@@ -116,6 +124,7 @@ def test_process_that_dies_is_reported_and_nothing_saved_is_lost(here):
     assert Run(here / "dead").last_checkpoint()["step"] >= 4
 
 
+@pytest.mark.long
 def test_compiled_classifier_trains_as_the_plain_one(here):
     train(here, *CLASSIFIER, "--out", "plain")
     train(here, *CLASSIFIER, "--compile", "--out", "compiled")

@@ -30,6 +30,8 @@ MAKE_TARGETS = (
     "demo",
     "test",
     "test-fast",
+    "test-rest",
+    "test-all",
     "docs",
     "check-install",
     "check-wheel",
@@ -285,10 +287,16 @@ def test_make_target_exists(target: str) -> None:
 
 
 @needs_make
-def test_make_test_runs_all_checks_and_ends_with_pytest() -> None:
-    *before, last = run("make", "--dry-run", "test").stdout.splitlines()
-    assert "-m pytest" in last and "not slow" not in last
+@pytest.mark.parametrize(("target", "chosen"), [("test", ' -m "not long"'), ("test-all", "")])
+def test_make_test_runs_all_checks_and_ends_with_pytest(target: str, chosen: str) -> None:
+    *before, last = run("make", "--dry-run", target).stdout.splitlines()
+    assert "-m pytest" in last and last.endswith(f"--dist worksteal{chosen}")
     assert all(any(check in line for line in before) for check in ("ruff check", "ruff format", "-m mypy"))
+
+
+@needs_make
+def test_make_test_rest_runs_what_make_test_leaves_out() -> None:
+    assert run("make", "--dry-run", "test-rest").stdout.splitlines()[-1].endswith("--dist worksteal -m long")
 
 
 @needs_make
@@ -298,11 +306,11 @@ def test_make_setup_names_the_python_that_is_missing() -> None:
     assert "3.11 or newer" in done.stderr and "python2.0" in done.stderr
 
 
-def test_continuous_integration_runs_make_test_and_checks_installing() -> None:
+def test_continuous_integration_runs_all_tests_and_checks_installing() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    last = [line.split()[:2] for line in script.read_text().splitlines()[-3:]]
-    assert last == [["make", "check-install"], ["make", "check-wheel"], ["make", "test"]]
+    last = [line.split()[:2] for line in script.read_text().splitlines()[-4:]]
+    assert last == [["make", "check-install"], ["make", "check-wheel"], ["make", "test"], ["make", "test-rest"]]
     assert "missing+=(nix-bin)" in script.read_text()
     assert run("bash", "-n", str(script)).returncode == 0
 

@@ -524,7 +524,7 @@ def weights(folder: Path) -> dict[str, list[float]]:
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 def test_job_that_is_warned_and_put_back_ends_as_one_that_is_left_alone(
     slowly: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,7 +554,7 @@ def test_job_that_is_warned_and_put_back_ends_as_one_that_is_left_alone(
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_tasks_train_together_and_an_array_trains_apart(project: Path) -> None:
     """Both with the scripts that come along, on two machines that are one."""
     epochs = ("--epochs", "2")
@@ -579,7 +579,7 @@ def test_two_tasks_train_together_and_an_array_trains_apart(project: Path) -> No
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 def test_interactive_srun(project: Path) -> None:
     """In a terminal of its own, as `srun --pty` wants one."""
     python = shlex.join([sys.executable, "main.py", "train", "classifier", *TINY, "--epochs", "1", "--out", "run"])
@@ -588,7 +588,7 @@ def test_interactive_srun(project: Path) -> None:
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
 def test_preempted_job_saves_and_goes_on_and_a_cancelled_one_saves_and_stays(project: Path) -> None:
     folder = Path("runs/preempted")
@@ -612,11 +612,13 @@ def test_preempted_job_saves_and_goes_on_and_a_cancelled_one_saves_and_stays(pro
 
 
 @needs_slurm
+@pytest.mark.long
 def test_refusal_of_the_real_sbatch(project: Path) -> None:
     Answer("submit", "--partition", "nowhere", "--", "train", "gan").refused("sbatch refuses", "invalid partition")
 
 
 @needs_slurm
+@pytest.mark.long
 def test_local_slurm_tells_how_to_use_and_end_it() -> None:
     folder = Path(tempfile.mkdtemp(prefix="viscoin-slurm-"))
     folder.chmod(0o755)

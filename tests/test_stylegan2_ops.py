@@ -364,7 +364,7 @@ def small_networks() -> tuple[Generator, Discriminator]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend_name", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend_name", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_networks_compile_without_graph_break(backend_name: str) -> None:
     generator, discriminator = small_networks()
     z = torch.randn(4, 8)

@@ -803,7 +803,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 400) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_one_of_which_is_killed(here: Path) -> None:
     long = ("--set", "classifier.epochs=6", "--trials", 5, "--pruner", "none")
     with worker(here, *long) as one, worker(here, *long) as two:
@@ -819,7 +819,7 @@ def test_two_processes_one_of_which_is_killed(here: Path) -> None:
     assert "is gone" in err or "5 of 5" in err  # the second one may have been between two trials
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_by_the_keyboard(here: Path) -> None:
     long = ("--set", "classifier.epochs=5000", "--trials", 1)  # it never ends by itself
     runs = here / "s" / "trials"

@@ -461,7 +461,7 @@ def free_port() -> int:
         return some.getsockname()[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_in_mlflow_ui_also_when_it_goes_away(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ def to_pickle(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
 ) -> None:
     """Convert a model file to a pickle, which every option that names a model takes as well."""
-    from viscoin.models.files import find_model, load_model, read_file, write_file
+    from viscoin.models.files import find_model, read_file, write_file
 
     if output.suffix == ".safetensors":
         raise ValueError(
@@ -27,6 +27,6 @@ def to_pickle(
         )
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
-    path = load_model(find_model("viscoin", checkpoints, dataset or common.DEFAULT_DATASET)).path
+    path = find_model("viscoin", checkpoints, dataset or common.DEFAULT_DATASET)
     write_file(output, *read_file(path))
     typer.echo(output)

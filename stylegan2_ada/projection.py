@@ -96,7 +96,8 @@ def project(
         synthesis = _float32_copy(generator.synthesis)
         noises = _random_noises(synthesis, len(target), draw)
         w = w_avg[:, None].repeat(1, generator.num_ws if space == "w+" else 1, 1).requires_grad_()
-        optimizer = torch.optim.Adam([w, *noises.values()], betas=(0.9, 0.999))
+        searched = [w, *noises.values()]
+        optimizer = torch.optim.Adam(searched, betas=(0.9, 0.999))
 
         def picture(w: Tensor) -> tuple[Tensor, Tensor]:
             images = synthesis(w.expand(-1, generator.num_ws, -1), noise_mode="const")
@@ -119,8 +120,8 @@ def project(
                 loss = loss + noise_weight * noise_correlation(noises)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * rate_factor(step, steps)
-            optimizer.zero_grad()
-            loss.sum().backward()
+            for one, gradient in zip(searched, torch.autograd.grad(loss.sum(), searched), strict=True):
+                one.grad = gradient  # not by backward, which would leave gradients in the networks of `distance`
             optimizer.step()
             _normalise(noises)
             if step % 10 == 0:

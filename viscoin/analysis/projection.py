@@ -20,6 +20,7 @@ from stylegan2_ada.projection import SPACES, Distance, Projection, project, redu
 from viscoin.datasets import to_pixels
 from viscoin.errors import Refused
 from viscoin.files import atomic_path
+from viscoin.inference.batches import evaluation
 from viscoin.inference.loading import Subject
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import FORMAT, read_file, write_file
@@ -134,21 +135,27 @@ def lpips_distance(perceptual: Perceptual) -> NamedDistance:
 def classifier_distance(classifier: Classifier) -> NamedDistance:
     """`ClassifierPerceptual` of f with images resized to what f takes; the maps of the last targets are cached.
 
-    The maps of a small f say little of places and shades, so this one goes with a pixel term. f is frozen.
+    The maps of a small f say little of places and shades, so this one goes with a pixel term. f stays as it is, and
+    several threads may use one distance.
     """
-    perceptual = ClassifierPerceptual(classifier.eval().requires_grad_(False))
+    perceptual = ClassifierPerceptual(classifier)
     size = (classifier.resolution, classifier.resolution)
     kept: list[tuple[Tensor, Sequence[Tensor]]] = []
 
     def maps(images: Tensor) -> Sequence[Tensor]:
         if images.shape[-1] != classifier.resolution:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return classifier.features(images).maps
+        graph = torch.is_grad_enabled()
+        with evaluation(classifier, images.device, gradients=True), torch.set_grad_enabled(graph):
+            return classifier.features(images).maps
 
     def distance(images: Tensor, targets: Tensor) -> Tensor:
-        if not kept or kept[0][0] is not targets:
-            kept[:] = [(targets, maps(targets))]
-        return perceptual.distance(maps(images), kept[0][1])
+        found = next((entry for entry in kept if entry[0] is targets), None)
+        if found is None:
+            with torch.no_grad():
+                found = targets, maps(targets)
+            kept[:] = [found]
+        return perceptual.distance(maps(images), found[1])
 
     return NamedDistance(distance, "classifier", "classifier distance", 10.0)
 

@@ -1,6 +1,7 @@
 """The command line: one file per command; each parses, calls the library and prints."""
 
 import logging
+import os
 
 import typer
 
@@ -27,6 +28,9 @@ from viscoin.cli import (
 from viscoin.cli.app import Command, Commands, group
 from viscoin.processes import is_first_process
 from viscoin.program import program_name
+
+# What says how OpenMP's threads wait. Spinning, its default, takes the time of what else runs beside.
+WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 
 
 class Console(logging.Handler):
@@ -74,4 +78,6 @@ def viscoin() -> None:
 
 def main() -> None:
     """Entry point of `python main.py`, `python -m viscoin` and the `viscoin` command."""
+    if not os.environ.keys() & WAITING:  # OpenMP reads it when torch is imported
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     app(prog_name=program_name())

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from platformdirs import user_cache_dir
-from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from viscoin.files import atomic_path
 
+if TYPE_CHECKING:  # what needs no tensors, as counting images, does without torch
+    from torch import Tensor
+
 SPLITS = ("train", "validation", "test")
 
 
-class ImageDataset(Dataset):
+class ImageDataset:
     """Images and labels of one split; an item is (float32 image (3, H, W) in [-1, 1], int label).
 
     Args:
@@ -49,16 +50,18 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
         images, labels = self.batch([index])
         return images[0], int(labels[0])
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int] | np.ndarray) -> "tuple[Tensor, Tensor]":
         """Images (B, 3, H, W) in [-1, 1], channels last in memory, and labels (B,) of the given items."""
+        import torch
+
         indices = np.asarray(indices, dtype=np.int64)
         return to_images(self.pixels[indices]), torch.from_numpy(self.labels[indices])
 
-    def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int, indices: np.ndarray | None = None) -> "Iterator[tuple[Tensor, Tensor]]":
         """All items, or the given ones, in order and in batches; the last one may be short."""
         indices = np.arange(len(self)) if indices is None else indices
         for start in range(0, len(indices), size):
@@ -74,13 +77,17 @@ class ImageDataset(Dataset):
         raise ValueError(f"dataset {self.name!r} has no part masks")
 
 
-def to_images(pixels: np.ndarray) -> Tensor:
+def to_images(pixels: np.ndarray) -> "Tensor":
     """uint8 (B, H, W, 3) in [0, 255] -> float32 (B, 3, H, W) in [-1, 1]."""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
+def to_pixels(images: "Tensor") -> np.ndarray:
     """float (B, 3, H, W), clamped to [-1, 1] -> uint8 (B, H, W, 3); the inverse of `to_images`."""
+    import torch
+
     pixels = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

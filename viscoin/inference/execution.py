@@ -30,6 +30,8 @@ def prepare(model: nn.Module, precision: str = "32-true", compiled: bool = False
     All else, which takes no time, stays in float32, and so does what they give. Where gradients are needed, nothing is
     translated.
 
+    This changes the model itself, for all that share it: call it once, when the model is loaded.
+
     Args:
         precision: "32-true", or "bf16-mixed" for autocast to bfloat16.
         compiled: let `torch.compile` translate them, once for the first batch size and once for all others.

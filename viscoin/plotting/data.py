@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +12,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
-from torch import Tensor
 
 from viscoin.datasets import to_pixels
 from viscoin.datasets.inspection import Inspection
@@ -35,6 +35,9 @@ from viscoin.plotting.style import (
     styled,
     wrap,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAGE_HEIGHT = 8.8  # inches
 ROW_LABEL, ROW_HEIGHT = 1.3, 0.8  # inches: names beside rows of images, and largest images there
@@ -357,9 +360,9 @@ def image_grid(images: np.ndarray, columns: int = 8, gap: int = 2) -> np.ndarray
     return sheet
 
 
-def save_image_grid(images: np.ndarray | Tensor, path: Path, columns: int = 8) -> Path:
+def save_image_grid(images: "np.ndarray | Tensor", path: Path, columns: int = 8) -> Path:
     """Write images, uint8 (N, H, W, 3) or a tensor (N, 3, H, W) in [-1, 1], as one picture at their own resolution."""
-    pixels = to_pixels(images) if isinstance(images, Tensor) else images
+    pixels = images if isinstance(images, np.ndarray) else to_pixels(images)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image_grid(pixels, min(columns, len(pixels)))).save(path)
     return path

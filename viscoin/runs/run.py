@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -228,6 +227,8 @@ class Run:
         path = self.checkpoints / f"{name}.pt"
         if not path.is_file():
             return None
+        import torch  # here, as most users of a run do without
+
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:

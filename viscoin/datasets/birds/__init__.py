@@ -10,6 +10,7 @@ from viscoin.datasets.birds.scene import (
     image_attributes,
     item,
     sample_scene,
+    shown_attributes,
 )
 from viscoin.datasets.birds.variants import (
     ATTRIBUTE_GROUPS,
@@ -43,5 +44,6 @@ __all__ = [
     "item",
     "render",
     "sample_scene",
+    "shown_attributes",
     "swap_variant",
 ]

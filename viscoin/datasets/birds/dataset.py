@@ -15,9 +15,9 @@ from viscoin.datasets.birds import (
     Scene,
     attribute_names,
     class_names,
-    image_attributes,
     item,
     render,
+    shown_attributes,
 )
 
 COUNTS = {"train": 20_000, "validation": 1_000, "test": 2_000}
@@ -41,7 +41,7 @@ class BirdsDataset(ImageDataset):
 
     @cached_property
     def attributes(self) -> np.ndarray:  # type: ignore[override]
-        return np.stack([image_attributes(*self.item(i)[:2]) for i in range(len(self))])
+        return np.stack([shown_attributes(self.split, i, self.seed, self.classes) for i in range(len(self))])
 
     def part_masks(self, index: int) -> np.ndarray:
         bird, scene, _ = self.item(index)

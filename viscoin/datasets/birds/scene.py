@@ -6,6 +6,7 @@ angles are in radians, colours in [0, 1].
 
 import colorsys
 from dataclasses import dataclass, replace
+from functools import cache
 from math import radians
 
 import numpy as np
@@ -87,9 +88,7 @@ def sample_scene(rng: np.random.Generator, missing_share: float) -> Scene:
     def within(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
-    missing: frozenset[str] = frozenset()
-    if rng.random() < missing_share:
-        missing = frozenset(REMOVABLE[i] for i in rng.permutation(len(REMOVABLE))[: rng.integers(1, 4)])
+    missing = _missing(rng, missing_share)
     hue = within(0.06, 0.68)  # sand, leaves, sky
     return Scene(
         flip=bool(rng.random() < 0.5),
@@ -110,6 +109,13 @@ def sample_scene(rng: np.random.Generator, missing_share: float) -> Scene:
         occluders=(_occluder(rng),) if rng.random() < 0.12 else (),
         missing=missing,
     )
+
+
+def _missing(rng: np.random.Generator, share: float) -> frozenset[str]:
+    """Parts that are missing in a random scene: what is drawn first."""
+    if rng.random() >= share:
+        return frozenset()
+    return frozenset(REMOVABLE[i] for i in rng.permutation(len(REMOVABLE))[: rng.integers(1, 4)])
 
 
 def _muted(rng: np.random.Generator, hue: float) -> Colour:
@@ -144,11 +150,25 @@ def _occluder(rng: np.random.Generator) -> Blob:
 
 def item(split: str, index: int, seed: int = 0, n_classes: int = 200) -> tuple[Bird, Scene, int]:
     """Bird, scene and class of picture `index` of a split: a pure function of its arguments."""
+    rng, label = _source(split, index, seed), index % n_classes
+    return class_table(n_classes)[label], sample_scene(rng, MISSING_SHARE[split]), label
+
+
+def shown_attributes(split: str, index: int, seed: int = 0, n_classes: int = 200) -> np.ndarray:
+    """`image_attributes` (A,) of picture `index` of a split, without the rest of its scene; not to be written to."""
+    return _shown(index % n_classes, n_classes, _missing(_source(split, index, seed), MISSING_SHARE[split]))
+
+
+@cache
+def _shown(label: int, n_classes: int, missing: frozenset[str]) -> np.ndarray:
+    return image_attributes(class_table(n_classes)[label], Scene(missing=missing))
+
+
+def _source(split: str, index: int, seed: int) -> np.random.Generator:
+    """Random numbers of one picture."""
     if split not in MISSING_SHARE:
         raise ValueError(f"unknown split '{split}'; choose one of: {', '.join(MISSING_SHARE)}")
     if index < 0:
         raise ValueError(f"index is {index}; choose 0 or more")
     key = np.array([seed * len(MISSING_SHARE) + list(MISSING_SHARE).index(split), index], dtype=np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key))
-    label = index % n_classes
-    return class_table(n_classes)[label], sample_scene(rng, MISSING_SHARE[split]), label
+    return np.random.Generator(np.random.Philox(key=key))

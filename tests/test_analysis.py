@@ -291,5 +291,5 @@ def test_smoothing_keeps_a_constant_and_weighs_the_past():
     assert metrics.smooth(np.full(5, 3.0), 0.9) == pytest.approx(np.full(5, 3.0))
     assert metrics.smooth(np.array([0.0, 1.0]), 0.5) == pytest.approx([0, 2 / 3])
     assert metrics.smooth(np.array([1.0, 5.0]), 0).tolist() == [1, 5]
-    with pytest.raises(ValueError, match="smoothing 1 is out of range"):
+    with pytest.raises(ValueError, match="smoothing 1: out of range"):
         metrics.smooth(np.ones(2), 1)

@@ -201,7 +201,7 @@ def test_gradients_and_modes_can_be_set_again():
         ("viscoin_resnet10", "layer5", r"'layer5', which backbone 'viscoin_resnet10' .*did you mean layer4"),
         ("viscoin_resnet10", "layer4,zzz", r"'zzz'.*its stages are conv1, bn1, layer1, layer2, layer3, layer4 \("),
         ("test_vit", "zzz", r"its stages are patch_embed, norm, blocks\.0, .*blocks\.5 \("),
-        ("viscoin_resnet10", "bn1", r"'bn1' holds normalisation layers alone.*freeze_norm=false"),
+        ("viscoin_resnet10", "bn1", r"bn1: holds normalisation layers alone.*freeze_norm=false"),
         ("viscoin_resnet10", "fc", r"'fc'"),
     ],
 )

@@ -81,8 +81,8 @@ def test_unfinished_run_folder(here):
         (["--set", "classifier.epochs=0"], ["classifier.epochs", "0"]),
         (["--learning-rate", "-1"], ["classifier.learning_rate", "-1"]),
         (["--set", "classifier.backbone=resnet5000"], ["'resnet5000'", "did you mean"]),
-        (["--device", "tpu"], ["--device", "'tpu'", "cpu"]),
-        (["--precision", "8"], ["--precision", "'8'", "bf16-mixed"]),
+        (["--device", "tpu"], ["--device", "--device tpu", "cpu"]),
+        (["--precision", "8"], ["--precision", "--precision 8", "bf16-mixed"]),
     ],
 )
 def test_unknown_option_values(here, options, texts):

@@ -226,7 +226,7 @@ def test_unknown_attribute(tree, attribute, hint):
 def test_wrong_folder(tree):
     with pytest.raises(ValueError, match=f"CelebA-HQ-img is not a folder of dataset celeba_hq.*{ANNOTATION}"):
         load(tree / IMAGES)
-    with pytest.raises(ValueError, match="elsewhere is no folder"):
+    with pytest.raises(ValueError, match="elsewhere: no such folder"):
         load(tree / "elsewhere")
 
 
@@ -322,5 +322,5 @@ def test_attribute_option_reaches_the_loader(tree, tmp_path, monkeypatch, comman
     data = ("--dataset", "celeba_hq", "--dataset-path", str(tree))
     Answer("train", command, *data, "--attribute", "Smilling", "--device", "cpu").refused("did you mean Smiling?")
     Answer("train", command, "--dataset", "birds", "--attribute", "Smiling").refused(
-        "--attribute: it chooses", "'birds'"
+        "--attribute Smiling: it chooses", "'birds'"
     )

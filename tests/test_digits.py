@@ -73,7 +73,7 @@ def test_pipeline_from_folder_to_figures(digits):
     assert results("G")["fid359_classifier"] > 0
     assert "samples" in pictures("G")
 
-    run("train", "viscoin", *recipe, "--steps", 200, "--set", "viscoin.warmup_steps=20")
+    run("train", "viscoin", *recipe, "--steps", 400, "--set", "viscoin.warmup_steps=20")
     run("test", "viscoin", "--dataset", "digits/", "--out", "ensemble")
     ensemble = results("ensemble")["ensemble"]
     assert ensemble["accuracy"] > 0.7

@@ -19,7 +19,9 @@ from viscoin.errors import Refused, renamed
 from viscoin.runs.run import flatten
 
 PACKAGE = Path(__file__).parents[1] / "viscoin"
-LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "cli" not in path.parents]
+# A job is given a command line, and its errors speak of the options in there.
+OF_COMMAND_LINES = (PACKAGE / "cli", PACKAGE / "slurm")
+LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if not {*OF_COMMAND_LINES} & {*path.parents}]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OF_OTHER_PROGRAMS = {"--nodes", "--ntasks-per-node"}  # srun
 

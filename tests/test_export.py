@@ -278,8 +278,8 @@ def test_what_a_library_cannot_write_names_the_backbone_and_another_way(
     with pytest.raises(ValueError) as caught:
         export_model(models["classifier"], "torchscript", tmp_path / "f.pt", images)
     assert str(caught.value) == (
-        "part 'classifier' with backbone 'viscoin_resnet10' cannot be exported to torchscript "
-        "(no such operator: strange_attention); try --to onnx, --to safetensors"
+        "to torchscript: part 'classifier' with backbone 'viscoin_resnet10' cannot be exported to it "
+        "(no such operator: strange_attention); try onnx or safetensors"
     )
     assert not list(tmp_path.iterdir())
 
@@ -413,7 +413,9 @@ def test_other_models_and_files_are_refused(paths: dict[str, Path], tmp_path: Pa
     Answer("export", g, "--to", "torchscript").refused("has the format 'viscoin-export/1'")
 
 
-@pytest.mark.parametrize(("kind", "text"), [("parts", "import-viscoin --classifier"), ("concept2clip", "can")])
+@pytest.mark.parametrize(
+    ("kind", "text"), [("parts", "import it again together with its classifier"), ("concept2clip", "can")]
+)
 def test_kinds_without_parts_are_refused(kind: str, text: str, models: dict[str, LoadedModel]) -> None:
     loaded = LoadedModel(torch.nn.Identity(), kind, models["classifier"].metadata, Path("m.safetensors"))
     with pytest.raises(ValueError, match="cannot be exported") as caught:

@@ -188,7 +188,7 @@ def test_disk_that_is_full_when_a_model_is_written(tmp_path, monkeypatch):
     def snapshot(step: int) -> None:
         save_model(run.model_path, model, "classifier", recipe=run.recipe, class_names=["a"])
 
-    said = r"No space left on device \(model.safetensors\); make room, then go on with --resume --out .*run:"
+    said = r"No space left on device \(model.safetensors\); make room, then resume with `resume` `out` .*run:"
     with pytest.raises(Failed, match=said):
         fit_toy(run, Toy(), on_evaluate=snapshot)
     with pytest.raises(Failed, match=said):

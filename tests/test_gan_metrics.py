@@ -330,7 +330,9 @@ def test_measures_that_cannot_be_had_are_left_out_or_refused(caplog):
     ):
         with pytest.raises(ValueError, match=f"measures {name}: .*{text}"):
             measure(n, [name])
-    with pytest.raises(ValueError, match="no measure 'fvd'; choose some of fid, kid, pr, is, ppl, ppl-full"):
+    with pytest.raises(
+        ValueError, match="measures fvd: there is no such measure; choose some of fid, kid, pr, is, ppl, ppl-full"
+    ):
         measure(measures=["fid", "fvd"])
 
 

@@ -13,9 +13,9 @@ from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 
 from stylegan2_ada.networks import Generator
 from viscoin.attribution import cam, gradients, occlusion
+from viscoin.attribution.explained import Explained, blurred
 from viscoin.attribution.heatmaps import HeatmapResult, concept_heatmaps
 from viscoin.attribution.methods import METHODS
-from viscoin.attribution.subject import Subject, blurred
 from viscoin.attribution.targets import STAGES, ConceptActivation
 from viscoin.datasets import load_dataset
 from viscoin.models.classifier import Classifier
@@ -53,9 +53,9 @@ def noise(n: int, side: int) -> torch.Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def subject_of(ensemble, images: torch.Tensor, concepts: torch.Tensor) -> Subject:
+def subject_of(ensemble, images: torch.Tensor, concepts: torch.Tensor) -> Explained:
     target = ConceptActivation(ensemble)
-    return Subject(target, images, concepts, target.observe(images))
+    return Explained(target, images, concepts, target.observe(images))
 
 
 # --- methods --------------------------------------------------------------------------------------------------------

@@ -226,7 +226,9 @@ def test_measures_are_chosen_by_name():
     assert {viscoin.measure_of(key) for key in some.estimates()} == {"fid", "kept"}
     assert set(some.to_dict()) == {"n", "seed", "reconstruction", "kept_concepts"}
     assert some.ensemble.faithfulness == [] and some.consistency is None
-    with pytest.raises(ValueError, match="no measure 'ssim'; choose some of accuracy, reconstruction, fid"):
+    with pytest.raises(
+        ValueError, match="measures ssim: there is no such measure; choose some of accuracy, reconstruction, fid"
+    ):
         viscoin.measure_viscoin(ToyEnsemble(), dataset, measures=["ssim"])
     with pytest.raises(ValueError, match="dataset 'toy' has no ground truth"):
         viscoin.measure_viscoin(ToyEnsemble(), dataset, measures=["truth"])

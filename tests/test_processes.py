@@ -105,7 +105,7 @@ def test_run_goes_on_with_another_number_of_processes(here):
     process = start(here, *options, "--devices", "2", disturb=f"5 os.kill(os.getpid(), {int(signal.SIGTERM)})")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert err.count("go on with --resume --out moved") == 1
+    assert err.count("resume with --resume --out moved") == 1
     step = Run(here / "moved").last_checkpoint()["step"]
     assert 6 <= step <= 6 + AGREE_EVERY
     assert f"going on from step {step}" in train(here, *options)

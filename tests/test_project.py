@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from viscoin.models.files import ASSETS, KINDS
+from viscoin.kinds import CHAIN
+from viscoin.models.files import ASSETS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -239,7 +240,7 @@ def test_packages_hold_the_shipped_models_and_the_marker_of_types() -> None:
     for package in ("viscoin", "stylegan2_ada"):
         assert importlib.resources.files(package).joinpath("py.typed").is_file()
     shipped = importlib.resources.files("viscoin") / "assets" / "birds"
-    assert {f"{kind}.safetensors" for kind in KINDS} <= {path.name for path in shipped.iterdir()}
+    assert {f"{kind}.safetensors" for kind in CHAIN} <= {path.name for path in shipped.iterdir()}
     assert shipped.joinpath("gan.safetensors") == ASSETS / "birds" / "gan.safetensors"
 
 

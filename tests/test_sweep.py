@@ -260,7 +260,7 @@ def test_storages_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "study.db").write_text("no database at all")
     with pytest.raises(ValueError, match=r"study\.db cannot be read or written"):
         Study(settings(tmp_path / "a", storage=None))
-    with pytest.raises(ValueError, match="leave the option out"):
+    with pytest.raises(ValueError, match="leave it out"):
         Study(settings(tmp_path / "a"))
     with pytest.raises(ValueError, match=r"ends in \.db or \.journal"):
         Study(settings(tmp_path / "b", storage="study.txt"))

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
 
@@ -19,24 +20,40 @@ import viscoin.analysis
 import viscoin.attribution
 import viscoin.inference
 from stylegan2_ada.networks import Generator
-from viscoin.analysis import amplification, amplification_curve, concepts, gallery, projection
+from viscoin.analysis import amplification, amplification_curve, amplification_study, concepts, gallery, projection
 from viscoin.attribution import cam, gradients, heatmaps, methods, occlusion
 from viscoin.attribution import concepts as concept_maps
-from viscoin.attribution.subject import Subject
+from viscoin.attribution.explained import Explained
 from viscoin.attribution.targets import ClassifierLogit, ConceptActivation, ExplainerLogit, Target
+from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.inference import batches, execution
+from viscoin.inference.loading import Pictures, Subject
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import load_model
 
 THREADS, ROUNDS = 4, 2
 # Parameters of these types are models, or hold one.
-MODELS = ("VisCoIN", "Classifier", "Generator", "Module", "LoadedModel", "NamedDistance", "Subject", "Target", "Latent")
+MODELS = (
+    "VisCoIN",
+    "Classifier",
+    "Generator",
+    "Module",
+    "LoadedModel",
+    "NamedDistance",
+    "Explained",
+    "Target",
+    "Latent",
+)
 # Functions with such a parameter that run no model: they read what has been found, or files.
 RUN_NONE = {
     "analysis.projection.save_latent",
     "analysis.projection.choose_distance",  # of `classifier_distance`, or of LPIPS, whose weights are a download
     "analysis.projection.class_conditions",
+    "inference.loading.check_classes",
+    "inference.loading.check_resolution",
+    "inference.loading.choose_pictures",
+    "inference.loading.part_outlines",
     "inference.execution.prepare",  # changes a model, as it says: at load time, before there are threads
 }
 
@@ -59,13 +76,13 @@ class Shared:
         return self.ensemble, self.generator
 
 
-def _subject(shared: Shared, target: Target | None = None) -> Subject:
+def _subject(shared: Shared, target: Target | None = None) -> Explained:
     target = target or ConceptActivation(shared.ensemble)
     observed = target.observe(shared.images.clone().requires_grad_())
-    return Subject(target, shared.images, torch.tensor([[0, 1], [2, 0]]), observed)
+    return Explained(target, shared.images, torch.tensor([[0, 1], [2, 0]]), observed)
 
 
-def _of_subject(call: Callable[[Subject], Any]) -> Callable[[Shared], Any]:
+def _of_subject(call: Callable[[Explained], Any]) -> Callable[[Shared], Any]:
     def run(shared: Shared) -> Any:
         with batches.evaluation(shared.ensemble, "cpu", gradients=True):
             return call(_subject(shared))
@@ -96,9 +113,17 @@ def _projected(shared: Shared) -> list[Any]:
     return [(one.image, one.scores, one.latent.ws, one.latent.noises) for one in found]
 
 
+def _study(shared: Shared) -> dict[str, Any]:
+    names = shared.ensemble.class_names
+    subject = Subject(shared.ensemble, Path("model"), torch.device("cpu"), names, DatasetConfig())
+    pictures = Pictures(shared.images, ["a", "b"])
+    return amplification_study.study_amplification(subject, pictures, amplification_study.Choice(top_k=2)).to_dict()
+
+
 CALLS: Mapping[str, Callable[[Shared], Any]] = {
     "inference.batches.evaluation": _evaluation,
     "inference.execution.precision_of": lambda shared: execution.precision_of(shared.ensemble),
+    "analysis.amplification_study.study_amplification": _study,
     "attribution.heatmaps.heatmaps": _heatmaps,
     "attribution.heatmaps.concept_heatmaps": lambda s: heatmaps.concept_heatmaps(s.ensemble, s.images, stages=("psi",)),
     "attribution.methods.maps_of": _of_subject(lambda subject: methods.maps_of(subject, "gradcam", (0, 2))),

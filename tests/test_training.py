@@ -558,8 +558,7 @@ def test_resumed_ensemble_must_have_the_same_parts(part):
     f, g = (other_f, g) if part == "classifier" else (f, other_g)
     ensemble = build_ensemble(task.config, f, g, NAMES)
     other = ViscoinTask(ensemble, g, task.config, task.fabric, task.validation)
-    option = {"classifier": "--classifier", "generator": "--gan"}[part]
-    with pytest.raises(ValueError, match=rf"started with another {part}; give the same one \({option}\)"):
+    with pytest.raises(ValueError, match=rf"started with another {part}; give the same one \(`{part}`\)"):
         other.load_state_dict(state)
 
 
@@ -575,7 +574,7 @@ def test_parts_that_do_not_fit_the_data(tmp_path):
     with pytest.raises(ValueError, match=r"classifier knows 3 classes, dataset 'birds' has 4"):
         train_viscoin(RECIPE, run, f, g, Runtime("cpu"))
     large = build_generator(RECIPE.gan, 32)
-    with pytest.raises(ValueError, match=r"generator draws 32 px, the dataset has 16 px"):
+    with pytest.raises(ValueError, match=r"generator makes 32 px, the dataset has 16 px"):
         train_viscoin(RECIPE, run, make_parts(4)[0], large, Runtime("cpu"))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
-from viscoin.attribution.subject import Subject, unit
+from viscoin.attribution.explained import Explained, unit
 from viscoin.attribution.targets import Stage
 
 # Steps of autograd that only lay a tensor out anew, as from tokens to a map.
@@ -34,14 +34,14 @@ Weighing = Callable[[Tensor, Tensor], Tensor]
 WEIGHINGS: Mapping[str, Weighing] = {"hirescam": hirescam, "gradcam": gradcam, "layercam": layercam}
 
 
-def activation_maps(subject: Subject, weighing: Weighing, stages: Sequence[Stage]) -> Tensor:
+def activation_maps(explained: Explained, weighing: Weighing, stages: Sequence[Stage]) -> Tensor:
     """relu of the weighing at each stage, multiplied over stages: as sharp as the finest, without what others miss."""
-    chosen = subject.observed.scores.gather(1, subject.chosen)
-    maps = [subject.observed.maps[stage] for stage in stages]
+    chosen = explained.observed.scores.gather(1, explained.chosen)
+    maps = [explained.observed.maps[stage] for stage in stages]
     heats = []
     for column in chosen.unbind(1):
         weighed = [
-            unit(_enlarged(weighing(A, G).clamp(min=0), subject.size))
+            unit(_enlarged(weighing(A, G).clamp(min=0), explained.size))
             for A, G in zip(maps, _gradients(column.sum(), maps), strict=True)
         ]
         together, mean = torch.stack(weighed).prod(0), torch.stack(weighed).mean(0)

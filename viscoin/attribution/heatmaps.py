@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from viscoin.attribution.concepts import activation_grid, concepts_of
+from viscoin.attribution.explained import Explained, unit
 from viscoin.attribution.methods import FINEST, check_method, maps_of, title_of
-from viscoin.attribution.subject import Subject, unit
 from viscoin.attribution.targets import STAGES, ConceptActivation, Stage, Target
 from viscoin.datasets import to_pixels
 from viscoin.errors import Refused
@@ -90,7 +90,7 @@ def heatmaps(
         return unit(maps_of(_observed(target, images, device, chosen), method, stages))
 
 
-def _observed(target: Target, images: Tensor, device: torch.device | str, chosen: Tensor) -> Subject:
+def _observed(target: Target, images: Tensor, device: torch.device | str, chosen: Tensor) -> Explained:
     wrong = chosen[(chosen < 0) | (chosen >= target.n_scores)]
     if len(wrong):
         raise Refused(
@@ -103,7 +103,7 @@ def _observed(target: Target, images: Tensor, device: torch.device | str, chosen
     images = images.to(device, memory_format=torch.channels_last)
     with torch.enable_grad():
         observed = target.observe(images.clone().requires_grad_())
-    return Subject(target, images, chosen.to(observed.scores.device), observed)
+    return Explained(target, images, chosen.to(observed.scores.device), observed)
 
 
 def concept_heatmaps(
@@ -134,21 +134,21 @@ def concept_heatmaps(
     stages, target = check_method(method, stages), ConceptActivation(ensemble)
     with evaluation(ensemble, device, gradients=True):
         some = torch.zeros(len(images), 0, dtype=torch.long)
-        subject = _observed(target, images, device, some if concepts is None else concepts)
-        (_, code), phi = concepts_of(subject), subject.observed.scores.detach()
+        explained = _observed(target, images, device, some if concepts is None else concepts)
+        (_, code), phi = concepts_of(explained), explained.observed.scores.detach()
         predicted = ensemble.explain(code.concept_maps).argmax(1)
         relevance = ensemble.relevance(phi, predicted).detach()
         if concepts is None:
             ranked = relevance.argsort(dim=1, descending=True, stable=True)
-            subject = replace(subject, chosen=ranked[:, : min(top, target.n_scores)])
-        heat = maps_of(subject, method, stages)
-    concepts = subject.chosen
+            explained = replace(explained, chosen=ranked[:, : min(top, target.n_scores)])
+        heat = maps_of(explained, method, stages)
+    concepts = explained.chosen
     chosen = phi.gather(1, concepts)
     return HeatmapResult(
         images=to_pixels(images),
         concepts=concepts.cpu().numpy(),
         heatmaps=unit(heat * (chosen > 0)[..., None, None]).cpu().numpy(),
-        grids=activation_grid(subject).cpu().numpy(),
+        grids=activation_grid(explained).cpu().numpy(),
         activations=chosen.cpu().numpy(),
         relevance=relevance.gather(1, concepts).cpu().numpy(),
         predicted=predicted.cpu().numpy(),

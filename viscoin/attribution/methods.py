@@ -8,9 +8,9 @@ from torch import Tensor
 
 from viscoin.attribution.cam import Weighing, activation_maps, gradcam, hirescam, layercam
 from viscoin.attribution.concepts import activation_grid, amplification_change
+from viscoin.attribution.explained import Explained
 from viscoin.attribution.gradients import integrated_gradients
 from viscoin.attribution.occlusion import occlusion
-from viscoin.attribution.subject import Subject
 from viscoin.attribution.targets import STAGES, Stage
 from viscoin.errors import Refused
 
@@ -24,14 +24,14 @@ class Method:
     Attributes:
         title: the name as its paper writes it.
         weigh: what it makes of a feature map and its gradient; of methods that look at feature maps.
-        whole: what it makes of a subject; of all others. Maps (B, M, H, W) >= 0 of any scale.
+        whole: what it makes of a explained; of all others. Maps (B, M, H, W) >= 0 of any scale.
         of_concepts: whether only concepts have such a map.
         slow: whether it takes hundreds of passes an image.
     """
 
     title: str
     weigh: Weighing | None = None
-    whole: Callable[[Subject], Tensor] | None = None
+    whole: Callable[[Explained], Tensor] | None = None
     of_concepts: bool = False
     slow: bool = False
 
@@ -69,22 +69,24 @@ def check_method(method: str, stages: Sequence[Stage] | None) -> tuple[Stage, ..
     return stages
 
 
-def maps_of(subject: Subject, method: str, stages: Sequence[Stage]) -> Tensor:
-    """Maps (B, M, H, W) >= 0, of any scale, of the chosen scores; needs the graph of the subject's scores.
+def maps_of(explained: Explained, method: str, stages: Sequence[Stage]) -> Tensor:
+    """Maps (B, M, H, W) >= 0, of any scale, of the chosen scores; needs the graph of the explained's scores.
 
     Args:
         method, stages: as `check_method` takes and gives them.
     """
     found = METHODS[method]
-    missing = [stage for stage in stages if stage not in subject.observed.maps]
+    missing = [stage for stage in stages if stage not in explained.observed.maps]
     if missing:
-        raise Refused("stage", missing[0], f"a {subject.target.noun} of this model has no such map", "choose 0, 1 or 2")
+        raise Refused(
+            "stage", missing[0], f"a {explained.target.noun} of this model has no such map", "choose 0, 1 or 2"
+        )
     with torch.enable_grad():
         if found.weigh is not None:
-            return activation_maps(subject, found.weigh, stages)
+            return activation_maps(explained, found.weigh, stages)
         if found.whole is None:
             raise TypeError(f"method {method} has nothing to run")
-        return found.whole(subject)
+        return found.whole(explained)
 
 
 def title_of(method: str, stages: Sequence[Stage]) -> str:

@@ -5,29 +5,29 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from viscoin.attribution.subject import Subject, blurred
+from viscoin.attribution.explained import Explained, blurred
 
 PATCHES = 8  # that cover a side; they move by half of their own
 BATCH = 64
 
 
-def occlusion(subject: Subject) -> Tensor:
+def occlusion(explained: Explained) -> Tensor:
     """Mean fall of the score over the patches that hide a pixel (Zeiler & Fergus 2014, arXiv 1311.2901, Sec. 4.2).
 
     Patches show the blurred image instead, and are averaged as in RISE (Petsiuk et al. 2018, arXiv 1806.07421, Eq. 6).
     It takes no gradients and measures how the model responds when pixels change, at hundreds of passes an image.
     """
-    masks = _patches(*subject.size).to(subject.images.device)
+    masks = _patches(*explained.size).to(explained.images.device)
     weights = masks.flatten(1) / masks.flatten(1).sum(0)
     heats = []
     with torch.no_grad():
-        whole = subject.scores(subject.images)
+        whole = explained.scores(explained.images)
         for image, hidden, before, chosen in zip(
-            subject.images, blurred(subject.images), whole, subject.chosen, strict=True
+            explained.images, blurred(explained.images), whole, explained.chosen, strict=True
         ):
-            after = [subject.scores(torch.where(part[:, None], hidden, image)) for part in masks.split(BATCH)]
+            after = [explained.scores(torch.where(part[:, None], hidden, image)) for part in masks.split(BATCH)]
             fall = (before - torch.cat(after))[:, chosen].clamp(min=0)
-            heats.append((fall.T @ weights).unflatten(1, subject.size))
+            heats.append((fall.T @ weights).unflatten(1, explained.size))
     return torch.stack(heats)
 
 

@@ -9,7 +9,6 @@ from viscoin.cli import options
 from viscoin.cli.results import print_table
 
 if TYPE_CHECKING:
-    from viscoin.config import DEFAULT_DATASET
     from viscoin.export import Exported
 
 
@@ -79,8 +78,9 @@ def export(
     The file is opened by onnxruntime, torch.jit or safetensors and run on random inputs and on real images; where it
     differs from PyTorch by more than --tolerance, it is not kept. Its metadata say what goes in and what comes out.
     """
+    from viscoin.config import DEFAULT_DATASET
+    from viscoin.datasets import locate_dataset
     from viscoin.export import SUFFIXES, export_model, images_for_check, usage
-    from viscoin.inference.loading import locate_dataset
     from viscoin.models.files import find_model, load_model
     from viscoin.models.portable import default_part
 

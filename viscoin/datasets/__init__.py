@@ -7,6 +7,7 @@ from pathlib import Path
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset, to_images, to_pixels
+from viscoin.errors import Refused
 
 __all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "to_images", "to_pixels"]
 
@@ -99,3 +100,34 @@ def prepared_resolution(name_or_path: str) -> int | None:
         except UNREADABLE:  # whoever loads the images will name the file
             return None
     return width if width == height else None
+
+
+def locate_dataset(
+    dataset: str | None, dataset_path: str | None, own: str | None = None
+) -> tuple[str | None, str | None]:
+    """Name of the dataset, and folder of its files, that `dataset` and `dataset_path` mean together.
+
+    Args:
+        own: the dataset that is meant without `dataset`; without that one as well, the folder is the dataset.
+
+    Raises:
+        Refused: a folder for a dataset that has no files of its own, or that is a folder itself.
+    """
+    if dataset_path is None:
+        return dataset, None
+    if dataset is None and (own is None or own in DRAWN or own not in dataset_names()):
+        return dataset_path, None
+    if dataset in DRAWN:
+        raise Refused("dataset_path", dataset_path, f"dataset {dataset!r} is drawn and has no files", "omit one")
+    if dataset is not None and dataset not in dataset_names():
+        known = ", ".join(name for name in dataset_names() if name not in DRAWN)
+        raise Refused(
+            "dataset_path", dataset_path,
+            f"it locates the files of a known dataset ({known}), which `dataset` {dataset} is not", "omit one of them",
+        )  # fmt: skip
+    return dataset, dataset_path
+
+
+def plain_name(dataset: str) -> str:
+    """One spelling for each folder: `data`, `data/` and `./data` are the same dataset."""
+    return dataset if dataset in dataset_names() else str(Path(dataset))

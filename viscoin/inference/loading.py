@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from viscoin.config import DEFAULT_DATASET, DatasetConfig
-from viscoin.datasets import (
-    DRAWN,
-    ImageDataset,
-    check_dataset_name,
-    dataset_names,
-    load_dataset,
-    to_images,
-)
+from viscoin.datasets import ImageDataset, check_dataset_name, load_dataset, locate_dataset, plain_name, to_images
 from viscoin.datasets.reading import BadImage, ImageFile, image_size, read_square
 from viscoin.errors import Refused
 from viscoin.inference.devices import resolve_device
@@ -175,40 +168,6 @@ def check_classes(loaded: LoadedModel, dataset: ImageDataset, parameter: str) ->
 
 def _listed(names: Sequence[str], most: int = 30) -> str:
     return f"{len(names)} classes ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
-
-
-# --- data --------------------------------------------------------------------------------------------------------
-
-
-def locate_dataset(
-    dataset: str | None, dataset_path: str | None, own: str | None = None
-) -> tuple[str | None, str | None]:
-    """Name of the dataset, and folder of its files, that `dataset` and `dataset_path` mean together.
-
-    Args:
-        own: the dataset that is meant without `dataset`; without that one as well, the folder is the dataset.
-
-    Raises:
-        Refused: a folder for a dataset that has no files of its own, or that is a folder itself.
-    """
-    if dataset_path is None:
-        return dataset, None
-    if dataset is None and (own is None or own in DRAWN or own not in dataset_names()):
-        return dataset_path, None
-    if dataset in DRAWN:
-        raise Refused("dataset_path", dataset_path, f"dataset {dataset!r} is drawn and has no files", "omit one")
-    if dataset is not None and dataset not in dataset_names():
-        known = ", ".join(name for name in dataset_names() if name not in DRAWN)
-        raise Refused(
-            "dataset_path", dataset_path,
-            f"it locates the files of a known dataset ({known}), which `dataset` {dataset} is not", "omit one of them",
-        )  # fmt: skip
-    return dataset, dataset_path
-
-
-def plain_name(dataset: str) -> str:
-    """One spelling for each folder: `data`, `data/` and `./data` are the same dataset."""
-    return dataset if dataset in dataset_names() else str(Path(dataset))
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viscoin.config import DEFAULT_DATASET, Recipe, load_recipe, override_recipe
-from viscoin.datasets import check_dataset_name, default_recipe, load_dataset, prepared_resolution
+from viscoin.datasets import (
+    check_dataset_name,
+    default_recipe,
+    load_dataset,
+    locate_dataset,
+    plain_name,
+    prepared_resolution,
+)
 from viscoin.errors import Refused
 from viscoin.kinds import CHAIN, KINDS, load
 from viscoin.processes import is_first_process
@@ -123,8 +130,6 @@ def resolve_gan_recipe(
 
 
 def _of_dataset(options: RunOptions) -> dict[str, Any]:
-    from viscoin.inference.loading import locate_dataset, plain_name
-
     keys: dict[str, Any] = {}
     dataset = options.dataset
     if options.dataset_path is not None:

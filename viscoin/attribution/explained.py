@@ -13,7 +13,7 @@ BLUR = 1 / 10  # standard deviation of the Gaussian that takes the details out o
 
 
 @dataclass(frozen=True)
-class Subject:
+class Explained:
     """Images (B, 3, H, W), the M scores of each, (B, M) indices, that maps explain, and what the model sees there."""
 
     target: Target

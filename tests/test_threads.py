@@ -42,6 +42,7 @@ MODELS = (
     "LoadedModel",
     "NamedDistance",
     "Explained",
+    "Subject",
     "Target",
     "Latent",
 )

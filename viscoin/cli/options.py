@@ -78,7 +78,7 @@ ViscoinModel = Annotated[
 
 def split_list(values: Iterable[str]) -> list[str]:
     """The parts of a repeatable, comma-separated option."""
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+    return [part.strip() for value in values for part in value.split(",")]
 
 
 def listed(text: str | None) -> list[str] | None:

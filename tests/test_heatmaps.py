@@ -284,6 +284,13 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_help_names_every_method():
+    from viscoin.cli.concept_heatmaps import METHOD_HELP
+
+    assert METHOD_HELP.split(";")[0].rstrip(".").split("|") == list(METHODS)
+    assert all(f"{name} is slow" in METHOD_HELP for name, method in METHODS.items() if method.slow)
+
+
 def test_command_on_files_without_their_dataset(here, model):
     Image.new("RGB", (50, 30), "red").save("photo.png")
     (here / "names.csv").write_text("concept,name\n1,red wing\n2,\n")

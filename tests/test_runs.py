@@ -367,3 +367,19 @@ def test_atomic_paths_of_two_writers_differ(here):
 
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}
+
+
+def test_revision_is_that_of_this_code_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    from viscoin.runs import revision
+
+    inside = tmp_path / "site-packages"
+    inside.mkdir()
+    commands = (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "a"],
+    )
+    for words in commands:
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    for root, known in ((tmp_path, True), (inside, False)):
+        monkeypatch.setattr(revision, "ROOT", root)
+        assert (revision.code_revision.__wrapped__() != "unknown") == known

@@ -4,18 +4,21 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @cache
 def code_revision() -> str:
-    """The commit of this code, or "unknown" where it does not lie in a git repository."""
+    """The commit of this code, or "unknown" where it is not checked out: installed, or within another repository."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
+            ["git", "rev-parse", "--show-toplevel", "--short", "HEAD"],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return answer.stdout.strip() or "unknown"
+    top, _, commit = answer.stdout.strip().partition("\n")
+    return commit if commit and Path(top).resolve() == ROOT else "unknown"

@@ -72,8 +72,8 @@ class ClassifierConfig(Section):
     horizontal_flip: bool = True
     padding: int = Field(0, ge=0, description="random crop after padding by so many pixels")
     rotation: float = Field(0.0, ge=0, le=180, description="random rotation of training images, degrees to each side")
-    noise: float = Field(0.0, ge=0, description="deviation of noise on training images, of their range from -1 to 1")
-    blur: float = Field(0.0, ge=0, description="largest deviation of a random Gaussian blur, pixels")
+    noise: float = Field(0.0, ge=0, description="standard deviation of noise on training images in [-1, 1]")
+    blur: float = Field(0.0, ge=0, description="largest standard deviation of a random Gaussian blur, pixels")
     rand_augment: int = Field(0, ge=0, description="operations of RandAugment on each training image; 2 is usual")
     rand_augment_magnitude: int = Field(9, ge=0, le=30, description="strength of RandAugment")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, which blends pairs of training images; 0.2 is usual")
@@ -107,7 +107,7 @@ class GanConfig(Section):
     channel_base: int = Field(2048, ge=64)
     channel_max: int = Field(64, ge=8)
     discriminator: Literal["resnet", "skip", "orig"] = "resnet"
-    mbstd_group: int = Field(4, ge=1, description="images whose deviation D sees together, on each device")
+    mbstd_group: int = Field(4, ge=1, description="images whose standard deviation D sees together, on each device")
     conditional: bool = Field(False, description="G and D know the classes of the dataset")
     num_fp16_res: int = Field(0, ge=0, description="so many of the highest resolutions in float16 on GPUs")
     conv_clamp: float | None = Field(None, gt=0, description="limit of activations; 256 keeps float16 safe")

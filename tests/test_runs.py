@@ -7,16 +7,20 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
 
+from viscoin.cli.results import results_folder
 from viscoin.config import load_recipe
 from viscoin.files import atomic_path
-from viscoin.runs.run import Run, flatten, newest_run, read_metrics
+from viscoin.runs.run import Run, flatten, new_folder, newest_run, read_metrics
+from viscoin.slurm.submission import CommandLine, Limits, prepare
 
 RECIPE = load_recipe("birds", {"dataset.train": 8})
 
@@ -383,3 +387,45 @@ def test_revision_is_that_of_this_code_and_of_no_repository_around_it(tmp_path, 
     for root, known in ((tmp_path, True), (inside, False)):
         monkeypatch.setattr(revision, "ROOT", root)
         assert (revision.code_revision.__wrapped__() != "unknown") == known
+
+
+def test_folders_of_one_second_are_different_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("viscoin.runs.run.datetime", Noon)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_folder("birds-amplify"), range(24)))
+    assert len(set(folders)) == 24 and all(folder.is_dir() for folder in folders)
+
+
+def test_results_of_one_second_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("viscoin.runs.run.datetime", Noon)
+    for text in ("first", "second"):
+        with results_folder("concepts", "birds", None) as results:
+            results.text("a.txt", text)
+    with pytest.raises(KeyError), results_folder("concepts", "birds", None):
+        raise KeyError
+    assert sorted(path.read_text() for path in tmp_path.glob("runs/*/*")) == ["first", "second"]
+    assert len(list(tmp_path.glob("runs/*"))) == 2
+
+
+def test_jobs_of_one_second_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("viscoin.runs.run.datetime", Noon)
+    line = CommandLine("viscoin", ("train", "gan"), (), {"out": None, "devices": None, "num_nodes": None})
+    jobs = [prepare(line, Limits(), reserve=True) for _ in range(2)]
+    assert jobs[0].folder != jobs[1].folder and str(jobs[1].folder) in jobs[1].job.command
+    prepare(line, Limits())
+    assert len(list(tmp_path.glob("runs/*"))) == 2  # nothing is made for a job that is only looked at
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="SLURM"):
+        jobs[0].submit()
+    assert list(tmp_path.glob("runs/*")) == [tmp_path / jobs[1].folder]
+
+
+class Noon(datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1, 12)

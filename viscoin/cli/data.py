@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from viscoin.cli import options
-from viscoin.cli.results import new_results, print_table, results_folder
+from viscoin.cli.results import print_table, results_folder
 from viscoin.errors import Refused
 from viscoin.files import without_nan
 
@@ -250,12 +250,14 @@ def _split(
     from viscoin.datasets.description import describe_split
     from viscoin.datasets.splitting import CSV_NAME, split_dataset
 
-    folder = out or new_results("data-split", config.name)
-    written = split_dataset(config, folder, shares, source, tree, seed, force)
+    if out is None:
+        with results_folder("data-split", config.name, None) as results:
+            return _split(config, shares, source, tree, seed, results.folder, force)
+    written = split_dataset(config, out, shares, source, tree, seed, force)
     typer.echo(describe_split(written.split))
-    typer.echo(folder / CSV_NAME)
+    typer.echo(out / CSV_NAME)
     if written.tree != "none":
-        typer.echo(f"train on it with --dataset {folder}")
+        typer.echo(f"train on it with --dataset {out}")
 
 
 def _export(

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +60,6 @@ class Results:
         self.json("results.json", {**header, **values})
 
 
-def new_results(command: str, dataset: str) -> Path:
-    """Where the results of a command go by default."""
-    return Path("runs") / f"{Path(dataset).name}-{command}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
 @contextmanager
 def results_folder(command: str, dataset: str, out: Path | None) -> Iterator[Results]:
     """The folder for the results of a command, by default `runs/<dataset>-<command>-<time>`; none after a failure.
@@ -73,17 +67,22 @@ def results_folder(command: str, dataset: str, out: Path | None) -> Iterator[Res
     Raises:
         Refused: it cannot be written.
     """
-    folder = out or new_results(command, dataset)
-    existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused("out", folder, f"cannot write there ({error.strerror})", "choose another folder") from error
+    from viscoin.runs.run import drop_folder, new_folder
+
+    existed = out is not None and out.exists()
+    if out is None:
+        folder = new_folder(f"{Path(dataset).name}-{command}")
+    else:
+        folder = out
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused("out", out, f"cannot write there ({error.strerror})", "choose another folder") from error
     try:
         yield Results(folder)
     except BaseException:
         if not existed and not any(folder.iterdir()):
-            folder.rmdir()
+            drop_folder(folder) if out is None else folder.rmdir()
         raise
 
 

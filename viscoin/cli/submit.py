@@ -50,7 +50,9 @@ def submit(
     from viscoin.slurm.submission import Limits, prepare
 
     line = _checked(context.find_root().command, command or [])
-    submission = prepare(line, Limits(partition, account, gpus, nodes, time, mem, cpus_per_task), name)
+    submission = prepare(
+        line, Limits(partition, account, gpus, nodes, time, mem, cpus_per_task), name, reserve=not dry_run
+    )
     if dry_run:
         typer.echo(submission.job.script(), nl=False)
         return

@@ -77,7 +77,7 @@ class Run:
     ) -> Iterator["Run"]:
         """The run that `create` makes or opens, and nobody else has it within the block."""
         if out is None and not resume:
-            run = cls(_new_folder(f"{Path(recipe.dataset.name).name}-{kind}"))
+            run = cls(new_folder(f"{Path(recipe.dataset.name).name}-{kind}"))
         elif out is None:
             found = newest_run(kind, recipe.dataset.name)
             if found is None:
@@ -257,8 +257,12 @@ class Run:
         return None
 
 
-def _new_folder(name: str) -> Path:
-    """A folder in runs/ that nobody else has: two runs may start in the same second."""
+def new_folder(name: str) -> Path:
+    """Make a folder `runs/<name>-<time>` that nobody else has: several commands may start in the same second.
+
+    Raises:
+        Refused: it cannot be made.
+    """
     stem = RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = stem, 1
     while True:
@@ -273,6 +277,13 @@ def _new_folder(name: str) -> Path:
             ) from error
         else:
             return path
+
+
+def drop_folder(folder: Path) -> None:
+    """Remove a folder of `new_folder` with all that is in it, and runs/ where nothing else is in there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        RUNS.rmdir()
 
 
 def _link(path: Path, second: Path) -> None:

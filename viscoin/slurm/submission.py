@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.kinds import CHAIN, TRAINED
+from viscoin.runs.run import drop_folder, new_folder
 from viscoin.slurm import queue
 from viscoin.slurm.script import Job, seconds_of
 
@@ -89,11 +89,13 @@ class Submission:
     Attributes:
         line: the command line that it runs.
         folder: folder of the run, which takes the batch script and the output as well.
+        reserved: the folder was made for this job alone.
     """
 
     line: CommandLine
     job: Job
     folder: Path
+    reserved: bool = False
 
     @property
     def runs(self) -> list[Path]:
@@ -113,14 +115,13 @@ class Submission:
             Refused: SLURM is not installed, the folder cannot be written, or sbatch refuses the job. Then a folder that
                 was made for it is removed.
         """
-        queue.check_slurm(instead=str(self.line))
-        existed = self.folder.exists()
-        path = self._write()
+        existed = self.folder.exists() and not self.reserved
         try:
-            return queue.submit(path)
-        except ValueError:
+            queue.check_slurm(instead=str(self.line))
+            return queue.submit(self._write())
+        except BaseException:
             if not existed:
-                shutil.rmtree(self.folder)
+                drop_folder(self.folder)
             raise
 
     def commands(self, number: str) -> dict[str, str]:
@@ -148,11 +149,12 @@ class Submission:
         return path
 
 
-def prepare(line: CommandLine, limits: Limits, name: str | None = None) -> Submission:
+def prepare(line: CommandLine, limits: Limits, name: str | None = None, reserve: bool = False) -> Submission:
     """The job that runs a command line, with the devices and the folder of the run that it does not name itself.
 
     Args:
         name: name of the job; None means that of the command.
+        reserve: make a new folder of the run now, so that no other job of the same second takes it.
 
     Raises:
         Refused: SLURM would not understand the limits, or they do not fit the command.
@@ -161,6 +163,9 @@ def prepare(line: CommandLine, limits: Limits, name: str | None = None) -> Submi
     limits.check()
     _check_word("name", name)
     tasks, folder = _tasks(line, limits), _folder(line, name)
+    reserve = reserve and line.options.get("out") is None
+    if reserve:
+        folder = new_folder(name)
     job = Job(
         head=(f"Written by `submit` on {datetime.now():%Y-%m-%d %H:%M}; to resume what it runs: sbatch THIS_FILE",),
         name=name,
@@ -179,7 +184,7 @@ def prepare(line: CommandLine, limits: Limits, name: str | None = None) -> Submi
         account=limits.account,
         continues=line.command[0] in ("train", "sweep"),
     )
-    return Submission(line, job, folder)
+    return Submission(line, job, folder, reserve)
 
 
 def _tasks(line: CommandLine, limits: Limits) -> int:

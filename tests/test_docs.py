@@ -238,7 +238,7 @@ def smaller(command: Command) -> list[object]:
     words: list[object] = [*command.words[2:]]
     start = " ".join(command.words[2:4]) if words[0] in ("train", "test") else command.words[2]
     extra = [*SMALLER.get(start, [])]
-    if words[0] in ("train", "data", "sweep") and "--dry-run" not in words:
+    if words[0] in ("train", "data", "sweep") and not {"--dry-run", "prepare"} & set(words):
         # The page on the digits chooses test images by number, and says of how many files one is left out.
         splits = {f"dataset.{split}" for split in ("train", "validation", "test")}
         kept = splits if "--skip-bad-files" in words else {"dataset.test"}

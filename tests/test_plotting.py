@@ -15,7 +15,7 @@ from viscoin.analysis.amplification import AmplificationResult
 from viscoin.analysis.amplification_curve import LambdaCurve, Reference
 from viscoin.analysis.concepts import ConceptTable
 from viscoin.attribution.heatmaps import HeatmapResult
-from viscoin.plotting import amplification, concepts, data, evaluation, heatmaps, style, training
+from viscoin.plotting import amplification, concepts, data, evaluation, fonts, heatmaps, style, training
 from viscoin.runs.metrics import Log
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.consistency import ConceptConsistency, Consistency
@@ -268,3 +268,50 @@ def test_figures_are_saved_in_the_format_of_their_suffix(tmp_path, suffix):
     head = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
     assert path.read_bytes().startswith(head)
     assert style.figure_bytes(drawn("accuracy"), suffix).startswith(head)
+
+
+@pytest.mark.parametrize("name", ["$", "$$", "$\\frac{1}{0$", "5$ off, 10$ off_", "a_b^c", "%", "\\alpha"])
+def test_names_that_look_like_formulas_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    figure = data.contact_sheet(pictures(2), [name, "b"])
+    saved = style.save_figure(figure, tmp_path / "a.png")
+    drawn = next(text for text in figure.findobj(Text) if text.get_text() == name)
+    assert not drawn.get_parse_math()
+    other = style.save_figure(data.contact_sheet(pictures(2), ["x", "b"]), tmp_path / "b.png")
+    assert saved.read_bytes() != other.read_bytes()
+
+
+def test_codes_for_the_terminal_are_written_out_in_figures() -> None:
+    figure = data.contact_sheet(pictures(2), ["\x1b[31mred\x07", "caf\udce9"])
+    style.figure_bytes(figure)
+    assert {text.get_text() for text in figure.findobj(Text)} >= {"\\x1b[31mred\\x07", "caf\\xe9"}
+
+
+@pytest.fixture
+def own_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that come with matplotlib, whatever this system has."""
+    own = [font for font in fonts.fontManager.ttflist if font.fname.startswith(mpl.get_data_path())]
+    monkeypatch.setattr(fonts.fontManager, "ttflist", own)
+    fonts._families.cache_clear()
+    fonts._warn.cache_clear()
+
+
+@pytest.mark.usefixtures("own_fonts")
+def test_letters_that_the_usual_font_lacks_are_drawn_by_another(caplog: pytest.LogCaptureFixture) -> None:
+    figure = data.contact_sheet(pictures(2), ["Ⓐ", "b"])
+    style.figure_bytes(figure)
+    families = {text.get_text(): text.get_fontfamily() for text in figure.findobj(Text)}
+    assert families["Ⓐ"] == ["DejaVu Sans", "STIXGeneral"]
+    assert families["b"] == ["sans-serif"]
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("own_fonts")
+def test_letters_that_no_font_has_are_named_once(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    for _ in range(2):
+        style.figure_bytes(data.contact_sheet(pictures(2), ["猫", "犬 dog"]))
+    assert [record.message for record in caplog.records] == [
+        "no font of this system has the letters 犬猫: figures show boxes; install one, as Noto Sans CJK"
+    ]
+    assert not recwarn.list

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from viscoin.files import atomic_path
+from viscoin.plotting.fonts import fit_fonts, quiet
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one journal column, a full page width
 SMALL, MEDIUM = 7, 8  # font sizes, points
@@ -53,6 +54,7 @@ STYLE: Any = {
     "lines.linewidth": 1.2,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a class called "$5 or $10" is no formula
     "svg.fonttype": "none",
 }
 
@@ -78,7 +80,8 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
         with mpl.rc_context():
             mpl.rcdefaults()
             mpl.rcParams.update(STYLE)
-            return function(*args, **kwargs)
+            with quiet():
+                return function(*args, **kwargs)
 
     return draw
 
@@ -96,7 +99,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(STYLE), atomic_path(path) as partial:
+        fit_fonts(figure)
+        with mpl.rc_context(STYLE), quiet(), atomic_path(path) as partial:
             figure.savefig(partial, format=path.suffix.removeprefix("."))
     except OSError as error:
         raise ValueError(f"cannot write figure {path} ({error.strerror or error}); choose another folder") from error
@@ -106,7 +110,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def figure_bytes(figure: Figure, kind: str = "png") -> bytes:
     """The figure as a file in memory, to be put into a report."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    fit_fonts(figure)
+    with mpl.rc_context(STYLE), quiet():
         figure.savefig(buffer, format=kind)
     return buffer.getvalue()
 

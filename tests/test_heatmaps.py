@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 from PIL import Image
+from scipy.ndimage import maximum_filter
 from tiny_models import Answer, write_models
 from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 
@@ -67,6 +68,40 @@ def test_weighings_by_hand():
     assert cam.hirescam(feature_map, gradient).tolist() == [[[2 - 3, -2 + 0]]]
     assert cam.gradcam(feature_map, gradient).tolist() == [[[0.5 + 4.5, 1 + 0]]]
     assert cam.layercam(feature_map, gradient).tolist() == [[[2 + 0, 0 + 0]]]
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5])
+def test_evening_out_takes_out_what_repeats_with_the_strides(period):
+    one = torch.rand(1, 2, period, period, generator=torch.Generator().manual_seed(period))
+    repeated = one.repeat(1, 1, 6, 6)
+    even = cam.evened(repeated, period)
+    assert even.shape == repeated.shape
+    inner = even[:, :, period:-period, period:-period]
+    torch.testing.assert_close(inner, one.mean((2, 3), keepdim=True).expand_as(inner))
+    ramp = torch.arange(24.0).expand(1, 1, 24, 24)  # a slope stays where it is
+    torch.testing.assert_close(cam.evened(ramp, period)[..., 5:-5], ramp[..., 5:-5])
+
+
+def dots(heatmap: np.ndarray) -> int:
+    """Single high places of a map."""
+    return int(((heatmap == maximum_filter(heatmap, 9)) & (heatmap > 0.1)).sum())
+
+
+@pytest.mark.parametrize("method", ["hirescam", "layercam"])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_maps_of_a_blank_image_show_no_lattice(method, stage, monkeypatch):
+    """Nothing in the image distinguishes one place from the next, so dots could only come from the strides of Psi."""
+    ensemble = load_model(find_model("viscoin", None, "birds")).model
+    blank, every = torch.full((1, 3, 64, 64), 0.3), torch.arange(ensemble.n_concepts)[None]
+
+    def mean_dots() -> float:
+        found = concept_heatmaps(ensemble, blank, every, stages=(stage,), method=method).heatmaps[0]
+        return float(np.mean([dots(heatmap) for heatmap in found if heatmap.any()]))
+
+    even = mean_dots()
+    assert even < (5 if stage == 0 else 15)
+    monkeypatch.setattr(cam, "evened", lambda gradient, period: gradient)
+    assert even < mean_dots() / 2
 
 
 @pytest.mark.parametrize(

@@ -35,19 +35,37 @@ WEIGHINGS: Mapping[str, Weighing] = {"hirescam": hirescam, "gradcam": gradcam, "
 
 
 def activation_maps(explained: Explained, weighing: Weighing, stages: Sequence[Stage]) -> Tensor:
-    """relu of the weighing at each stage, multiplied over stages: as sharp as the finest, without what others miss."""
+    """relu of the weighing at each stage, multiplied over stages: as sharp as the finest, without what others miss.
+
+    Where the weighing uses gradients place by place, these are evened out over the strides behind the map.
+    """
     chosen = explained.observed.scores.gather(1, explained.chosen)
     maps = [explained.observed.maps[stage] for stage in stages]
+    coarsest = min(feature_map.shape[-1] for feature_map in explained.observed.maps.values())
+    periods = [1 if weighing is gradcam else round(feature_map.shape[-1] / coarsest) for feature_map in maps]
     heats = []
     for column in chosen.unbind(1):
         weighed = [
-            unit(_enlarged(weighing(A, G).clamp(min=0), explained.size))
-            for A, G in zip(maps, _gradients(column.sum(), maps), strict=True)
+            unit(_enlarged(weighing(A, evened(G, period)).clamp(min=0), explained.size))
+            for A, G, period in zip(maps, _gradients(column.sum(), maps), periods, strict=True)
         ]
         together, mean = torch.stack(weighed).prod(0), torch.stack(weighed).mean(0)
         disjoint = together.amax((1, 2), keepdim=True) == 0
         heats.append(torch.where(disjoint, mean, together).detach())
     return torch.stack(heats, 1)
+
+
+def evened(gradient: Tensor, period: int) -> Tensor:
+    """Mean of a gradient (B, C, H, W) over a window of `period` places a side; at the border, the outermost go on.
+
+    A convolution of stride s reads some places of a map more often than others (kernels overlap) and each through
+    another weight, so that gradients repeat every s places whatever the image shows. This window takes out exactly
+    what repeats with that period.
+    """
+    if period == 1:
+        return gradient
+    means = F.avg_pool2d(F.pad(gradient, 4 * [period // 2], mode="replicate"), period, 1)
+    return means if period % 2 else F.avg_pool2d(means, 2, 1)  # an even window has no middle: the mean of its two places
 
 
 def _gradients(value: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -3,8 +3,10 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -15,9 +17,12 @@ from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 
 from viscoin.analysis import concepts, gallery
 from viscoin.analysis.concept_files import concept_rows, concepts_json, correlated, csv_files, summary
+from viscoin.analysis.quality import Quality, measure_quality
 from viscoin.datasets import ImageDataset
+from viscoin.datasets.originals import original
+from viscoin.datasets.reading import read_square
 from viscoin.inference.batches import TooFewImages
-from viscoin.reports.concept_pages import FIGURES, write_concept_report
+from viscoin.reports.concept_pages import FIGURES, _Report, write_concept_report
 
 # Four images of class 0 ("left"), then two of class 1; concept 3 never fires, and concept 1 fires with concept 0.
 AMOUNTS = np.array([[1, 0.5, 0, 0], [0.8, 0.4, 0, 0], [0.6, 0.3, 0, 0], [0.4, 0.2, 0, 0], [0, 0, 1, 0], [0, 0, 0.6, 0]])
@@ -180,7 +185,8 @@ def write_toy_report(out: Path, class_names: tuple[str, str] = ("left", "right")
     for name in FIGURES:
         Image.new("RGB", (4, 4)).save(out / f"{name}.png")
     views = gallery.view_concepts(ToyEnsemble(), dataset, table, table.order[:paged]) if paged else {}
-    index = write_concept_report(out, table, dataset, views, {"model": "m", "split": "test", "date": "d"}, {0: "<i>"})
+    info, quality = {"model": "m", "split": "test", "date": "d"}, measure_quality(ToyEnsemble(), dataset, table)
+    index = write_concept_report(out, table, dataset, views, info, quality, {0: "<i>"})
     return [index, *sorted((out / "pages").glob("*.html"))]
 
 
@@ -205,7 +211,9 @@ def test_all_links_lead_somewhere_and_nothing_comes_from_outside(tmp_path, paged
         assert "concept-0.html" in Page(pages[4]).references  # previous
         with Image.open(tmp_path / "report" / "pages" / "amplified" / "0.jpg") as strip:
             assert strip.size == (6 * SIZE, SIZE)  # the image, four factors, the change
-    assert "concept 3 never active" in Page(pages[0]).words
+    words = " ".join(Page(pages[0]).words.split())
+    assert "1 more is never active concept 3" in words
+    assert "1 more fire with one of these (correlation above 0.9)" in words  # concept 1 with concept 0
     assert not re.search(r"https?:|@import|url\(", "".join(path.read_text() for path in tmp_path.rglob("*.css")))
 
 
@@ -216,6 +224,79 @@ def test_names_are_escaped(tmp_path):
         assert "b" not in page.tags and "i" not in page.tags
         if path.name in ("index.html", "class-0.html"):
             assert name in page.words
+
+
+def good_quality(**changes: Any) -> Quality:
+    good = Quality(500, 0.95, 0.93, 0.97, [], 200, 0.2, 0.5)
+    return replace(good, **changes)
+
+
+def test_a_good_ensemble_gets_no_warning():
+    assert good_quality().warnings == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"f_accuracy": 0.66}, "f is right on only 0.66"),
+        ({"never_right": [("cat", 4)]}, "f recognises no image of cat (0 of 4)"),
+        ({"agreement": 0.81}, "g says the same as f on only 0.81"),
+        ({"reconstruction_l1": 0.45}, "(L1 0.45) than the mean image is (0.50)"),
+        ({"n": 24}, "Only 24 images"),
+    ],
+)
+def test_a_poor_ensemble_is_said_to_be_poor(changes: dict[str, Any], said: str):
+    (warning,) = good_quality(**changes).warnings
+    assert said in warning
+
+
+def test_quality_by_hand():
+    """The toy's f is right on all images; its G draws them again but for rounding."""
+    quality = measure_quality(ToyEnsemble(), toy(), toy_table(), batch_size=2)
+    assert (quality.n, quality.f_accuracy, quality.g_accuracy, quality.agreement) == (6, 1, 1, 1)
+    assert quality.reconstruction_l1 < 0.02 < quality.mean_image_l1
+    dataset = toy()
+    dataset.labels[4:] = 0  # f, which says 1, is now wrong on these
+    wrong = measure_quality(ToyEnsemble(), dataset, concepts.collect_concepts(ToyEnsemble(), dataset))
+    assert wrong.f_accuracy == pytest.approx(4 / 6)
+    dataset.labels[:] = [0, 0, 0, 0, 0, 1]
+    assert measure_quality(ToyEnsemble(), dataset, toy_table()).never_right == []
+
+
+def test_the_head_of_the_report_says_what_the_ensemble_is_worth(tmp_path):
+    page = Page(write_toy_report(tmp_path / "report")[0])
+    words = " ".join(page.words.split())
+    assert "accuracy of f1.00 n 6" in words and "g says the same as f1.00 n 6" in words
+    assert words.index("Only 6 images were looked at") < words.index("Concepts that fire together")
+
+
+def test_copies_of_an_image_are_shown_once():
+    dataset = toy_dataset(np.concatenate([AMOUNTS[:1], AMOUNTS]), [0, *LABELS])
+    table = concepts.collect_concepts(ToyEnsemble(), dataset, batch_size=4)
+    views = gallery.view_concepts(ToyEnsemble(), dataset, table, [0], examples=3)
+    assert [example.row for example in views[0].examples] == [0, 2, 3]
+
+
+def test_pictures_are_cut_from_the_files_and_carry_their_names(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "cats" / "tom.png"
+    path.parent.mkdir()
+    Image.fromarray(rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)).save(path)
+    pixels = np.stack([read_square(path, 8), np.zeros((8, 8, 3), np.uint8)])
+    dataset = ImageDataset("cats", "test", pixels, [0, 0], ["cat"], [str(path), str(path)])
+    assert np.array_equal(original(dataset, 0, 64), read_square(path, 64))
+    assert np.array_equal(original(dataset, 0, 1000), read_square(path, 120))  # all that the file has
+    assert np.array_equal(original(dataset, 1, 64), pixels[1])  # another picture than that of the file
+    path.unlink()
+    assert np.array_equal(original(dataset, 0, 64), pixels[0])
+    table, files = toy_table(), toy()
+    files.files = [f"photos/cats/{i}.png" for i in range(6)]
+    assert concepts_json(table, files)["concepts"][0]["images"][1]["file"] == "photos/cats/1.png"
+    activations = dict(csv_files(table, files))["activations.csv"].splitlines()
+    assert activations[0].startswith("image,file,class") and activations[2].startswith("1,photos/cats/1.png,left")
+    views = gallery.view_concepts(ToyEnsemble(), files, table, [0])
+    report = _Report(table, files, views, None)
+    assert [example["file"] for example in report.examples(0)][:2] == ["cats/0.png", "cats/1.png"]
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

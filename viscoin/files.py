@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and what may be written into JSON."""
 
+import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -44,9 +45,9 @@ def _sync_folder(path: Path) -> None:
 
 
 def without_nan(values: Any) -> Any:
-    """The same with None for every NaN, which JSON does not know."""
+    """The same with None for every NaN and infinity, which JSON does not know."""
     if isinstance(values, Mapping):
         return {key: without_nan(value) for key, value in values.items()}
     if isinstance(values, list):
         return [without_nan(value) for value in values]
-    return None if isinstance(values, float) and values != values else values
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -72,7 +72,12 @@ def concepts_json(table: ConceptTable, dataset: ImageDataset, names: Mapping[int
         row["correlated"] = [{"concept": other, "correlation": r} for other, r in correlated(table, k)]
         best = np.argsort(-table.activations[:, k], kind="stable")[:MOST]
         row["images"] = [
-            {"index": int(table.indices[i]), "class": classes[table.labels[i]], "activation": float(value)}
+            {
+                "index": int(table.indices[i]),
+                **({} if dataset.files is None else {"file": dataset.files[table.indices[i]]}),
+                "class": classes[table.labels[i]],
+                "activation": float(value),
+            }
             for i in best
             if (value := table.activations[i, k]) > 0
         ]
@@ -100,11 +105,13 @@ def csv_files(
     found = zip(
         table.indices, table.labels, table.f_probabilities.argmax(1), table.predicted, _cells(table.activations)
     )
-    header = ["image", "class", "f", "g", *range(k)]
-    yield (
-        "activations.csv",
-        _text([header, *([i, classes[c], classes[f], classes[g], *row] for i, c, f, g, row in found)]),
+    files = dataset.files
+    header = ["image", *([] if files is None else ["file"]), "class", "f", "g", *range(k)]
+    lines = (
+        [i, *([] if files is None else [files[i]]), classes[c], classes[f], classes[g], *row]
+        for i, c, f, g, row in found
     )
+    yield "activations.csv", _text([header, *lines])
 
 
 def _cells(matrix: np.ndarray) -> list[list[str]]:

@@ -75,7 +75,7 @@ def view_concepts(
 
     def viewed(start: int) -> list[ConceptView]:
         chosen = [int(k) for k in concepts[start : start + STRIPS_AT_ONCE]]
-        found = [_most_activating(table, k, examples) for k in chosen]
+        found = [_most_activating(table, dataset, k, examples) for k in chosen]
         crops = iter(_crops(ensemble, dataset, table, chosen, found, device, batch_size))
         best = table.indices[[rows[0] for rows in found]]
         selection = F.one_hot(torch.tensor(chosen), table.activations.shape[1]).bool()
@@ -92,11 +92,15 @@ def view_concepts(
         return {view.concept: view for views in collect(map(viewed, starts)) for view in views}
 
 
-def _most_activating(table: ConceptTable, concept: int, count: int) -> np.ndarray:
-    """Rows of the images that activate a concept most; fewer where fewer do."""
+def _most_activating(table: ConceptTable, dataset: ImageDataset, concept: int, count: int) -> np.ndarray:
+    """Rows of the images that activate a concept most; fewer where fewer do, and no copies of one image."""
     column = table.activations[:, concept]
-    best = np.argsort(-column, kind="stable")[:count]
-    return best[column[best] > 0]
+    rows: dict[bytes, int] = {}
+    for row in np.argsort(-column, kind="stable"):
+        if len(rows) == count or not column[row] > 0:
+            break
+        rows.setdefault(dataset.pixels[table.indices[row]].tobytes(), int(row))
+    return np.array(list(rows.values()), dtype=int)
 
 
 def _crops(

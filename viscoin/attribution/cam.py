@@ -65,7 +65,8 @@ def evened(gradient: Tensor, period: int) -> Tensor:
     if period == 1:
         return gradient
     means = F.avg_pool2d(F.pad(gradient, 4 * [period // 2], mode="replicate"), period, 1)
-    return means if period % 2 else F.avg_pool2d(means, 2, 1)  # an even window has no middle: the mean of its two places
+    # an even window has no middle: the mean of the two places
+    return means if period % 2 else F.avg_pool2d(means, 2, 1)
 
 
 def _gradients(value: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:

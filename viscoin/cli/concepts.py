@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo, json_alone
 from viscoin.cli.processes import IN_FLOAT32, Process, processes
 from viscoin.cli.results import Results, print_table, show_figures
 
@@ -42,6 +43,7 @@ def concepts(
     runtime: "Runtime" = IN_FLOAT32,
     out: options.Out = None,
     show: options.Show = False,
+    as_json: options.AsJson = False,
     skip_bad_files: options.SkipBadFiles = False,
 ) -> None:
     """Analyse which concepts there are and what they mean.
@@ -51,10 +53,11 @@ def concepts(
     from viscoin.analysis.concept_files import concepts_json, csv_files, summary
     from viscoin.analysis.concepts import collect_concepts
     from viscoin.analysis.gallery import view_concepts
+    from viscoin.analysis.quality import measure_quality
     from viscoin.plotting.concepts import concept_figures
     from viscoin.reports.concept_pages import write_concept_report
 
-    with processes(runtime) as process:
+    with json_alone(as_json), processes(runtime) as process:
         subject = process.load(
             "viscoin", viscoin, dataset=dataset, dataset_path=dataset_path, split=split, skip_bad_files=skip_bad_files
         )
@@ -63,11 +66,14 @@ def concepts(
             table = collect_concepts(model, images, subject.device, batch_size, seed, limit, force)
             wanted = names is not None or concept2clip is not None
             named = _name(process, subject, names or "auto", concept2clip, batch_size, results) if wanted else None
+            quality = measure_quality(model, images, table, subject.device, batch_size, seed)
             views = view_concepts(model, images, table, table.order[:pages], device=subject.device)
             if results is None:
                 return
-            numbers = {**summary(table), "precision": process.precision}
+            numbers = {**summary(table), **quality.to_dict(), "precision": process.precision}
             print_table(f"concepts of {subject.path} on {images.name}, {split}", numbers)
+            for warning in quality.warnings:
+                echo(f"warning: {warning}", err=True)
             results.numbers(subject, numbers)
             source = {"model": str(subject.path), "dataset": images.name, "split": split, "seed": seed}
             results.json("concepts.json", {**source, **concepts_json(table, images, named)})
@@ -76,7 +82,7 @@ def concepts(
             figures = concept_figures(table, images.class_names, named)
             results.figures(figures, show=False)
             info = {"model": subject.path, "split": split, "date": date.today().isoformat()}
-            typer.echo(write_concept_report(results.folder, table, images, views, info, names=named))
+            echo(write_concept_report(results.folder, table, images, views, info, quality, names=named))
             if show:
                 show_figures(list(figures.values()))
 
@@ -96,7 +102,7 @@ def _name(
     named = {name.concept: name.name for name in found if name.name is not None}
     if results is None:
         return named
-    typer.echo(f"names: {len(named)} of {len(found)} concepts have one, the others no clear one (names.csv says why)")
+    echo(f"names: {len(named)} of {len(found)} concepts have one, the others no clear one (names.csv says why)")
     if grades is not None:
         print_table(f"names against the attributes of {subject.images.name}", grades.to_dict())
         results.json("names.json", grades.to_dict())

@@ -47,6 +47,9 @@ Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|m
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for the results; default: a new one in runs/.")
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the numbers as JSON alone; what people read goes to standard error.")
+]
 Show = Annotated[bool, typer.Option("--show", help="Open the figures in a window as well.")]
 SkipBadFiles = Annotated[bool, typer.Option("--skip-bad-files", help="Skip unreadable images instead of stopping.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from viscoin.cli.output import echo, print_json
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, without_nan
 from viscoin.processes import is_first_process
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def announce(path: Path) -> None:
     """Print where the results are; once, however many processes made them."""
     if is_first_process():
-        typer.echo(path)
+        echo(path)
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Results:
         from viscoin.plotting.style import save_figure
 
         for name, figure in figures.items():
-            typer.echo(save_figure(figure, self.folder / f"{name}.png"))
+            echo(save_figure(figure, self.folder / f"{name}.png"))
         if show:
             show_figures(list(figures.values()))
 
@@ -45,19 +44,20 @@ class Results:
         """Write a text file and say where."""
         path = self.folder / name
         path.write_text(content, encoding="utf-8")
-        typer.echo(path)
+        echo(path)
 
     def json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all, and say where."""
         path = self.folder / name
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(without_nan(values), indent=2) + "\n", encoding="utf-8")
-        typer.echo(path)
+        echo(path)
 
     def numbers(self, subject: "SubjectWithImages", values: Mapping[str, Any]) -> None:
-        """Write results.json, with the model and the data that were measured, and say where."""
+        """Write results.json, with the model and the data that were measured, and say where; print it for --json."""
         header = {"model": str(subject.path), "dataset": subject.config.name, "split": subject.images.split}
         self.json("results.json", {**header, **values})
+        print_json({**header, **values})
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def show_figures(figures: Sequence["Figure"]) -> None:
     from viscoin.plotting.style import figure_bytes
 
     if plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
-        typer.echo("--show: no window can be opened here; look at the files instead", err=True)
+        echo("--show: no window can be opened here; look at the files instead", err=True)
         return
     for figure in figures:
         window = plt.figure(figsize=figure.get_size_inches())
@@ -113,9 +113,9 @@ def print_table(title: str, values: Mapping[str, Any]) -> None:
     """Two aligned columns, name and value; sections as dotted names, lists left out."""
     rows = {name: value for name, value in _flat(values) if not isinstance(value, list)}
     width = max(len(name) for name in rows)
-    typer.echo(title)
+    echo(title)
     for name, value in rows.items():
-        typer.echo(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+        echo(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

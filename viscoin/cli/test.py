@@ -7,6 +7,7 @@ import typer
 
 from viscoin.cli import options
 from viscoin.cli.app import Command, group
+from viscoin.cli.output import echo, json_alone
 from viscoin.cli.processes import IN_FLOAT32, processes
 from viscoin.cli.results import print_table, some
 
@@ -55,6 +56,7 @@ def classifier(
     runtime: "Runtime" = IN_FLOAT32,
     out: options.Out = None,
     show: options.Show = False,
+    as_json: options.AsJson = False,
     skip_bad_files: options.SkipBadFiles = False,
 ) -> None:
     """Accuracy, errors and calibration of the classifier.
@@ -69,7 +71,7 @@ def classifier(
     from viscoin.testing.classifier_tables import class_table, confusion_table, error_rows, markdown_report
     from viscoin.testing.table import table_rows, text_table
 
-    with processes(runtime) as process:
+    with json_alone(as_json), processes(runtime) as process:
         subject = process.load(
             "classifier", checkpoints, dataset=dataset, dataset_path=dataset_path, split=split,
             skip_bad_files=skip_bad_files, parameter="checkpoints",
@@ -80,10 +82,10 @@ def classifier(
             if results is None:
                 return
             found = measure_classifier(result, seed)
-            typer.echo(f"classifier {subject.path} on {result.n} {split} images of {images.name}, seed {seed}")
-            typer.echo(text_table(table_rows(found.estimates, {})))
+            echo(f"classifier {subject.path} on {result.n} {split} images of {images.name}, seed {seed}")
+            echo(text_table(table_rows(found.estimates, {})))
             if found.missing:
-                typer.echo(f"  no images of {some(found.missing)}; no mean counts such classes")
+                echo(f"  no images of {some(found.missing)}; no mean counts such classes")
             numbers = {**found.to_dict(), "most_confident_errors": error_rows(result, images)}
             results.numbers(subject, {"precision": process.precision, **numbers})
             results.text("per-class.csv", class_table(found))
@@ -140,6 +142,7 @@ def viscoin(
     runtime: "Runtime" = IN_FLOAT32,
     out: options.Out = None,
     show: options.Show = False,
+    as_json: options.AsJson = False,
     skip_bad_files: options.SkipBadFiles = False,
 ) -> None:
     """Every measure of the ensemble, with intervals."""
@@ -154,7 +157,7 @@ def viscoin(
         "limit": limit, "consistency_concepts": consistency_concepts, "consistency_images": consistency_images,
     }  # fmt: skip
     extent = replace(FAST if fast else FULL, **{name: size for name, size in sizes.items() if size is not None})
-    with processes(runtime) as process:
+    with json_alone(as_json), processes(runtime) as process:
         subject = process.load(
             "viscoin", checkpoints, dataset=dataset, dataset_path=dataset_path, skip_bad_files=skip_bad_files,
             parameter="checkpoints",
@@ -175,8 +178,8 @@ def viscoin(
                 return
             estimates, numbers = result.estimates(), result.to_dict()
             rows, n = table_rows(estimates, numbers, subject.expected), result.ensemble.n
-            typer.echo(f"ensemble {subject.path} on {n} {images.split} images of {images.name}, seed {seed}")
-            typer.echo(text_table(rows))
+            echo(f"ensemble {subject.path} on {n} {images.split} images of {images.name}, seed {seed}")
+            echo(text_table(rows))
             numbers |= {"precision": process.precision, "estimates": with_seed(estimates, seed)}
             results.numbers(subject, numbers)
             results.text("measures.md", markdown_table(rows))
@@ -215,6 +218,7 @@ def gan(
     runtime: "Runtime" = IN_FLOAT32,
     out: options.Out = None,
     show: options.Show = False,
+    as_json: options.AsJson = False,
     skip_bad_files: options.SkipBadFiles = False,
 ) -> None:
     """FID, KID, precision, recall and more of the generator."""
@@ -225,7 +229,7 @@ def gan(
     from viscoin.testing.image_features import find_features
 
     wanted = options.listed(metrics)
-    with processes(runtime) as process:
+    with json_alone(as_json), processes(runtime) as process:
         subject = process.load(
             "gan", checkpoints, dataset=dataset, dataset_path=dataset_path, skip_bad_files=skip_bad_files,
             parameter="checkpoints",

@@ -12,7 +12,9 @@ from PIL import Image
 from viscoin.analysis.concept_files import class_rows, concept_rows, correlated, summary
 from viscoin.analysis.concepts import ConceptTable, concept_name
 from viscoin.analysis.gallery import ConceptView
+from viscoin.analysis.quality import Quality
 from viscoin.datasets import ImageDataset
+from viscoin.datasets.originals import original
 from viscoin.files import atomic_path
 from viscoin.plotting.style import HEAT
 from viscoin.reports.demo_page import template_environment
@@ -20,6 +22,8 @@ from viscoin.reports.demo_page import template_environment
 LARGEST = 256  # side of a picture in the pages, pixels
 PRO, CONTRA = 10, 4  # concepts of a class, and classes of a concept, that are listed for and against
 PAIRS = 12
+CROPS = 3  # of a concept in a list
+ALIKE = 0.9  # correlation of concepts that say the same
 
 FIGURES = {
     "activation-per-image": "How many concepts an image activates, and how strongly.",
@@ -37,6 +41,7 @@ def write_concept_report(
     dataset: ImageDataset,
     views: Mapping[int, ConceptView],
     info: Mapping[str, Any],
+    quality: Quality,
     names: Mapping[int, str] | None = None,
 ) -> Path:
     """Write index.html, beside the figures that it shows, and pages/ with a page per view and class.
@@ -45,21 +50,24 @@ def write_concept_report(
         out: folder that holds a PNG for each of `FIGURES`.
         views: pictures of the concepts that get a page.
         info: `model`, `split` and `date`, shown as they are.
+        quality: shown at the top, with its warnings.
     """
     pages = out / "pages"
     report = _Report(table, dataset, views, names)
     for folder in (pages / "images", pages / "amplified"):
         folder.mkdir(parents=True, exist_ok=True)
+    finest = dataset.resolution
     for row in report.rows_shown():
-        index = int(table.indices[row])
-        _save(Image.fromarray(np.asarray(dataset.pixels[index])), pages / report.picture(row))
+        pixels = original(dataset, int(table.indices[row]), LARGEST)
+        finest = max(finest, len(pixels))
+        _save(Image.fromarray(pixels), pages / report.picture(row))
     for k, view in views.items():
         _save(
             Image.fromarray(_strip(view, dataset, table)), pages / f"amplified/{k}.jpg", LARGEST * (len(view.strip) + 2)
         )
     environment = template_environment()
     environment.filters |= {"signed": lambda value: f"{value:+.2f}".replace("-", "−"), "fixed": "{:.2f}".format}
-    shared = {"info": info, "dataset": dataset, "resolution": dataset.resolution}
+    shared = {"info": info, "dataset": dataset, "resolution": dataset.resolution, "finest": finest, "quality": quality}
     for path, text in report.render(environment, shared):
         with atomic_path(out / path) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -76,14 +84,15 @@ class _Report:
         views: Mapping[int, ConceptView],
         names: Mapping[int, str] | None,
     ) -> None:
-        self.table, self.views = table, views
+        self.table, self.views, self.files = table, views, dataset.files
         self.relevance = np.nan_to_num(table.class_concept_importance)
         self.concepts = concept_rows(table, dataset.class_names, names)
         for row in self.concepts:
             k = row["concept"]
             row |= {"title": concept_name(k, names), "page": f"concept-{k}.html" if k in views else None}
-            row |= {"example": self.examples(k)[0] if k in views else None, "dead": bool(table.dead[k])}
-            row["class_index"] = _place(dataset.class_names, row["class"])
+            row |= {"dead": bool(table.dead[k]), "class_index": _place(dataset.class_names, row["class"])}
+        for k, crops in self._crops().items():
+            self.concepts[k]["crops"] = crops
         self.classes = class_rows(table, dataset.class_names)
         for c, row in enumerate(self.classes):
             row |= {"index": c, "page": f"class-{c}.html"}
@@ -91,14 +100,16 @@ class _Report:
     def render(self, environment: Environment, shared: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "pages/style.css", environment.get_template("concepts-style.css.j2").render()
         index = environment.get_template("concepts-index.html.j2")
-        order = [int(k) for k in self.table.order] + np.flatnonzero(self.table.dead).tolist()
+        shown, alike = self.folded()
         values: dict[str, Any] = {
+            "alike": [(self.concepts[k], self.concepts[other], r) for k, other, r in alike],
+            "never": [self.concepts[k] for k in np.flatnonzero(self.table.dead)],
             "figures": FIGURES,
             "numbers": summary(self.table),
             "pairs": self.pairs(),
             "classes": self.classes,
         }
-        yield "index.html", index.render(**shared, **values, root="pages/", concepts=[self.concepts[k] for k in order])
+        yield "index.html", index.render(**shared, **values, root="pages/", concepts=[self.concepts[k] for k in shown])
         page = environment.get_template("concepts-concept.html.j2")
         for k, before, after in _neighbours(list(self.views)):
             around = {"before": self._link(before), "after": self._link(after)}
@@ -116,7 +127,7 @@ class _Report:
             speaking = self._for_and_against(self.relevance[c], self.table.weight[c], self.concepts)
             for row in speaking:
                 k = row["of"]["concept"]
-                row["examples"] = self.examples(k)[:3] if k in self.views else []
+                row["examples"] = self.examples(k)[:CROPS] if k in self.views else []
             yield (
                 f"pages/class-{c}.html",
                 page.render(**shared, **around, root="", row=self.classes[c], speaking=speaking, own=self.own(c)),
@@ -127,6 +138,7 @@ class _Report:
         return [
             {
                 "picture": self.picture(example.row),
+                "file": self.file(example.row),
                 "index": int(self.table.indices[example.row]),
                 "activation": example.activation,
                 "crop": example.crop,
@@ -134,6 +146,35 @@ class _Report:
             }
             for example in self.views[concept].examples
         ]
+
+    def _crops(self) -> dict[int, list[dict[str, Any]]]:
+        """A few crops of each concept for lists, of images that no concept before it shows, where it has others."""
+        taken: set[str] = set()
+        crops = {}
+        for k in range(len(self.concepts)):
+            examples = self.examples(k) if k in self.views else []
+            chosen = sorted(examples, key=lambda example: example["picture"] in taken)[:CROPS]
+            taken |= {example["picture"] for example in chosen}
+            crops[k] = chosen
+        return crops
+
+    def folded(self) -> tuple[list[int], list[tuple[int, int, float]]]:
+        """Concepts by importance without those that say what a more important one does: these with it and r."""
+        r = np.nan_to_num(self.table.co_activation)
+        shown: list[int] = []
+        alike = []
+        for k in map(int, self.table.order):
+            nearest = max(shown, key=lambda other: r[k, other], default=None)
+            if nearest is not None and r[k, nearest] > ALIKE:
+                alike.append((k, nearest, float(r[k, nearest])))
+            else:
+                shown.append(k)
+        return shown, alike
+
+    def file(self, row: int) -> str:
+        """What people call an image: the end of its file's path, or its index."""
+        index = int(self.table.indices[row])
+        return f"image {index}" if self.files is None else "/".join(Path(self.files[index]).parts[-2:])
 
     def own(self, label: int, most: int = 6) -> list[str]:
         """Pictures of a class: the images of which g is surest."""

@@ -1,0 +1,115 @@
+"""Whether an ensemble is good enough for its explanations to mean anything: what a report of concepts says first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stylegan2_ada.together import collect
+from viscoin.analysis.concepts import ConceptTable
+from viscoin.datasets import ImageDataset
+from viscoin.inference.batches import choose_images, evaluation, own_batches
+from viscoin.models.ensemble import VisCoIN
+
+RECONSTRUCTED = 200  # images, drawn at random
+LEAST_ACCURACY, LEAST_AGREEMENT = 0.8, 0.9
+MOST_ERROR = 0.8  # of a reconstruction, as a share of the error of showing the mean image every time
+FEW = 100  # images; an accuracy of 0.5 has a 95 % interval of +-0.1 there
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the classifier f, the explainer g and the reconstructions are worth on N images.
+
+    Attributes:
+        n: images that f and g were asked about.
+        f_accuracy, g_accuracy: share that each puts into its true class.
+        agreement: share for which both say the same.
+        never_right: classes, with their numbers of images, of which f recognises none.
+        n_reconstructed: images that were reconstructed.
+        reconstruction_l1: mean |difference| of the reconstructions from their images, whose values are in [-1, 1].
+        mean_image_l1: the same if every image were reconstructed by the mean of all.
+    """
+
+    n: int
+    f_accuracy: float
+    g_accuracy: float
+    agreement: float
+    never_right: list[tuple[str, int]]
+    n_reconstructed: int
+    reconstruction_l1: float
+    mean_image_l1: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, and the warnings."""
+        numbers = {key: value for key, value in vars(self).items() if key not in ("n", "never_right")}
+        return numbers | {"never_right": [name for name, _ in self.never_right], "warnings": self.warnings}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader has to know before believing the rest; none for a good ensemble."""
+        found = []
+        if self.n < FEW:
+            found.append(f"Only {self.n} images were looked at: all numbers are rough.")
+        if self.f_accuracy < LEAST_ACCURACY:
+            found.append(f"f is right on only {self.f_accuracy:.2f} of the images: its concepts explain many mistakes.")
+        if self.never_right:
+            some = ", ".join(f"{name} (0 of {count})" for name, count in self.never_right[:5])
+            more = f" and {len(self.never_right) - 5} more" if len(self.never_right) > 5 else ""
+            found.append(f"f recognises no image of {some}{more}: concepts of these classes mean nothing.")
+        if self.agreement < LEAST_AGREEMENT:
+            found.append(f"g says the same as f on only {self.agreement:.2f} of the images: it explains another model.")
+        if self.reconstruction_l1 > MOST_ERROR * self.mean_image_l1:
+            found.append(
+                f"Reconstructions are hardly nearer to their images (L1 {self.reconstruction_l1:.2f}) than the mean "
+                f"image is ({self.mean_image_l1:.2f}): what amplification shows can hardly be trusted."
+            )
+        return found
+
+
+def measure_quality(
+    ensemble: VisCoIN,
+    dataset: ImageDataset,
+    table: ConceptTable,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Quality:
+    """The quality on the images of a table; a random sample of them is reconstructed."""
+    chosen = table.indices[choose_images(len(table.indices), RECONSTRUCTED, seed)]
+    f, right = table.f_probabilities.argmax(1), table.f_probabilities.argmax(1) == table.labels
+    counts = np.bincount(table.labels, minlength=len(dataset.class_names))
+    recognised = np.bincount(table.labels[right], minlength=len(counts))
+    lost = np.flatnonzero((counts > 0) & (recognised == 0))
+    own, mean = _reconstruction_errors(ensemble, dataset, chosen, device, batch_size)
+    return Quality(
+        n=len(table.labels),
+        f_accuracy=float(right.mean()),
+        g_accuracy=float((table.predicted == table.labels).mean()),
+        agreement=float((table.predicted == f).mean()),
+        never_right=[(dataset.class_names[c], int(counts[c])) for c in lost],
+        n_reconstructed=len(chosen),
+        reconstruction_l1=own,
+        mean_image_l1=mean,
+    )
+
+
+def _reconstruction_errors(
+    ensemble: VisCoIN, dataset: ImageDataset, indices: Sequence[int] | np.ndarray, device: Any, batch_size: int
+) -> tuple[float, float]:
+    """Mean |difference| of reconstructions, and of the mean image."""
+    pixels = sum(dataset.pixels[i].astype(np.float64) for i in indices) / len(indices)
+    mean = torch.from_numpy(pixels).permute(2, 0, 1).float().div(127.5).sub(1).to(device)
+
+    def errors(images: torch.Tensor) -> np.ndarray:
+        code = ensemble.encode(images)
+        drawn = ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
+        both = [(images - other).abs().mean((1, 2, 3)) for other in (drawn, mean)]
+        return torch.stack(both, 1).cpu().numpy()
+
+    with evaluation(ensemble, device):
+        rows = collect(errors(images) for images, _ in own_batches(dataset, indices, batch_size, device, "drawing"))
+    own, of_mean = np.concatenate(rows).mean(0)
+    return float(own), float(of_mean)

@@ -227,7 +227,7 @@ def test_names_are_escaped(tmp_path):
 
 
 def good_quality(**changes: Any) -> Quality:
-    good = Quality(500, 0.95, 0.93, 0.97, [], 200, 0.2, 0.5)
+    good = Quality(500, 0.95, 0.93, 0.97, [], 200, 0.2, 0.95)
     return replace(good, **changes)
 
 
@@ -241,7 +241,7 @@ def test_a_good_ensemble_gets_no_warning():
         ({"f_accuracy": 0.66}, "f is right on only 0.66"),
         ({"never_right": [("cat", 4)]}, "f recognises no image of cat (0 of 4)"),
         ({"agreement": 0.81}, "g says the same as f on only 0.81"),
-        ({"reconstruction_l1": 0.45}, "(L1 0.45) than the mean image is (0.50)"),
+        ({"kept": 0.3}, "f says the same of only 0.30 of the reconstructions"),
         ({"n": 24}, "Only 24 images"),
     ],
 )
@@ -254,7 +254,7 @@ def test_quality_by_hand():
     """The toy's f is right on all images; its G draws them again but for rounding."""
     quality = measure_quality(ToyEnsemble(), toy(), toy_table(), batch_size=2)
     assert (quality.n, quality.f_accuracy, quality.g_accuracy, quality.agreement) == (6, 1, 1, 1)
-    assert quality.reconstruction_l1 < 0.02 < quality.mean_image_l1
+    assert quality.reconstruction_l1 < 0.02 and quality.kept == 1
     dataset = toy()
     dataset.labels[4:] = 0  # f, which says 1, is now wrong on these
     wrong = measure_quality(ToyEnsemble(), dataset, concepts.collect_concepts(ToyEnsemble(), dataset))

@@ -266,7 +266,7 @@ def test_quality_by_hand():
 def test_the_head_of_the_report_says_what_the_ensemble_is_worth(tmp_path):
     page = Page(write_toy_report(tmp_path / "report")[0])
     words = " ".join(page.words.split())
-    assert "accuracy of f1.00 n 6" in words and "g says the same as f1.00 n 6" in words
+    assert "accuracy of f100.0 % n 6" in words and "g says the same as f100.0 % n 6" in words
     assert words.index("Only 6 images were looked at") < words.index("Concepts that fire together")
 
 

@@ -102,6 +102,7 @@ class _Report:
         index = environment.get_template("concepts-index.html.j2")
         shown, alike = self.folded()
         values: dict[str, Any] = {
+            "paged": len(self.views),
             "alike": [(self.concepts[k], self.concepts[other], r) for k, other, r in alike],
             "never": [self.concepts[k] for k in np.flatnonzero(self.table.dead)],
             "figures": FIGURES,

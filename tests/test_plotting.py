@@ -315,3 +315,13 @@ def test_letters_that_no_font_has_are_named_once(
         "no font of this system has the letters 犬猫: figures show boxes; install one, as Noto Sans CJK"
     ]
     assert not recwarn.list
+
+
+def test_figures_say_which_image_is_which() -> None:
+    names = ["cats-test-3-tom", "cats-test-5-a_photograph_with_a_name_that_is_too_long_for_the_margin"]
+    for figure in (
+        amplification.amplification_figure(amplified(), NAMES, np.array([0, 1, 0]), image_names=[*names, "third"]),
+        heatmaps.heatmap_figure(located(), NAMES, np.array([0, 1, 0]), image_names=[*names, "third"]),
+    ):
+        words = "\n".join(text.get_text() for text in figure.findobj(Text))
+        assert "cats-test-3-tom" in words and "…" in words

@@ -78,7 +78,10 @@ def amplify(
             one_by_one=one_by_one, control=control, curve=curve, batch_size=batch_size, seed=seed,
         )  # fmt: skip
         found, labels = study.results, study.pictures.labels
-        figures = {"amplification": amplification_figure(found["chosen"], names, labels, control=found.get("random"))}
+        drawn = amplification_figure(
+            found["chosen"], names, labels, control=found.get("random"), image_names=study.pictures.names
+        )
+        figures = {"amplification": drawn}
         if curve:
             span = study.curves["chosen"].reliable_range
             typer.echo(f"reliable multipliers: {'none' if span is None else f'{span[0]:g} to {span[1]:g}'}")

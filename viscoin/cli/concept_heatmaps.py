@@ -70,7 +70,9 @@ def concept_heatmaps(
             subject.model, pictures.images, None if indices is None else torch.tensor([indices] * len(pictures.images)),
             count, None if stage is None else heatmaps.parse_stages(stage), subject.device, method,
         )  # fmt: skip
-        figure = heatmap_figure(found, classes, labels, concept_names=named, outlines=outlines)
+        figure = heatmap_figure(
+            found, classes, labels, concept_names=named, outlines=outlines, image_names=pictures.names
+        )
         results.figures({"concept-heatmaps": figure}, show)
         rows = found.to_dict(classes, None if labels is None else labels.tolist())
         images = [{"image": name, **row} for name, row in zip(pictures.names, rows, strict=True)]

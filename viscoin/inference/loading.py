@@ -237,6 +237,8 @@ def choose_pictures(subject: SubjectWithImages, indices: Sequence[int] | None, c
     chosen = choose_indices(data, indices, count, seed)
     images, labels = data.batch(chosen)
     names = [f"{Path(data.name).name}-{data.split}-{index}" for index in chosen]
+    if data.files is not None:
+        names = [f"{name}-{Path(data.files[index]).stem}" for name, index in zip(names, chosen, strict=True)]
     return Pictures(images, names, labels.numpy(), tuple(chosen))
 
 

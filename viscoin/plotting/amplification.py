@@ -26,6 +26,7 @@ from viscoin.plotting.style import (
     SMALL,
     VERMILION,
     ImageTable,
+    middle_cut,
     new_figure,
     styled,
     wrap,
@@ -44,6 +45,7 @@ def amplification_figure(
     width: float = PAGE,
     control: AmplificationResult | None = None,
     concept_names: Mapping[int, str] | None = None,
+    image_names: Sequence[str] | None = None,
 ) -> Figure:
     """A row for each image: original, every multiplier, and where the one farthest from 1 changed it.
 
@@ -53,6 +55,7 @@ def amplification_figure(
         labels: (B,) true classes, if they are known.
         control: the same images with the same number of random concepts: a second row for each image.
         concept_names: to write beside the indices, of those concepts that have a name.
+        image_names: (B,) to find the images again by.
 
     Raises:
         ValueError: more multipliers than fit on a page.
@@ -77,7 +80,8 @@ def amplification_figure(
             concepts = concept_list(one.concepts(i), names=concept_names)
             if j == 0:
                 label = None if labels is None else int(labels[i])
-                lines = _describe(concepts, classes, class_names, label, 3 if table.side > 0.75 else 2)
+                lines = [] if image_names is None else [middle_cut(image_names[i], CHARACTERS)]
+                lines += _describe(concepts, classes, class_names, label, 3 if table.side > 0.75 else 2)
             else:
                 drawn = "random " if one.selection[i].any() else ""
                 lines = wrap(f"control: {drawn}{concepts}", CHARACTERS)

@@ -1,6 +1,7 @@
 """Figures of the test of a classifier; they stay readable from 2 to some hundred classes."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ from viscoin.plotting.style import (
     SMALL,
     VERMILION,
     ImageTable,
+    middle_cut,
     new_figure,
     styled,
     wrap,
@@ -261,6 +263,9 @@ def errors_figure(result: ClassifierResult, dataset: ImageDataset, columns: int 
             wrap(f"{word}{_words(result.class_names[c], c)} {_percent(result.probabilities[row, c])}", characters)
             for word, c in (("", result.predicted[row]), ("is ", result.labels[row]))
         ])  # fmt: skip
+        if dataset.files is not None:
+            index = row if result.indices is None else result.indices[row]
+            texts[-1][1].append(middle_cut(Path(dataset.files[index]).name, characters))
     lines = max(len(wrong) + len(right) for wrong, right in texts)
     width, columns = width * min(1, len(rows) / columns), min(columns, len(rows))
     table = ImageTable(-(-len(rows) // columns), columns, width, caption_lines=lines)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from viscoin.attribution.heatmaps import HeatmapResult
 from viscoin.errors import Refused
-from viscoin.plotting.style import COLUMN, HEAT, LINE, PAGE, SKY, SMALL, ImageTable, styled, wrap
+from viscoin.plotting.style import COLUMN, HEAT, LINE, PAGE, SKY, SMALL, ImageTable, middle_cut, styled, wrap
 
 MOST_IMAGES, MOST_CONCEPTS = 6, 8  # that fit on a page
 LABEL = 1.35  # inches beside the images; on a column, labels lie under them
@@ -34,6 +34,7 @@ def heatmap_figure(
     width: float = PAGE,
     concept_names: Mapping[int, str] | None = None,
     outlines: np.ndarray | None = None,
+    image_names: Sequence[str] | None = None,
 ) -> Figure:
     """A row for each image: the image, then where each of its concepts is; each map is scaled to its own maximum.
 
@@ -42,6 +43,7 @@ def heatmap_figure(
         width: inches; on a journal column (3.4) the classes stand under the images instead of beside them.
         concept_names: to write instead of "concept 12", of those concepts that have a name.
         outlines: (B, H, W) bool, regions to draw the border of, such as the mask of a part.
+        image_names: (B,) to find the images again by.
     """
     rows, columns = result.concepts.shape
     narrow, names = width <= COLUMN, concept_names or {}
@@ -50,6 +52,9 @@ def heatmap_figure(
         _classes(result.predicted[row], None if labels is None else labels[row], class_names, characters)
         for row in range(rows)
     ]
+    if image_names is not None:
+        short = [middle_cut(name, characters or 21) for name in image_names]
+        classes = [[name, *parts] for name, parts in zip(short, classes, strict=True)]
     name_lines = (3 if narrow else 2) if names else 1
     captions = name_lines + 1
     below = max(len(parts) for parts in classes) if narrow else 0

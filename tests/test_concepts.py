@@ -18,6 +18,7 @@ from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 from viscoin.analysis import concepts, gallery
 from viscoin.analysis.concept_files import concept_rows, concepts_json, correlated, csv_files, summary
 from viscoin.analysis.quality import Quality, measure_quality
+from viscoin.cli.output import echo
 from viscoin.datasets import ImageDataset
 from viscoin.datasets.originals import original
 from viscoin.datasets.reading import read_square
@@ -345,3 +346,25 @@ def tiny_class_names() -> list[str]:
     from viscoin.datasets import load_dataset
 
     return load_dataset("birds", "test", tiny_recipe().dataset).class_names
+
+
+def test_json_stands_alone_on_standard_output(tmp_path, model):
+    folder, f = model.parent, model.parent / "classifier.safetensors"
+    for command in (
+        ["concepts", "--viscoin-pickle-path", model, "--pages", 0],
+        ["test", "classifier", "--checkpoints", f],
+        ["test", "gan", "--checkpoints", folder / "gan.safetensors", *["--metrics", "fid"], "--classifier", f],
+        ["test", "viscoin", "--checkpoints", model, "--measures", "accuracy"],
+    ):
+        out = tmp_path / "-".join(command[:2] if command[0] == "test" else command[:1])
+        answer = Answer(*command, "--json", "--out", out)
+        answer.went_well()
+        assert json.loads(answer.out) == json.loads((out / "results.json").read_text())
+        assert str(out / "results.json") in answer.err
+
+
+def test_text_of_others_does_not_command_the_terminal(capsys):
+    echo("\x1b[31mred \udce9")
+    echo(Path("\x1b[2J"), err=True)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("\\x1b[31mred \\xe9\n", "\\x1b[2J\n")

@@ -1,6 +1,8 @@
 """Typed recipes: every hyperparameter that a run uses, read from YAML, overridden by name, saved with the run."""
 
 import difflib
+import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from viscoin.errors import Refused
 
+MOST_VALUES, MOST_TEXT = 20_000, 1_000_000  # of a YAML file; recipes have 150 values in 5,000 characters
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DATASET = "birds"
 
@@ -271,7 +274,31 @@ def _other_recipes(name: str) -> str:
     return f"{f'did you mean {near[0]!r}? ' if near else ''}the shipped recipes are {', '.join(recipe_names())}"
 
 
-class _Loader(yaml.BaseLoader):
+class _Bounded:
+    """Counts the values of a YAML document before any is made, each as often as aliases repeat it."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        root = super().get_single_node()  # type: ignore[misc]
+        if root is not None and _count_values(root, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES} values; write less, and no aliases of aliases")
+        return root
+
+
+def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values of a node, infinitely many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # should it come again within itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = itertools.chain(*inner) if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+class PlainLoader(_Bounded, yaml.SafeLoader):
+    """YAML of plain values, and not too many of them."""
+
+
+class _Loader(_Bounded, yaml.BaseLoader):
     """YAML whose values are all text, which is read as the key's type: `off` is a word, and 2024 may be a folder."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -297,9 +324,25 @@ def _read(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path, name: str) -> Any:
     """What a YAML file holds, its values as text or None; ValueError, which calls it by `name`, if it is no YAML."""
     try:
-        return _parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+        return _parse(parse_yaml(path.read_text(encoding="utf-8"), _Loader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is not valid YAML: {error}") from error
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_yaml(text: str, loader: type[PlainLoader] | type[_Loader] = PlainLoader) -> Any:
+    """What a YAML document holds; every file that people can change goes through here.
+
+    Raises:
+        yaml.YAMLError: no YAML, too long, nested too deeply, or aliases that make it hold too many values.
+    """
+    if len(text) > MOST_TEXT:
+        raise yaml.YAMLError(f"it has {len(text)} characters; settings have less than {MOST_TEXT}")
+    try:
+        return yaml.load(text, loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # a date or number that is none
+        raise yaml.YAMLError(f"a value is not of its type ({error})") from error
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,10 @@ class Classifier(nn.Module):
         self.n_classes, self.resolution = n_classes, resolution
         self.architecture: dict[str, Any] = {"backbone": backbone, "n_classes": n_classes, "resolution": resolution}
         self.model = _create(backbone, n_classes, resolution, pretrained)
-        mean, std = (torch.tensor(self.model.pretrained_cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+        # on the CPU even where the weights are to have no memory yet: no file holds these
+        mean, std = (
+            torch.tensor(self.model.pretrained_cfg[key], device="cpu").view(1, -1, 1, 1) for key in ("mean", "std")
+        )
         # ((x + 1) / 2 - mean) / std in one multiplication and one addition
         self.register_buffer("scale", 1 / (2 * std), persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
@@ -96,9 +99,10 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> ClassifierOutput:
         """Logits and feature maps of images (B, 3, H, W) in [-1, 1] in one pass, with gradients where they are on."""
-        last, maps = self.model.forward_intermediates(
-            self._normalised(images), indices=N_MAPS, norm=False, output_fmt="NCHW"
-        )
+        return self._look(self._normalised(images))
+
+    def _look(self, normalised: Tensor) -> ClassifierOutput:
+        last, maps = self.model.forward_intermediates(normalised, indices=N_MAPS, norm=False, output_fmt="NCHW")
         return ClassifierOutput(self.model.forward_head(last), tuple(maps))
 
     def pooled(self, images: Tensor, stage: int = -1) -> Tensor:
@@ -119,7 +123,7 @@ class Classifier(nn.Module):
         backbone = self.architecture["backbone"]
         self.eval()
         try:
-            maps = self.features(torch.zeros(1, 3, self.resolution, self.resolution)).maps
+            maps = self._look(torch.zeros(1, 3, self.resolution, self.resolution)).maps
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(f"backbone {backbone!r} cannot take images of {self.resolution} px: {error}") from error
         self.train()

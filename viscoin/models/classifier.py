@@ -12,6 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
+from viscoin.errors import reason_of
 from viscoin.models.concept_extractor import CONCEPT_GRID
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
@@ -163,7 +164,7 @@ def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained:
     try:
         return Classifier(backbone, n_classes, resolution, pretrained=True)
     except Exception as error:  # the same without weights has just worked, so it was the download
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
     logger.warning(
         "pretrained weights of %s could not be downloaded (%s); starting from random weights", backbone, reason
     )

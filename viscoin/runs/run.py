@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from viscoin.config import Recipe, parse_recipe
+from viscoin.config import Recipe, parse_recipe, parse_yaml
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import TRAINED
@@ -183,7 +183,7 @@ class Run:
 
     @property
     def header(self) -> dict[str, Any]:
-        return yaml.safe_load(self.recipe_path.read_text())
+        return parse_yaml(self.recipe_path.read_text())
 
     @property
     def kind(self) -> str:

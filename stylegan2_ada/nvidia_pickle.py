@@ -18,11 +18,11 @@ from torch import Tensor
 
 from .networks import Discriminator, DiscriminatorBlock, DiscriminatorEpilogue, Generator, Mapping, Synthesis
 from .plain_pickle import PickledObject, read_plain_pickle
-from .settings import LARGEST, MOST_LAYERS, DiscriminatorSettings, GeneratorSettings, explain
+from .settings import LARGEST, MOST_LAYERS, DiscriminatorSettings, GeneratorSettings, Settings, explain
 
 ROLES = ("G", "D", "G_ema")
 KINDS: dict[str, type[Generator] | type[Discriminator]] = {"Generator": Generator, "Discriminator": Discriminator}
-SETTINGS = {"Generator": GeneratorSettings, "Discriminator": DiscriminatorSettings}
+SETTINGS: dict[str, type[Settings]] = {"Generator": GeneratorSettings, "Discriminator": DiscriminatorSettings}
 MOST_MODULES = 10_000  # a network for 1024 px has 100
 DEEPEST, LONGEST = 4, 100  # a setting is a number, a text, or a short list or dictionary of such
 

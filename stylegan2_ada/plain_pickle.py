@@ -257,10 +257,24 @@ def _checked_key(key: Any) -> Any:
     short = type(key) in (tuple, _Size) and len(key) <= 3
     if plain or (short and all(type(n) is str or (type(n) is int and abs(n) < 2**15) for n in key)):
         return key
-    raise RefusedError(f"takes a {type(key).__name__} for a key")
+    raise RefusedError(f"has a key of type {type(key).__name__}")
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the one whose steps can be looked at
+def _hashing(code: bytes, keys: slice) -> Callable[[Any], None]:
+    """The instruction of that code, after a look at what it will hash."""
+    step: Callable[[Any], None] = pickle._Unpickler.dispatch[code[0]]
+
+    def look(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            _checked_key(key)
+        step(unpickler)
+
+    return look
+
+
+class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be looked at
+    stack: list[Any]
+
     def __init__(self, stream: io.BytesIO, names: Names, reader: "_Reader", storages: _Storages | None) -> None:
         super().__init__(stream)
         self._names, self._reader, self._storages = names, reader, storages
@@ -278,29 +292,18 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the o
 
     def _call(self) -> None:
         arguments = self.stack.pop()
-        self._reader.spend(sum(len(one) for one in arguments if isinstance(one, (str, bytes, list, tuple, dict, set))))
+        self._reader.spend(sum(len(one) for one in arguments if isinstance(one, str | bytes | list | tuple | dict)))
         self.stack[-1] = self.stack[-1](*arguments)
 
-    def _checked(code: bytes, keys: slice) -> Callable[[Any], None]:  # type: ignore[misc]
-        """The instruction of that code, after a look at what will be hashed."""
-        step = pickle._Unpickler.dispatch[code[0]]  # type: ignore[attr-defined]
-
-        def look(self: "_Unpickler") -> None:
-            for key in self.stack[keys]:
-                _checked_key(key)
-            step(self)
-
-        return look
-
-    dispatch = {
-        code[0]: pickle._Unpickler.dispatch[code[0]]  # type: ignore[attr-defined]
+    dispatch: dict[int, Callable[[Any], None]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]]
         for code in (getattr(pickle, name) for name in [*INSTRUCTIONS.split(), "BINPERSID"])
     } | {
-        pickle.SETITEM[0]: _checked(pickle.SETITEM, slice(-2, -1)),
-        pickle.SETITEMS[0]: _checked(pickle.SETITEMS, slice(0, None, 2)),
-        pickle.DICT[0]: _checked(pickle.DICT, slice(0, None, 2)),
-        pickle.ADDITEMS[0]: _checked(pickle.ADDITEMS, slice(None)),
-        pickle.FROZENSET[0]: _checked(pickle.FROZENSET, slice(None)),
+        pickle.SETITEM[0]: _hashing(pickle.SETITEM, slice(-2, -1)),
+        pickle.SETITEMS[0]: _hashing(pickle.SETITEMS, slice(0, None, 2)),
+        pickle.DICT[0]: _hashing(pickle.DICT, slice(0, None, 2)),
+        pickle.ADDITEMS[0]: _hashing(pickle.ADDITEMS, slice(None)),
+        pickle.FROZENSET[0]: _hashing(pickle.FROZENSET, slice(None)),
         pickle.REDUCE[0]: _call,
         pickle.NEWOBJ[0]: _call,
     }

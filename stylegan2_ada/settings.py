@@ -1,6 +1,6 @@
 """Types and bounds of the settings of networks, for those that come from a file and may hold anything."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,8 +14,8 @@ MOST_LAYERS = 100  # of a mapping network
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 Width = Annotated[int, Field(ge=0, le=LARGEST)]  # 0: none
 Resolution = Annotated[int, Field(ge=4, le=MOST_PIXELS)]
-Activation = Literal[tuple(ACTIVATIONS)]  # type: ignore[valid-type]
-Architecture = Literal[ARCHITECTURES]  # type: ignore[valid-type]
+Activation = Annotated[str, Field(pattern=f"^({'|'.join(ACTIVATIONS)})$")]
+Architecture = Annotated[str, Field(pattern=f"^({'|'.join(ARCHITECTURES)})$")]
 Filter = Annotated[list[float], Field(min_length=1, max_length=64)]
 
 

@@ -1,4 +1,4 @@
-"""Files of torch.save, read as data: the same tensors as torch reads, and no changed bit passes where there are sums."""
+"""Files of torch.save, read as data: the tensors that torch reads, and no changed bit passes where there are sums."""
 
 import io
 import random
@@ -80,13 +80,13 @@ def test_zip_files_that_hold_more_than_they_are_long(tmp_path: Path) -> None:
 
 
 BOMBS = {
-    "key": (b"})" + b"2\x86" * 60 + b"K\x01s", "takes a tuple for a key"),
-    "set": (b"\x8f()" + b"2\x86" * 60 + b"\x90", "takes a tuple for a key"),
-    "frozenset": (b"()" + b"2\x86" * 60 + b"\x91", "takes a tuple for a key"),
-    "called set": (b"cbuiltins\nset\n]()" + b"2\x86" * 60 + b"e\x85R", "takes a tuple for a key"),
-    "made frozenset": (b"cbuiltins\nfrozenset\n]()" + b"2\x86" * 60 + b"e\x85\x81", "takes a tuple for a key"),
-    "pairs": (b"ccollections\nOrderedDict\n](" + b")" + b"2\x86" * 60 + b"K\x01\x86e\x85R", "takes a tuple for a key"),
-    "large number as key": (b"}\x8a\x08" + b"\xff" * 7 + b"\x7f" + b"K\x01s", "takes a int for a key"),
+    "key": (b"})" + b"2\x86" * 60 + b"K\x01s", "has a key of type tuple"),
+    "set": (b"\x8f()" + b"2\x86" * 60 + b"\x90", "has a key of type tuple"),
+    "frozenset": (b"()" + b"2\x86" * 60 + b"\x91", "has a key of type tuple"),
+    "called set": (b"cbuiltins\nset\n]()" + b"2\x86" * 60 + b"e\x85R", "has a key of type tuple"),
+    "made frozenset": (b"cbuiltins\nfrozenset\n]()" + b"2\x86" * 60 + b"e\x85\x81", "has a key of type tuple"),
+    "pairs": (b"ccollections\nOrderedDict\n](" + b")" + b"2\x86" * 60 + b"K\x01\x86e\x85R", "has a key of type tuple"),
+    "large number as key": (b"}\x8a\x08" + b"\xff" * 7 + b"\x7f" + b"K\x01s", "has a key of type int"),
     "large number": (b"\x8b\x00\x10\x00\x00" + b"\x7f" * 4096, "holds a number of 32767 bits"),
     "doubled": (b")" + b"2\x86" * 60, "holds more than 1000000 values"),
     "circle": (b"]q\x00h\x00a", "holds a list that holds itself"),

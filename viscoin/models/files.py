@@ -236,8 +236,8 @@ def _content(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Tensors and metadata as they stand in a file."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, (file.metadata() or {}).get("viscoin")
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return found, (file.metadata() or {}).get("viscoin")
     content = read_tensor_file(path)
     if not isinstance(content, dict) or "metadata" not in content:
         return {}, None
@@ -252,7 +252,7 @@ def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(json.dumps(metadata).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -14,7 +14,7 @@ import torch
 
 from viscoin.config import Recipe
 from viscoin.errors import Refused
-from viscoin.models.files import read_model
+from viscoin.models.files import read_file
 from viscoin.runs.run import Run, read_metrics
 from viscoin.runs.tracking import tracked
 from viscoin.sweep.results import ENDED, SweepResult, best_of
@@ -90,8 +90,9 @@ def _run_trial(study: Study, trial: "optuna.Trial", train: Train, trackers: Sequ
 
 def _score(model: Path, metric: str) -> float:
     """The metric of a finished model, which is not always the last one that was logged."""
-    value = read_model(model)[1].get("scores", {}).get(metric)
-    value = np.nan if value is None else value
+    scores = read_file(model)[1].get("scores")
+    value = scores.get(metric) if isinstance(scores, dict) else None
+    value = float(value) if isinstance(value, int | float) else np.nan
     if not np.isfinite(value):
         raise ValueError(f"{metric} of {model} is {value}")
     return value

@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -295,7 +295,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be lo
         self._reader.spend(sum(len(one) for one in arguments if isinstance(one, str | bytes | list | tuple | dict)))
         self.stack[-1] = self.stack[-1](*arguments)
 
-    dispatch: dict[int, Callable[[Any], None]] = {
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         code[0]: pickle._Unpickler.dispatch[code[0]]
         for code in (getattr(pickle, name) for name in [*INSTRUCTIONS.split(), "BINPERSID"])
     } | {

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .networks import Generator
+from .plain_pickle import read_tensor_file
 from .together import collect, own, turn
 
 logger = logging.getLogger(__name__)
@@ -230,8 +231,7 @@ class InceptionFeatures(nn.Module):
         super().__init__()
         library = _torch_fidelity("feature_extractor_inceptionv3")
         try:
-            # torch-fidelity lets pickles run code; what loads here has none
-            torch.load(weights, map_location="cpu", weights_only=True)
+            read_tensor_file(weights)  # torch-fidelity lets pickles run code; what is read here has none
             self.model = library.FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
             )

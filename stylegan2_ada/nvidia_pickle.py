@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from .networks import Discriminator, DiscriminatorBlock, DiscriminatorEpilogue, Generator, Mapping, Synthesis
 from .plain_pickle import PickledObject, read_plain_pickle
+from .settings import LARGEST, MOST_LAYERS, DiscriminatorSettings, GeneratorSettings, Settings, explain
 
 ROLES = ("G", "D", "G_ema")
 KINDS: dict[str, type[Generator] | type[Discriminator]] = {"Generator": Generator, "Discriminator": Discriminator}
+SETTINGS: dict[str, type[Settings]] = {"Generator": GeneratorSettings, "Discriminator": DiscriminatorSettings}
 MOST_MODULES = 10_000  # a network for 1024 px has 100
-LARGEST_SETTING, MOST_LAYERS = 2**20, 100  # of a mapping network, which are built before their weights are compared
+DEEPEST, LONGEST = 4, 100  # a setting is a number, a text, or a short list or dictionary of such
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class PickledNetwork:
         Raises:
             ValueError: settings that no network has, or weights that do not fit them; the first few are listed.
         """
+        try:
+            SETTINGS[self.kind].model_validate(self.config)
+        except ValidationError as error:
+            raise ValueError(f"this {self.kind} has impossible settings: {explain(error)}") from None
         try:
             with torch.device("meta"):  # shapes only: settings from a file may ask for any size
                 wanted = KINDS[self.kind](**self.config).state_dict()
@@ -202,6 +209,8 @@ def _given(root: PickledObject, sections: dict[str, dict[str, Any]]) -> dict[str
     """The arguments that the class was called with, by dotted name."""
     given = dict(zip(sections[""], _attribute(root, "_init_args", tuple, ()), strict=False))
     given |= _attribute(root, "_init_kwargs", dict, {})
+    if not _is_setting(given):
+        raise ValueError("its settings are not plain numbers and text")
     flat: dict[str, Any] = {}
     for key, value in given.items():
         if key not in sections:
@@ -217,7 +226,8 @@ def _facts(root: PickledObject) -> dict[str, dict[str, Any]]:
 
     def remembered(path: str, **attributes: str) -> dict[str, Any]:
         state = modules[path].state if path in modules else {}
-        return {keyword: state[name] for keyword, name in attributes.items() if state.get(name) is not None}
+        found = {keyword: state[name] for keyword, name in attributes.items() if state.get(name) is not None}
+        return {keyword: value for keyword, value in found.items() if _is_setting(value)}
 
     generator = root.class_name == "Generator"
     prefix, block, layer = ("synthesis.", "synthesis.b4.", "conv1.") if generator else ("", "b8.", "conv0.")
@@ -240,18 +250,29 @@ def _facts(root: PickledObject) -> dict[str, dict[str, Any]]:
     return facts
 
 
+def _is_setting(value: Any, depth: int = DEEPEST) -> bool:
+    """Whether it is plain and small; what a pickle holds may take forever to compare or to print."""
+    if value is None or type(value) in (bool, int, float, str):
+        return True
+    inner = value.values() if type(value) is dict else value if type(value) in (list, tuple) else None
+    if inner is None or depth == 0 or len(inner) > LONGEST:
+        return False
+    return all(_is_setting(one, depth - 1) for one in inner)
+
+
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
     """The same through JSON; ValueError for what is no number, text or list, and for absurd sizes."""
     try:
         config = json.loads(json.dumps(config), parse_int=_size)
     except (TypeError, RecursionError) as error:
         raise ValueError(f"its settings are not plain numbers and text ({error})") from None
-    if config.get("mapping_kwargs", {}).get("num_layers", 0) > MOST_LAYERS:
+    layers = config.get("mapping_kwargs", {}).get("num_layers")
+    if isinstance(layers, int) and layers > MOST_LAYERS:
         raise ValueError(f"its mapping network has more than {MOST_LAYERS} layers")
     return config
 
 
 def _size(digits: str) -> int:
-    if abs(int(digits)) > LARGEST_SETTING:
-        raise ValueError(f"one of its settings is {digits:.20}; the largest possible is {LARGEST_SETTING}")
+    if abs(int(digits)) > LARGEST:
+        raise ValueError(f"one of its settings is {digits:.20}; the largest possible is {LARGEST}")
     return int(digits)

@@ -1,8 +1,10 @@
-"""Reads pickles as data: nothing in them runs, and only tensors, numbers, text, bytes and containers come out.
+"""Reads pickles and files of `torch.save` as data: nothing in them runs, and only tensors, numbers, text, bytes and
+containers come out.
 
 Python's unpickler calls whatever a file names. Here a file may name what `NAMES` lists, each of which stands for a
 function of this module or for a plain container; tensors are cut out of the bytes by this module alone, after all has
-been read. Not even torch.load sees the file: its `weights_only` mode has had holes of its own.
+been read. Not even torch.load sees the file: its `weights_only` mode has had holes of its own, it hashes whatever a
+file takes for a key, never looks at the check sums of the file, and advises to switch all care off.
 """
 
 import io
@@ -10,14 +12,20 @@ import math
 import pickle
 import pickletools
 import struct
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-MOST_BYTES = 4 * 2**30  # ten times the largest published network
+MOST_BYTES = 4 * 2**30  # of a file that is read at once; ten times the largest published network
+MOST_INSTRUCTIONS = 1_000_000  # ten times those of the largest networks and their optimisers
+MOST_VALUES = 1_000_000  # in a container, counted as often as it refers to them
+MOST_TUPLES = 50_000  # Python crashes when it hashes tuples that are nested ten times as deeply; networks have 5,000
+MOST_BITS = 128  # of a number
+MOST_DIMENSIONS = 64
 
 # Instructions that data needs. Others look objects up elsewhere (EXT1, PERSID, ...) or only call (INST, OBJ, ...).
 INSTRUCTIONS = """
@@ -26,8 +34,8 @@ INSTRUCTIONS = """
     APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GET
     BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ
 """
-MOST_TUPLES = 50_000  # Python crashes when it hashes tuples that are nested ten times as deeply; networks have 5,000
 STORAGE_MAGIC, STORAGE_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch's format from before its zip files
+ZIP_START = b"PK\x03\x04"
 STORAGE_TYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -43,6 +51,8 @@ STORAGE_TYPES = {
 NUMPY_TYPES = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
 NUMPY_TYPES |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q"}  # numpy code -> struct code
 
+Names = Mapping[tuple[str, str], Any]
+
 
 class PickledObject(NamedTuple):
     """What a pickle says of an object whose class is not built: the name of the class, and the attributes."""
@@ -56,13 +66,11 @@ class RefusedError(ValueError):
 
 
 class _Storage(NamedTuple):
+    """Numbers of one type; `fetch` gives their bytes."""
+
     dtype: torch.dtype
-    content: memoryview
-
-
-class _StorageHandle(NamedTuple):
-    type_name: str
     numel: int
+    fetch: Callable[[], Any]
 
 
 class _Strided(NamedTuple):
@@ -94,8 +102,35 @@ class _Dict(dict[Any, Any]):
 
     __slots__ = ()
 
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__()
+        for key, value in pairs:
+            self[_checked_key(key)] = value
+
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+class _Set(set[Any]):
+    __slots__ = ()
+
+    def __init__(self, items: Any = ()) -> None:
+        super().__init__(map(_checked_key, items))
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError("changes the attributes of a set")
+
+
+class _Size(tuple[Any, ...]):
+    __slots__ = ()
+
+    def __new__(cls, items: Any = ()) -> "_Size":
+        if not isinstance(items, tuple | list) or len(items) > MOST_DIMENSIONS:
+            raise ValueError("a tensor of impossible shape")
+        return super().__new__(cls, items)
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError("changes the attributes of a shape")
 
 
 class _NumpyType:
@@ -121,61 +156,229 @@ def read_plain_pickle(path: Path) -> Any:
         ValueError: no such file, no pickle, truncated, larger than its tensors need, or asking for anything else,
             which is then named.
     """
+    data = _bytes(path)
+    if data[:4] == ZIP_START:
+        raise ValueError(f"{path} is a zip file, as torch.save writes it, not a pickle")
+    if data[:1] != pickle.PROTO:
+        raise ValueError(f"{path} is no pickle, or one of before Python 3")
+    return _explained(path, "a network pickle", "no pickle of a network", lambda: _read_pickle(data))
+
+
+def read_tensor_file(path: Path) -> Any:
+    """The content of a file of torch.save, in its zip format or the one before, or of a plain pickle of such data.
+
+    The check sums of zip files are compared; the other formats have none. What comes out: see `read_plain_pickle`.
+
+    Raises:
+        ValueError: no such file, damaged, or asking for more than such data, which is then named.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == ZIP_START:
+        return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_zip(path))
+    if start[:1] != pickle.PROTO:
+        raise ValueError(f"{path} is damaged, or no file of tensors: it starts with {_printable(start.hex(' '))}")
+    data = _bytes(path)
+    return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_pickle(data))
+
+
+def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ValueError(f"{path} has {size / 2**30:.1f} GB; a network pickle has less than {MOST_BYTES / 2**30:.0f}")
-    data = path.read_bytes()
-    if data[:4] == b"PK\x03\x04":
-        raise ValueError(f"{path} is a zip file, as torch.save writes it, not a pickle")
-    if data[:1] != pickle.PROTO:
-        raise ValueError(f"{path} is no pickle, or one of before Python 3")
+    return path.read_bytes()
+
+
+def _explained(path: Path, what: str, otherwise: str, read: Callable[[], Any]) -> Any:
     try:
-        return _Builder(2 * size).plain(_load(io.BytesIO(data), NAMES))
+        return read()
     except RefusedError as error:
-        raise ValueError(f"{path} {error}, which is not part of a network pickle; refused") from None
+        raise ValueError(f"{path} {error}, which is not part of {what}; refused") from None
     except Exception as error:  # damaged bytes may raise anything
         reason = _printable(error) if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged, or no pickle of a network: {reason}") from error
+        raise ValueError(f"{path} is damaged, or {otherwise}: {reason}") from error
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, names: Mapping[tuple[str, str], Any]) -> None:
+def _read_pickle(data: bytes) -> Any:
+    reader = _Reader(len(data))
+    stream = io.BytesIO(data)
+    value = reader.load(stream, NAMES)
+    if type(value) is int and value == STORAGE_MAGIC:
+        value = reader.before_zip(data, NAMES | STORAGES)
+    return _Builder(2 * len(data)).plain(value)
+
+
+def _read_zip(path: Path) -> Any:
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise RefusedError("is compressed")
+        if sum(entry.file_size for entry in entries) > size:
+            raise RefusedError("holds parts that lie over each other")
+        names = [entry.filename for entry in entries]
+        roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
+        if len(roots) != 1 or any("/code/" in name for name in names):
+            raise ValueError(f"a zip file of {_printable(', '.join(names[:3])) or 'nothing'}")
+        if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
+            raise ValueError("its tensors are stored with the other byte order")
+
+        def content(key: str) -> bytes:
+            return archive.read(f"{roots[0]}/data/{key}")  # compares the check sum
+
+        stream = io.BytesIO(archive.read(f"{roots[0]}/data.pkl"))
+        value = _Reader(size).load(stream, NAMES | STORAGES, _Storages(content))
+        return _Builder(2 * size).plain(value)
+
+
+class _Storages:
+    """Storages by their key in the file, each once."""
+
+    def __init__(self, content: Callable[[str], Any]) -> None:
+        self.content = content
+        self.found: dict[str, _Storage] = {}
+
+    def __call__(self, pid: Any) -> _Storage:
+        kind, type_name, key, _, numel, *view = pid
+        if kind != "storage" or type_name not in STORAGE_TYPES or type(numel) is not int or any(view):
+            raise ValueError("a tensor is stored in an unknown way")
+        return self.found.setdefault(
+            str(key), _Storage(STORAGE_TYPES[type_name], numel, lambda: self.content(str(key)))
+        )
+
+
+def _checked_key(key: Any) -> Any:
+    """A key that is hashed in no time, and is one of few with that hash: text, bytes, a number, or a short tuple."""
+    plain = key is None or type(key) in (str, bytes, bool, float) or (type(key) is int and abs(key) < 2**60)
+    short = type(key) in (tuple, _Size) and len(key) <= 3
+    if plain or (short and all(type(n) is str or (type(n) is int and abs(n) < 2**15) for n in key)):
+        return key
+    raise RefusedError(f"has a key of type {type(key).__name__}")
+
+
+def _hashing(code: bytes, keys: slice) -> Callable[[Any], None]:
+    """The instruction of that code, after a look at what it will hash."""
+    step: Callable[[Any], None] = pickle._Unpickler.dispatch[code[0]]
+
+    def look(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            _checked_key(key)
+        step(unpickler)
+
+    return look
+
+
+class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be looked at
+    stack: list[Any]
+
+    def __init__(self, stream: io.BytesIO, names: Names, reader: "_Reader", storages: _Storages | None) -> None:
         super().__init__(stream)
-        self._names = names
+        self._names, self._reader, self._storages = names, reader, storages
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._names:
             raise RefusedError(f"asks for {_printable(f'{module}.{name}')}")
-        return self._names[module, name]
+        found = self._names[module, name]
+        return _Function(self._reader.embedded) if found is _EMBEDDED else found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        if self._storages is None:
+            raise RefusedError("asks for an object that is kept elsewhere")
+        return self._storages(pid)
+
+    def _call(self) -> None:
+        arguments = self.stack.pop()
+        self._reader.spend(sum(len(one) for one in arguments if isinstance(one, str | bytes | list | tuple | dict)))
+        self.stack[-1] = self.stack[-1](*arguments)
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]]
+        for code in (getattr(pickle, name) for name in [*INSTRUCTIONS.split(), "BINPERSID"])
+    } | {
+        pickle.SETITEM[0]: _hashing(pickle.SETITEM, slice(-2, -1)),
+        pickle.SETITEMS[0]: _hashing(pickle.SETITEMS, slice(0, None, 2)),
+        pickle.DICT[0]: _hashing(pickle.DICT, slice(0, None, 2)),
+        pickle.ADDITEMS[0]: _hashing(pickle.ADDITEMS, slice(None)),
+        pickle.FROZENSET[0]: _hashing(pickle.FROZENSET, slice(None)),
+        pickle.REDUCE[0]: _call,
+        pickle.NEWOBJ[0]: _call,
+    }
 
 
-class _StorageUnpickler(_Unpickler):
-    def persistent_load(self, pid: Any) -> _StorageHandle:
-        kind, type_name, _, _, numel, *_ = pid
-        if kind != "storage" or type_name not in STORAGE_TYPES or not isinstance(numel, int):
+class _Reader:
+    """Reads the pickles of one file, those within its bytes as well, and counts what they ask for.
+
+    Args:
+        size: of the file; what functions are called with must not be longer than four times that.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._instructions, self._tuples, self._items = MOST_INSTRUCTIONS, MOST_TUPLES, 4 * size
+
+    def spend(self, items: int) -> None:
+        self._items -= items
+        if self._items < 0:
+            raise RefusedError("takes the same data again and again")
+
+    def load(self, stream: io.BytesIO, names: Names, storages: _Storages | None = None) -> Any:
+        """Reads one pickle and leaves the stream behind it, after a look at all of its instructions."""
+        start = stream.tell()
+        self._look(stream, storages is not None)
+        end = stream.tell()
+        stream.seek(start)
+        value = _Unpickler(stream, names, self, storages).load()
+        stream.seek(end)
+        return value
+
+    def _look(self, stream: io.BytesIO, storages: bool) -> None:
+        allowed = {*INSTRUCTIONS.split(), *(["BINPERSID"] if storages else [])}
+        for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
+            name = instruction.name
+            if name not in allowed:
+                detail = f" {_printable(argument)}" if isinstance(argument, str) else ""
+                raise RefusedError(f"uses the pickle instruction {name}{detail}")
+            if name.endswith("PUT") and (argument or 0) > count:
+                raise RefusedError(f"gives number {argument} to one of its first {count} objects")
+            if isinstance(argument, int) and argument.bit_length() > MOST_BITS:
+                raise RefusedError(f"holds a number of {argument.bit_length()} bits")
+            self._instructions -= 1
+            self._tuples -= name.startswith(("TUPLE", "FROZENSET"))
+            if self._tuples < 0:
+                raise RefusedError(f"holds more than {MOST_TUPLES} tuples")
+            if self._instructions < 0:
+                raise RefusedError(f"has more than {MOST_INSTRUCTIONS} instructions")
+
+    def embedded(self, data: Any) -> _Storage:
+        """What torch.storage._load_from_bytes gives: bytes of torch.save(storage), in the format before zip files."""
+        found = self.before_zip(data, STORAGES)
+        if not isinstance(found, _Storage):
             raise ValueError("a tensor is stored in an unknown way")
-        return _StorageHandle(type_name, numel)
+        return found
 
-
-def _load(stream: io.BytesIO, names: Mapping[tuple[str, str], Any], unpickler: type[_Unpickler] = _Unpickler) -> Any:
-    """Reads one pickle and leaves the stream behind it, after a look at all of its instructions."""
-    start, tuples, allowed = stream.tell(), 0, set(INSTRUCTIONS.split())
-    if unpickler is _StorageUnpickler:
-        allowed.add("BINPERSID")
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
-        name = instruction.name
-        if name not in allowed:
-            detail = f" {_printable(argument)}" if isinstance(argument, str) else ""
-            raise RefusedError(f"uses the pickle instruction {name}{detail}")
-        if name.endswith("PUT") and (argument or 0) > count:  # the memo is an array as long as the largest index
-            raise RefusedError(f"gives number {argument} to one of its first {count} objects")
-        tuples += name.startswith(("TUPLE", "FROZENSET"))
-        if tuples > MOST_TUPLES:
-            raise RefusedError(f"holds more than {MOST_TUPLES} tuples")
-    stream.seek(start)
-    return unpickler(stream, names).load()
+    def before_zip(self, data: bytes, names: Names) -> Any:
+        """Magic number, version, platform, value, list of keys, and of each storage its length and content."""
+        stream, contents = io.BytesIO(data), dict[str, memoryview]()
+        storages = _Storages(contents.__getitem__)
+        if self.load(stream, {}) != STORAGE_MAGIC or self.load(stream, {}) != STORAGE_PROTOCOL:
+            raise ValueError("a tensor is stored in an unknown way")
+        if not self.load(stream, {}).get("little_endian", True):
+            raise ValueError("a tensor is stored with the other byte order")
+        value = self.load(stream, names, storages)
+        rest = memoryview(data)
+        keys = self.load(stream, {})
+        rest = rest[stream.tell() :]
+        for key in map(str, keys):
+            storage = storages.found[key]
+            length, rest = int.from_bytes(rest[:8], "little"), rest[8:]
+            size = storage.numel * storage.dtype.itemsize
+            if length != storage.numel or len(rest) < size:
+                raise ValueError(f"a tensor of {storage.numel} numbers has {len(rest)} bytes")
+            contents[key], rest = rest[:size], rest[size:]
+        return value
 
 
 def _object(meta: Any) -> PickledObject:
@@ -187,28 +390,13 @@ def _object(meta: Any) -> PickledObject:
     return PickledObject(meta["class_name"], meta["state"])
 
 
-def _storage(data: Any) -> _Storage:
-    """The bytes of torch.save(storage): magic number, version, platform, handle, list of keys, length, content."""
-    stream = io.BytesIO(data)
-    if _load(stream, {}) != STORAGE_MAGIC or _load(stream, {}) != STORAGE_PROTOCOL:
-        raise ValueError("a tensor is stored in an unknown way")
-    if not _load(stream, {}).get("little_endian", True):
-        raise ValueError("a tensor is stored with the other byte order")
-    handle = _load(stream, {("torch", name): name for name in STORAGE_TYPES}, _StorageUnpickler)
-    _load(stream, {})
-    length = int.from_bytes(stream.read(8), "little")
-    content = memoryview(data)[stream.tell() :]
-    dtype = STORAGE_TYPES[handle.type_name]
-    if length != handle.numel or len(content) != length * dtype.itemsize:
-        raise ValueError(f"a tensor of {handle.numel} numbers has {len(content)} bytes")
-    return _Storage(dtype, content)
-
-
 def _strided(storage: Any, offset: Any, size: Any, stride: Any, *gradient_and_hooks: Any) -> _Strided:
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise ValueError("a tensor without storage or shape")
     numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+    if len(size) > MOST_DIMENSIONS or len(size) != len(stride):
+        raise ValueError("a tensor of impossible shape")
+    if not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
         raise ValueError("a tensor of impossible shape")
     return _Strided(storage, offset, size, stride)
 
@@ -236,18 +424,19 @@ def _text(value: Any, *rest: Any) -> str:
     return str(value) if isinstance(value, str) else ""
 
 
+_EMBEDDED = object()
 # (module, name) in the file -> what stands for it here
 NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Dict,
     ("dnnlib.util", "EasyDict"): _Dict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("torch", "Size"): tuple,
+    ("builtins", "set"): _Set,
+    ("__builtin__", "set"): _Set,
+    ("builtins", "frozenset"): _Function(lambda items=(): frozenset(map(_checked_key, items))),
+    ("torch", "Size"): _Size,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_object),
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_strided),
-    ("torch.storage", "_load_from_bytes"): _Function(_storage),
+    ("torch.storage", "_load_from_bytes"): _EMBEDDED,
     ("torch", "device"): _Function(_text),
     ("numpy", "dtype"): _Function(_NumpyType),
     ("numpy.core.multiarray", "scalar"): _Function(_scalar),
@@ -255,6 +444,7 @@ NAMES: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _Function(_latin1),
 }
 NAMES |= {("torch", str(dtype).removeprefix("torch.")): str(dtype) for dtype in STORAGE_TYPES.values()}
+STORAGES: dict[tuple[str, str], Any] = {("torch", name): name for name in STORAGE_TYPES}
 
 
 class _Builder:
@@ -266,49 +456,86 @@ class _Builder:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._built: dict[int, Any] = {}
+        self._built: dict[int, tuple[Any, int]] = {}  # the plain value, and how many values it consists of
+        self._open: set[int] = set()
+        self._flat: dict[int, Tensor] = {}
 
     def plain(self, value: Any) -> Any:
-        """Raises ValueError for what is no data, RecursionError for what is nested too deeply."""
-        if value is None or type(value) in (bool, int, float, str, bytes):
-            return value
-        if id(value) not in self._built:
-            self._build(value)
-        return self._built[id(value)]
+        """Raises ValueError for what is no data or refers to itself, RecursionError for what is nested too deeply."""
+        return self._visit(value)[0]
 
-    def _build(self, value: Any) -> None:
+    def _visit(self, value: Any) -> tuple[Any, int]:
+        if value is None or type(value) in (bool, int, float, str, bytes):
+            return value, 1
+        key = id(value)
+        if key in self._open:
+            raise RefusedError(f"holds a {type(value).__name__} that holds itself")
+        if key not in self._built:
+            self._open.add(key)
+            self._built[key] = self._build(value)
+            self._open.remove(key)
+        return self._built[key]
+
+    def _build(self, value: Any) -> tuple[Any, int]:
         if isinstance(value, _Strided):
-            self._built[id(value)] = self._tensor(value)
-        elif isinstance(value, PickledObject):
-            self._built[id(value)] = PickledObject(value.class_name, self.plain(value.state))
-        elif isinstance(value, dict):
-            into = self._built[id(value)] = {}
-            into.update((self.plain(key), self.plain(inner)) for key, inner in value.items())
-        elif type(value) is list:
-            items: list[Any] = []
-            self._built[id(value)] = items
-            items.extend(self.plain(inner) for inner in value)
-        elif type(value) in (tuple, set, frozenset):
-            self._built[id(value)] = type(value)(self.plain(inner) for inner in value)
-        elif isinstance(value, _NumpyType):
-            self._built[id(value)] = value.code
-        else:
-            raise ValueError(f"a bare {type(value).__name__}, which is no data")
+            return self._tensor(value), 1
+        if isinstance(value, PickledObject):
+            return PickledObject(value.class_name, self.plain(value.state)), 1
+        if isinstance(value, dict):
+            items, count = self._all(value.values())
+            return dict(zip(map(self.plain, value), items, strict=True)), count
+        for kind in (list, tuple, set, frozenset):
+            if type(value) in (kind, {tuple: _Size, set: _Set}.get(kind)):
+                items, count = self._all(value)
+                return kind(items), count
+        if isinstance(value, _NumpyType):
+            return value.code, 1
+        raise ValueError(f"a bare {type(value).__name__}, which is no data")
+
+    def _all(self, values: Iterable[Any]) -> tuple[list[Any], int]:
+        found = [self._visit(value) for value in values]
+        count = 1 + sum(number for _, number in found)
+        if count > MOST_VALUES:
+            raise RefusedError(f"holds more than {MOST_VALUES} values")
+        return [value for value, _ in found], count
 
     def _tensor(self, tensor: _Strided) -> Tensor:
-        dtype, content = tensor.storage
-        numel = math.prod(tensor.size)
+        storage, numel = tensor.storage, math.prod(tensor.size)
         if numel == 0:
-            return torch.empty(tensor.size, dtype=dtype)
+            return torch.empty(tensor.size, dtype=storage.dtype)
         last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True))
-        available = len(content) // dtype.itemsize
-        if last >= available or numel > available:
-            raise ValueError(f"a tensor of shape {tensor.size} has a storage of {available} numbers")
-        self._budget -= len(content)
+        if last >= storage.numel or numel > storage.numel:
+            raise ValueError(f"a tensor of shape {tensor.size} has a storage of {storage.numel} numbers")
+        first = id(storage) not in self._flat
+        if first:
+            self._flat[id(storage)] = self._numbers(storage)
+        cut = self._flat[id(storage)].as_strided(tensor.size, tensor.stride, tensor.offset)
+        if first and numel == storage.numel and _dense(tensor.size, tensor.stride):
+            return cut  # in its own layout, as channels-last weights need it
+        self._spend(numel * storage.dtype.itemsize)
+        return cut.clone(memory_format=torch.contiguous_format)
+
+    def _numbers(self, storage: _Storage) -> Tensor:
+        self._spend(storage.numel * storage.dtype.itemsize)
+        content = storage.fetch()
+        if len(content) != storage.numel * storage.dtype.itemsize:
+            raise ValueError(f"a tensor of {storage.numel} numbers has {len(content)} bytes")
+        return torch.frombuffer(bytearray(content), dtype=storage.dtype)
+
+    def _spend(self, count: int) -> None:
+        self._budget -= count
         if self._budget < 0:
             raise ValueError("its tensors are larger than the file")
-        flat = torch.frombuffer(bytearray(content), dtype=dtype)
-        return flat.as_strided(tensor.size, tensor.stride, tensor.offset).contiguous()
+
+
+def _dense(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether each number of the storage is used once."""
+    expected = 1
+    for step, n in sorted(zip(stride, size, strict=True)):
+        if n > 1 and step != expected:
+            return False
+        expected *= n
+    return True
 
 
 def _printable(value: Any, most: int = 100) -> str:

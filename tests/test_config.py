@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from viscoin.config import RECIPES, Recipe, load_recipe, override_recipe, parse_recipe, recipe_names
+from viscoin.config import RECIPES, Recipe, load_recipe, override_recipe, parse_recipe, parse_yaml, recipe_names
 from viscoin.errors import Refused
 from viscoin.runs.run import Run
 
@@ -238,3 +238,42 @@ def test_base_must_be_a_shipped_recipe(tmp_path):
     path.write_text(f"base: {path}\n")
     with pytest.raises(ValueError, match=r"is no shipped recipe; the shipped recipes are .*birds"):
         load_recipe(str(path))
+
+
+# --- YAML that takes more than it is long ------------------------------------------------------------------------
+
+DOUBLED = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (DOUBLED, "holds more than 20000 values"),
+        ("a: &a [*a]", "holds more than 20000 values"),
+        ("a: " + "[" * 2000, "nested too deeply"),
+        ("a: " + "x" * 1_000_001, "has 1000004 characters"),
+        ("? [a, b]\n: c", "unhashable key"),
+    ],
+)
+def test_yaml_that_would_take_all_time_or_memory(tmp_path, text, reason):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"recipe\.yaml is not valid YAML: .*{reason}") as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(yaml.YAMLError, match=reason):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["a: !!int x", "a: !!bool x", "a: !!timestamp x", "a: 2024-99-99", "a: !!binary x"])
+def test_yaml_values_that_are_not_of_their_type(text):
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml(text)
+
+
+def test_a_few_aliases_are_fine(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("gan: {z_dim: &size 32, w_dim: *size}\n")
+    assert load_recipe(str(path)).gan.w_dim == 32

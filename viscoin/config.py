@@ -1,6 +1,8 @@
 """Typed recipes: every hyperparameter that a run uses, read from YAML, overridden by name, saved with the run."""
 
 import difflib
+import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from viscoin.errors import Refused
 
+MOST_VALUES, MOST_TEXT = 20_000, 1_000_000  # of a YAML file; recipes have 150 values in 5,000 characters
+LARGEST, MOST_CONCEPTS = 2**20, 10_000  # of networks that fit into any memory; Psi grows by the square
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DATASET = "birds"
 
@@ -27,7 +31,7 @@ class DatasetConfig(Section):
     """Which images, how many and how large. `None` counts mean all that the dataset has."""
 
     name: str = DEFAULT_DATASET
-    resolution: int = Field(64, ge=16, description="side of the square images, pixels")
+    resolution: int = Field(64, ge=16, le=4096, description="side of the square images, pixels")
     classes: int | None = Field(None, ge=2, description="number of classes, for generated datasets")
     train: int | None = Field(None, ge=1)
     validation: int | None = Field(None, ge=1)
@@ -100,16 +104,16 @@ class ClassifierConfig(Section):
 class GanConfig(Section):
     """Architecture and training of the generator G and its discriminator D (StyleGAN2-ADA, Karras et al. 2020)."""
 
-    z_dim: int = Field(64, ge=1)
-    w_dim: int = Field(128, ge=1)
-    mapping_layers: int = Field(2, ge=1)
+    z_dim: int = Field(64, ge=1, le=LARGEST)
+    w_dim: int = Field(128, ge=1, le=LARGEST)
+    mapping_layers: int = Field(2, ge=1, le=100)
     w_avg_beta: float = Field(0.995, gt=0, lt=1)
-    channel_base: int = Field(2048, ge=64)
-    channel_max: int = Field(64, ge=8)
+    channel_base: int = Field(2048, ge=64, le=LARGEST)
+    channel_max: int = Field(64, ge=8, le=LARGEST)
     discriminator: Literal["resnet", "skip", "orig"] = "resnet"
     mbstd_group: int = Field(4, ge=1, description="images whose standard deviation D sees together, on each device")
     conditional: bool = Field(False, description="G and D know the classes of the dataset")
-    num_fp16_res: int = Field(0, ge=0, description="so many of the highest resolutions in float16 on GPUs")
+    num_fp16_res: int = Field(0, ge=0, le=20, description="so many of the highest resolutions in float16 on GPUs")
     conv_clamp: float | None = Field(None, gt=0, description="limit of activations; 256 keeps float16 safe")
     batch_size: int = Field(16, ge=1, description="images of a step on all devices together")
     accumulate: int = Field(1, ge=1, description=ACCUMULATE)
@@ -152,10 +156,10 @@ class GanConfig(Section):
 class ViscoinConfig(Section):
     """Psi, Theta and Omega: architecture, loss weights and schedule of Parekh et al. 2025, table of losses."""
 
-    n_concepts: int = Field(256, ge=1)
-    latent_channels: int = Field(512, ge=1)
-    coarse_layer: int = Field(2, ge=0)
-    mid_layer: int = Field(10, ge=0)
+    n_concepts: int = Field(256, ge=1, le=MOST_CONCEPTS)
+    latent_channels: int = Field(512, ge=1, le=MOST_CONCEPTS)
+    coarse_layer: int = Field(2, ge=0, le=1000)
+    mid_layer: int = Field(10, ge=0, le=1000)
     weight_norm: bool = False
     dropout: float = Field(0.01, ge=0, lt=1)
     steps: int = Field(100_000, ge=1)
@@ -186,7 +190,7 @@ class Concept2ClipConfig(Section):
 
     model: str = Field("attributes", description="a model of open_clip, or attributes: the scorer without text")
     pretrained: str | None = Field(None, description="tag or file of the weights of the open_clip model")
-    hidden: int = Field(0, ge=0, description="units between two layers; 0 is one linear layer")
+    hidden: int = Field(0, ge=0, le=LARGEST, description="units between two layers; 0 is one linear layer")
     dropout: float = Field(0.98, ge=0, lt=1, description="share of concepts hidden at a step: each must stand alone")
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(256, ge=1)
@@ -271,7 +275,31 @@ def _other_recipes(name: str) -> str:
     return f"{f'did you mean {near[0]!r}? ' if near else ''}the shipped recipes are {', '.join(recipe_names())}"
 
 
-class _Loader(yaml.BaseLoader):
+class _Bounded:
+    """Counts the values of a YAML document before any is made, each as often as aliases repeat it."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        root = super().get_single_node()  # type: ignore[misc]
+        if root is not None and _count_values(root, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES} values; write less, and no aliases of aliases")
+        return root
+
+
+def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values of a node, infinitely many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # should it come again within itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = itertools.chain(*inner) if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+class PlainLoader(_Bounded, yaml.SafeLoader):
+    """YAML of plain values, and not too many of them."""
+
+
+class _Loader(_Bounded, yaml.BaseLoader):
     """YAML whose values are all text, which is read as the key's type: `off` is a word, and 2024 may be a folder."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -297,9 +325,25 @@ def _read(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path, name: str) -> Any:
     """What a YAML file holds, its values as text or None; ValueError, which calls it by `name`, if it is no YAML."""
     try:
-        return _parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+        return _parse(parse_yaml(path.read_text(encoding="utf-8"), _Loader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is not valid YAML: {error}") from error
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_yaml(text: str, loader: type[PlainLoader] | type[_Loader] = PlainLoader) -> Any:
+    """What a YAML document holds; every file that people can change goes through here.
+
+    Raises:
+        yaml.YAMLError: no YAML, too long, nested too deeply, or aliases that make it hold too many values.
+    """
+    if len(text) > MOST_TEXT:
+        raise yaml.YAMLError(f"it has {len(text)} characters; settings have less than {MOST_TEXT}")
+    try:
+        return yaml.load(text, loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # a date or number that is none
+        raise yaml.YAMLError(f"a value is not of its type ({error})") from error
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,7 +413,7 @@ def _explain(item: Mapping[str, Any]) -> str:
         return f"unknown key {key!r}{_suggest(item['loc'])}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
-    return f"{key} = {item['input']!r}: {item['msg'].lower()}"
+    return f"{key} = {item['input']!r:.100}: {item['msg'].lower()}"
 
 
 def _suggest(location: tuple[str | int, ...]) -> str:

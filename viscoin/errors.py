@@ -46,6 +46,16 @@ def renamed(text: str, rename: Callable[[str], str | None]) -> str:
     return PARAMETER.sub(lambda match: rename(match[1]) or match[0], text)
 
 
+def reason_of(error: BaseException, most: int = 200) -> str:
+    """What a library says of a failure, in one short line, without torch's advice to run what is in the file."""
+    text = " ".join(str(error).split())
+    if "weights_only" in text:
+        found = re.search(r"GLOBAL ([\w.]+)|instruction: (\w+)|Unsupported \w+ ([\w.]+)", text)
+        named = next((name for name in found.groups() if name), "more than tensors") if found else "more than tensors"
+        return f"it asks for {named}, which is not part of a file of tensors; refused"
+    return text[:most] or type(error).__name__
+
+
 def _shown(value: Any) -> str:
     """Words that need no quotes as they are, anything else as Python writes it."""
     plain = isinstance(value, str) and not re.fullmatch(r"[\w./:+-]+", value)

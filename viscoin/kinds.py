@@ -17,6 +17,7 @@ class Kind:
     Attributes:
         title: for people.
         network: what rebuilds the model from the architecture that its file holds.
+        settings: types and bounds of that architecture, by which it is checked before.
         named_classes: whether that takes the class names as well.
         architecture: attribute of the model that holds its architecture.
         train: trains it: (recipe, run, *models that it needs, runtime) -> path of the model; None where nothing does.
@@ -28,6 +29,7 @@ class Kind:
 
     title: str
     network: str
+    settings: str
     named_classes: bool = False
     architecture: str = "architecture"
     train: str | None = None
@@ -46,6 +48,7 @@ KINDS: Mapping[str, Kind] = {
     "classifier": Kind(
         "the classifier f",
         "viscoin.models.classifier:Classifier",
+        "viscoin.models.architecture:ClassifierArchitecture",
         train="viscoin.training.classifier:train_classifier",
         metrics={
             "validation.accuracy": "maximize",
@@ -58,6 +61,7 @@ KINDS: Mapping[str, Kind] = {
     "gan": Kind(
         "the generator G",
         "stylegan2_ada.networks:Generator",
+        "stylegan2_ada.settings:GeneratorSettings",
         architecture="config",
         train="viscoin.training.gan:train_gan",
         needs=("classifier",),
@@ -68,6 +72,7 @@ KINDS: Mapping[str, Kind] = {
     "viscoin": Kind(
         "the ensemble",
         "viscoin.models.ensemble:VisCoIN.from_architecture",
+        "viscoin.models.architecture:EnsembleArchitecture",
         named_classes=True,
         train="viscoin.training.viscoin:train_viscoin",
         needs=("classifier", "gan"),
@@ -83,13 +88,21 @@ KINDS: Mapping[str, Kind] = {
     "concept2clip": Kind(
         "the adapter to CLIP",
         "viscoin.models.concept2clip:Concept2Clip",
+        "viscoin.models.architecture:Concept2ClipArchitecture",
         train="viscoin.naming.adapter:train_concept2clip",
         needs=("viscoin",),
     ),
     "discriminator": Kind(
-        "a discriminator, only to continue training with", "stylegan2_ada.networks:Discriminator", architecture="config"
+        "a discriminator, only to continue training with",
+        "stylegan2_ada.networks:Discriminator",
+        "stylegan2_ada.settings:DiscriminatorSettings",
+        architecture="config",
     ),
-    "parts": Kind("an imported ensemble without its classifier", "viscoin.models.parts:EnsembleParts"),
+    "parts": Kind(
+        "an imported ensemble without its classifier",
+        "viscoin.models.parts:EnsembleParts",
+        "viscoin.models.architecture:PartsArchitecture",
+    ),
 }
 
 TRAINED = tuple(name for name, kind in KINDS.items() if kind.train)

@@ -55,8 +55,10 @@ class Latent:
         Raises:
             ValueError: the generator has other weights than the one that the latent was found in.
         """
-        if fingerprint(generator) != self.metadata["generator_fingerprint"]:
-            raise ValueError(f"this latent was found in {self.metadata['generator']}, and this is another generator")
+        if fingerprint(generator) != self.metadata.get("generator_fingerprint"):
+            raise ValueError(
+                f"this latent was found in {self.metadata.get('generator')}, and this is another generator"
+            )
         device = next(generator.parameters()).device
         noises = {name: noise[None, None].to(device) for name, noise in self.noises.items()}
         return render(generator, self.ws[None].to(device), noises)[0]
@@ -272,6 +274,8 @@ def load_latent(path: Path) -> Latent:
     tensors, metadata = read_file(path)
     if metadata.get("kind") != "latent":
         raise ValueError(f"{path} holds a {metadata.get('kind')} model, not a latent; give a file of `project`")
+    if "ws" not in tensors or tensors["ws"].ndim != 2:
+        raise ValueError(f"{path} holds no styles (ws); give a file of `project`")
     noises = {name.removeprefix(NOISE): noise for name, noise in tensors.items() if name.startswith(NOISE)}
     return Latent(tensors["ws"], noises, {key: metadata[key] for key in metadata if key not in ("format", "kind")})
 

@@ -23,7 +23,7 @@ def to_pickle(
     Every option that names a model takes it as well.
     """
     from viscoin.config import DEFAULT_DATASET
-    from viscoin.models.files import find_model, read_file, write_file
+    from viscoin.models.files import find_model, load_model, read_file, write_file
 
     if output.suffix == ".safetensors":
         raise ValueError(
@@ -32,5 +32,5 @@ def to_pickle(
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
     path = find_model("viscoin", checkpoints, dataset or DEFAULT_DATASET)
-    write_file(output, *read_file(path))
+    write_file(output, *read_file(load_model(path).path))
     typer.echo(output)

@@ -12,6 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
+from viscoin.errors import reason_of
 from viscoin.models.concept_extractor import CONCEPT_GRID
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
@@ -84,7 +85,10 @@ class Classifier(nn.Module):
         self.n_classes, self.resolution = n_classes, resolution
         self.architecture: dict[str, Any] = {"backbone": backbone, "n_classes": n_classes, "resolution": resolution}
         self.model = _create(backbone, n_classes, resolution, pretrained)
-        mean, std = (torch.tensor(self.model.pretrained_cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+        # on the CPU even where the weights are to have no memory yet: no file holds these
+        mean, std = (
+            torch.tensor(self.model.pretrained_cfg[key], device="cpu").view(1, -1, 1, 1) for key in ("mean", "std")
+        )
         # ((x + 1) / 2 - mean) / std in one multiplication and one addition
         self.register_buffer("scale", 1 / (2 * std), persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
@@ -96,9 +100,10 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> ClassifierOutput:
         """Logits and feature maps of images (B, 3, H, W) in [-1, 1] in one pass, with gradients where they are on."""
-        last, maps = self.model.forward_intermediates(
-            self._normalised(images), indices=N_MAPS, norm=False, output_fmt="NCHW"
-        )
+        return self._look(self._normalised(images))
+
+    def _look(self, normalised: Tensor) -> ClassifierOutput:
+        last, maps = self.model.forward_intermediates(normalised, indices=N_MAPS, norm=False, output_fmt="NCHW")
         return ClassifierOutput(self.model.forward_head(last), tuple(maps))
 
     def pooled(self, images: Tensor, stage: int = -1) -> Tensor:
@@ -119,7 +124,7 @@ class Classifier(nn.Module):
         backbone = self.architecture["backbone"]
         self.eval()
         try:
-            maps = self.features(torch.zeros(1, 3, self.resolution, self.resolution)).maps
+            maps = self._look(torch.zeros(1, 3, self.resolution, self.resolution)).maps
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(f"backbone {backbone!r} cannot take images of {self.resolution} px: {error}") from error
         self.train()
@@ -159,7 +164,7 @@ def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained:
     try:
         return Classifier(backbone, n_classes, resolution, pretrained=True)
     except Exception as error:  # the same without weights has just worked, so it was the download
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
     logger.warning(
         "pretrained weights of %s could not be downloaded (%s); starting from random weights", backbone, reason
     )

@@ -63,4 +63,4 @@ class Concept2Clip(nn.Module):
         """
         if self.probe is not None:
             return AttributeScorer(classifier, self.space["names"], self.probe)
-        return load_clip(self.space["model"], self.space["pretrained"])
+        return load_clip(self.space["model"], self.space["pretrained"], download=False)

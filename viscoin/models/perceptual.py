@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viscoin.errors import Refused
+from stylegan2_ada.plain_pickle import read_tensor_file
+from viscoin.errors import Refused, reason_of
 from viscoin.models.classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -106,10 +107,16 @@ def load_lpips(device: torch.device | str) -> Lpips:
     if not weights.is_file():
         logger.info("downloading the VGG-16 weights of LPIPS (%s) to %s", VGG_SIZE, weights)
     try:
+        if weights.is_file():
+            read_tensor_file(weights)  # torchvision lets pickles run code; what is read here has none
+    except ValueError as error:
+        reason = f"the VGG-16 weights of LPIPS cannot be used: {error}"
+        raise Refused(None, None, reason, f"remove {weights} to have them downloaded again") from error
+    try:
         return Lpips(device)
     except (OSError, RuntimeError) as error:
         raise Refused(
-            None, None, f"could not download the VGG-16 weights of LPIPS ({VGG_SIZE}): {error}",
+            None, None, f"could not download the VGG-16 weights of LPIPS ({VGG_SIZE}): {reason_of(error)}",
             f"put {VGG_FILE} into {weights.parent}",
         ) from error  # fmt: skip
 

@@ -5,16 +5,19 @@ that a dataset knows, and the only captions that it understands are their names.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viscoin.errors import Refused
+from stylegan2_ada.plain_pickle import read_tensor_file
+from viscoin.errors import Refused, reason_of
 from viscoin.models.classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -130,12 +133,13 @@ class ClipScorer(nn.Module):
         return self.model.encode_text(tokens, normalize=True).float()  # type: ignore[operator]
 
 
-def load_clip(clip_model: str, pretrained: str) -> ClipScorer:
+def load_clip(clip_model: str, pretrained: str, download: bool = True) -> ClipScorer:
     """A published model of open_clip, whose weights are downloaded if they are not there yet, or one from files.
 
     Args:
         clip_model: a name of `open_clip.list_models()`, or a JSON file with such a model's configuration.
         pretrained: a tag of its published weights, or a file of weights.
+        download: whether weights may be downloaded; not where a model file alone names them.
 
     Raises:
         ValueError: open_clip is not installed, unknown model or tag, or unavailable weights.
@@ -155,15 +159,24 @@ def load_clip(clip_model: str, pretrained: str) -> ClipScorer:
         raise Refused("pretrained", pretrained, f"neither a file nor published weights of {clip_model}", remedy)
     empty = open_clip.create_model(name, load_weights=False)
     size = sum(4 * parameter.numel() for parameter in empty.parameters()) / 1e6
+    if not local and not download and not _is_cached(open_clip.get_pretrained_cfg(name, pretrained)):
+        raise Refused(
+            "pretrained", pretrained, f"the weights of {clip_model} ({size:.0f} MB) are not on this machine, and a "
+            "model file starts no download",
+            f"fetch them: python -c \"import open_clip; open_clip.create_model('{name}', pretrained='{pretrained}')\"",
+        )  # fmt: skip
     if not local:
         hub = open_clip.get_pretrained_cfg(name, pretrained).get("hf_hub")
         place = HF_HUB_CACHE if hub else OPENAI_CACHE
         logger.info("weights of %s (%s): %.0f MB, downloaded to %s if not there yet", name, pretrained, size, place)
     try:
-        loaded = open_clip.create_model(name, pretrained=pretrained)
-        tokenizer = open_clip.get_tokenizer(name)
+        if local and Path(pretrained).suffix != ".safetensors":
+            read_tensor_file(Path(pretrained))  # open_clip would name neither what is refused nor what is damaged
+        with nullcontext() if download else _offline():
+            loaded = open_clip.create_model(name, pretrained=pretrained)
+            tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # the same without weights has just worked, so it was their download or their file
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = reason_of(error)
         failed = f"could not be {'read' if local else 'downloaded'} ({reason})"
         raise Refused(
             "pretrained", pretrained, f"the weights of {clip_model} ({size:.0f} MB) {failed}",
@@ -171,6 +184,26 @@ def load_clip(clip_model: str, pretrained: str) -> ClipScorer:
             "has some",
         ) from error  # fmt: skip
     return ClipScorer(loaded, tokenizer, f"open_clip {name} ({pretrained})")
+
+
+def _is_cached(config: Mapping[str, Any]) -> bool:
+    """Whether published weights of open_clip have been downloaded before."""
+    if not config.get("hf_hub"):
+        return (OPENAI_CACHE / str(config.get("url", "?")).rpartition("/")[2]).is_file()
+    repository, _, file = config["hf_hub"].rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    names += [Path(name).with_suffix(".safetensors").name for name in names] + ["open_clip_model.safetensors"]
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let the Hub's library take what it has downloaded before, and ask nobody whether there is something newer."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _register(open_clip: Any, model: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from viscoin.config import Recipe, parse_recipe
+from viscoin.config import Recipe, parse_recipe, parse_yaml
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import TRAINED
@@ -183,7 +183,7 @@ class Run:
 
     @property
     def header(self) -> dict[str, Any]:
-        return yaml.safe_load(self.recipe_path.read_text())
+        return parse_yaml(self.recipe_path.read_text())
 
     @property
     def kind(self) -> str:
@@ -223,16 +223,26 @@ class Run:
         self._damaged.discard(name)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
-        """The checkpoint, or None when there is none; ValueError when it is damaged."""
+        """The checkpoint, or None when there is none; ValueError when its check sums say that it is damaged."""
+        try:
+            return self._read_checkpoint(name)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it and resume without it") from error
+
+    def _read_checkpoint(self, name: str) -> dict[str, Any] | None:
         path = self.checkpoints / f"{name}.pt"
         if not path.is_file():
             return None
-        import torch  # here, as most users of a run do without
+        from stylegan2_ada.plain_pickle import read_tensor_file  # here, as most users of a run do without
 
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"checkpoint {path} is damaged ({error}); remove it and resume without it") from error
+            state = read_tensor_file(path)
+            if not isinstance(state, dict):
+                raise ValueError(f"it holds a {type(state).__name__}")
+        except (ValueError, OSError) as error:
+            reason = str(error).removeprefix(f"{path} ")
+            raise ValueError(f"checkpoint {path} is damaged ({reason})") from error
+        return state
 
     def last_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None where no step is saved yet.
@@ -243,17 +253,18 @@ class Run:
         damaged = None
         for name in ("last", "previous"):
             try:
-                state = self.load_checkpoint(name)
+                state = self._read_checkpoint(name)
             except ValueError as error:
                 damaged = damaged or error
                 self._damaged.add(name)
-                logger.warning("%s", error)
-            else:
-                if state is not None:
-                    return state
+                continue
+            if state is not None and damaged is not None:
+                logger.warning("%s; resuming from the one before, %s.pt", damaged, name)
+            if state is not None:
+                return state
         if damaged is not None:
             reason = f"no checkpoint in {self.checkpoints} can be read ({damaged})"
-            raise Refused(None, None, reason, "start a new run (`out`)")
+            raise Refused(None, None, reason, "start a new run in another folder (`out`)")
         return None
 
 

@@ -90,7 +90,9 @@ def _run_trial(study: Study, trial: "optuna.Trial", train: Train, trackers: Sequ
 
 def _score(model: Path, metric: str) -> float:
     """The metric of a finished model, which is not always the last one that was logged."""
-    value = float(read_file(model)[1]["scores"].get(metric, np.nan))
+    scores = read_file(model)[1].get("scores")
+    value = scores.get(metric) if isinstance(scores, dict) else None
+    value = float(value) if isinstance(value, int | float) else np.nan
     if not np.isfinite(value):
         raise ValueError(f"{metric} of {model} is {value}")
     return value

@@ -26,7 +26,7 @@ from viscoin.files import atomic_path
 from viscoin.inference.batches import choose_images
 from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
-from viscoin.models.files import read_file, save_model
+from viscoin.models.files import read_model, save_model
 from viscoin.models.perceptual import ClassifierPerceptual
 from viscoin.program import program_name
 from viscoin.runs.run import Run
@@ -278,7 +278,7 @@ def read_transfer(source: Path) -> Mapping[str, Mapping[str, Tensor]]:
             raise Refused("gan.transfer", source, "it holds no generator")
         found = {"generator": generator.state, "ema": average.state}
         return found | ({"discriminator": networks.D.state} if networks.D is not None else {})
-    tensors, metadata = read_file(source)
+    tensors, metadata = read_model(source)
     if metadata["kind"] != "gan":
         raise Refused("gan.transfer", source, f"it is a {metadata['kind']} model", "a gan model is needed")
     return {"generator": tensors, "ema": tensors}

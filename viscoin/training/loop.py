@@ -156,16 +156,12 @@ class _Loop:
             if self.first:
                 self.run.truncate_metrics(0)
             return
-        try:
+        with _fitting(self.run):
             self.task.load_state_dict(state["task"])
-        except (KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise Refused(
-                None, None, f"the checkpoint of {self.run.path} does not fit this recipe or version ({reason})",
-                "give the settings that it was started with, or start a new run in another folder (`out`)",
-            ) from error  # fmt: skip
-        self.done, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
-        self.meter = [{key: value.to(self.device) for key, value in terms.items()} for terms in state.get("meter", [])]
+            self.done, self.best, self.stale = int(state["step"]), state["best"], state.get("stale", 0)
+            self.meter = [
+                {key: value.to(self.device) for key, value in terms.items()} for terms in state.get("meter", [])
+            ]
         if self.first:
             self.run.truncate_metrics(self.done)
         if self.first and self.done >= self.steps:
@@ -253,8 +249,22 @@ def load_best(run: Run, task: Task) -> int:
     state = _read_once(lambda: run.load_checkpoint("best") or run.last_checkpoint())
     if state is None:
         raise ValueError(f"{run.path} holds no checkpoint")
-    task.load_state_dict(state["task"])
-    return state["step"]
+    with _fitting(run):
+        task.load_state_dict(state["task"])
+        return int(state["step"])
+
+
+@contextmanager
+def _fitting(run: Run) -> Iterator[None]:
+    """What a checkpoint of other settings, or none of ours, may raise, as one line."""
+    try:
+        yield
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise Refused(
+            None, None, f"the checkpoint of {run.path} does not fit this recipe or version ({reason})",
+            "give the settings that it was started with, or start a new run in another folder (`out`)",
+        ) from error  # fmt: skip
 
 
 def _read_once(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:

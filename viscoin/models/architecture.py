@@ -1,0 +1,132 @@
+"""Types and bounds of what a model file says of its model, checked before anything is built from it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from stylegan2_ada.settings import MOST_PIXELS, Settings, Size, WholeSynthesisSettings, Width, explain
+from viscoin.config import DatasetConfig
+from viscoin.kinds import KINDS, load
+
+Resolution = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Style = Annotated[int, Field(ge=0, le=1000)]
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]  # of timm or open_clip, no address of a hub
+
+
+class ClassifierArchitecture(Settings):
+    """Keywords of `Classifier`, but for `pretrained`: a file does not ask for downloads."""
+
+    backbone: Name
+    n_classes: Size
+    resolution: Resolution
+
+
+class AdaptedArchitecture(Settings):
+    """Keywords of `AdaptedGenerator`."""
+
+    synthesis: WholeSynthesisSettings
+    coarse_layer: Style
+    mid_layer: Style
+
+
+class ExplainingArchitecture(Settings):
+    """What an ensemble consists of, besides its classifier."""
+
+    generator: AdaptedArchitecture
+    n_concepts: Size
+    latent_channels: Size
+    dropout: Share
+    weight_norm: bool
+
+
+class EnsembleArchitecture(ExplainingArchitecture):
+    """That of `VisCoIN`."""
+
+    classifier: ClassifierArchitecture
+
+
+class PartsArchitecture(Settings):
+    """Keywords of `EnsembleParts`."""
+
+    feature_shapes: list[Annotated[list[Size], Field(min_length=3, max_length=3)]] = Field(min_length=3, max_length=3)
+    architecture: ExplainingArchitecture
+    n_classes: Size
+
+
+class AttributeSpace(Settings):
+    """The embedding space of a scorer without text."""
+
+    model: Literal["attributes"]
+    names: list[str] = Field(min_length=1)
+    features: Size
+
+
+class ClipSpace(Settings):
+    """The embedding space of a model of open_clip."""
+
+    model: str
+    pretrained: str
+
+
+class Concept2ClipArchitecture(Settings):
+    """Keywords of `Concept2Clip`."""
+
+    n_concepts: Size
+    dim: Size
+    hidden: Width
+    dropout: Share
+    space: AttributeSpace | ClipSpace
+    ensemble: str
+
+
+class Metadata(BaseModel):
+    """What every model file says; more than that may stand there."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    kind: str
+    architecture: dict[str, Any]
+    dataset: str
+    recipe: dict[str, Any]
+    class_names: list[str] = Field(min_length=1)
+    versions: dict[str, str] = {}
+    revision: str = ""
+    scores: dict[str, float | None] = {}
+    origin: str = ""
+    selection: dict[str, Any] = {}
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of model {kind!r:.60}; known are {', '.join(KINDS)}")
+        return kind
+
+    @field_validator("recipe")
+    @classmethod
+    def _of_a_dataset(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        section = recipe.get("dataset")
+        if not isinstance(section, dict) or not {"name", "resolution", "seed"} <= section.keys():
+            raise ValueError("recipe.dataset must hold name, resolution and seed")
+        DatasetConfig.model_validate(section, strict=True)
+        expected = recipe.get("expected", {})
+        if not isinstance(expected, dict) or not all(isinstance(value, int | float) for value in expected.values()):
+            raise ValueError("recipe.expected must hold numbers by name")
+        return recipe
+
+    @model_validator(mode="after")
+    def _architecture_of_its_kind(self) -> "Metadata":
+        load(KINDS[self.kind].settings).model_validate(self.architecture)
+        count = self.architecture.get("n_classes") or self.architecture.get("c_dim")
+        if count and count != len(self.class_names):
+            raise ValueError(f"there are {count} classes and {len(self.class_names)} class names")
+        return self
+
+
+def check_metadata(metadata: Any) -> None:
+    """Raise ValueError, in one line, unless a model can be built from this, as far as types and bounds say."""
+    try:
+        Metadata.model_validate(metadata)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None

@@ -166,7 +166,6 @@ def test_commands_that_look_for_the_newest_run(case: str, whole: Path) -> None:
     for words in (
         ["test", "classifier", "--device", "cpu", "--limit", "8"],
         [*TRAIN, "--resume"],
-        ["export", "classifier"],
     ):
         answer = Answer(*words)
         assert answer.code == 0, answer.err
@@ -256,13 +255,12 @@ def test_damaged_name_of_the_owner(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", NOISE, b"PK\x03\x04"], ids=range(4))
-def test_damaged_checkpoints_give_a_reason_and_one_remedy(content: bytes) -> None:
+def test_damaged_checkpoints_give_a_reason(content: bytes) -> None:
     for path in Path("runs/good/checkpoints").glob("*.pt"):
         path.write_bytes(content)
     answer = Answer(*TRAIN, "--resume", "--out", "runs/good")
-    answer.refused("no checkpoint in", "last.pt is damaged (", "remove that folder")
-    line = answer.err.splitlines()[-1]
-    assert "()" not in line and line.count("remove") == 1
+    answer.refused("no checkpoint in", "last.pt is damaged (", "start a new run")
+    assert "()" not in answer.err
 
 
 @pytest.mark.parametrize("name", ["study.db", "trials/0000/metrics.jsonl", "trials/0000/recipe.yaml"])

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -67,8 +66,6 @@ def handled(handler: Handler, hold: bool = True) -> Iterator[None]:
     def answer(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a child that was forked from here
             os._exit(128 + number)
-        if number == getattr(signal, "SIGHUP", None):
-            _forget_terminal()
         if hold and _Held.depth:
             _Held.waiting.append(number)
         else:
@@ -146,13 +143,3 @@ def _send_later(number: int) -> None:
     timer = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
-
-
-def _forget_terminal() -> None:
-    """A terminal that is closed fails whoever writes to it, and the state is to be saved yet."""
-    for number in (1, 2):
-        with suppress(OSError):
-            if stat.S_ISCHR(os.fstat(number).st_mode):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, number)
-                os.close(nowhere)

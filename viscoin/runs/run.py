@@ -79,12 +79,10 @@ class Run:
         cls, kind: str, recipe: Recipe, out: Path | None = None, resume: bool = False, allow_changes: bool = False
     ) -> Iterator["Run"]:
         """The run that `create` makes or opens, and nobody else has it within the block."""
-        with held():
-            run = cls(cls._place(kind, recipe, out, resume))
-            run._make()
+        run = cls(cls._place(kind, recipe, out, resume))
+        run._make()
         with run.lock():
-            with held():
-                run._begin(kind, recipe, allow_changes)
+            run._begin(kind, recipe, allow_changes)
             yield run
 
     @staticmethod
@@ -260,21 +258,16 @@ class Run:
         self._damaged.discard(name)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
-        """The checkpoint, or None when there is none; Refused when it is damaged."""
+        """The checkpoint, or None when there is none; ValueError when it is damaged."""
         path = self.checkpoints / f"{name}.pt"
         if not path.is_file():
             return None
         import torch  # here, as most users of a run do without
 
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-                raise ValueError("it holds no state of a training")
-        except Exception as error:  # damaged bytes may raise anything
-            said = next(iter(str(error).splitlines()), "")[:200] or f"it ends too early: {type(error).__name__}"
-            reason = f"checkpoint {path} is damaged ({said})"
-            raise Refused(None, None, reason, "remove it, and the run resumes without it") from error
-        return state
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"checkpoint {path} is damaged ({error}); remove it and resume without it") from error
 
     def last_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None where no step is saved yet.
@@ -286,19 +279,16 @@ class Run:
         for name in ("last", "previous"):
             try:
                 state = self.load_checkpoint(name)
-            except Refused as error:
+            except ValueError as error:
                 damaged = damaged or error
                 self._damaged.add(name)
-                logger.warning("%s", error.reason)
+                logger.warning("%s", error)
             else:
                 if state is not None:
-                    if damaged is not None:
-                        logger.warning("the checkpoint before that is taken: %s.pt, step %d", name, state["step"])
                     return state
         if damaged is not None:
-            reason = f"no checkpoint in {self.checkpoints} can be read ({damaged.reason})"
-            remedy = "remove that folder to train from the first step on, or start a new run (`out`)"
-            raise Refused(None, None, reason, remedy)
+            reason = f"no checkpoint in {self.checkpoints} can be read ({damaged})"
+            raise Refused(None, None, reason, "start a new run (`out`)")
         return None
 
 
@@ -343,7 +333,7 @@ def _owner(path: Path) -> str:
     try:
         facts = json.loads(path.read_text())
         return f"process {facts['process']} on {facts['host']} since {str(facts['since']).partition('.')[0]}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 

@@ -1,33 +1,51 @@
 """log.txt of a run folder: all that the terminal showed of the command, apart from progress bars."""
 
+import errno
 import logging
 import os
 import shlex
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from viscoin.program import program_name
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FILE = "log.txt"
 MOST = 2000  # pieces of text that are kept until it is known which folder they belong to
 
 
 class _Stream:
-    """A stream that the transcript reads along; in all else it is the stream itself."""
+    """A stream that the transcript reads along, and that is silent once its terminal is closed; else the stream itself.
+
+    A training is not to end for the lines that nobody can see any more.
+    """
 
     def __init__(self, stream: TextIO, transcript: "_Transcript") -> None:
         self._stream, self._transcript = stream, transcript
 
     def write(self, text: str) -> int:
         self._transcript.note(text)
-        return self._stream.write(text)
+        return self._try(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+            return None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -157,13 +157,13 @@ class _Loop:
             return
         try:
             self.task.load_state_dict(state["task"])
-            self.done, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise Refused(
                 None, None, f"the checkpoint of {self.run.path} does not fit this recipe or version ({reason})",
                 "give the settings that it was started with, or start a new run in another folder (`out`)",
             ) from error  # fmt: skip
+        self.done, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
         self.meter = [{key: value.to(self.device) for key, value in terms.items()} for terms in state.get("meter", [])]
         if self.first:
             self.run.truncate_metrics(self.done)

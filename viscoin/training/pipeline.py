@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from viscoin.processes import is_first_process
 from viscoin.runs.run import RUNS, Run, newest_run
 from viscoin.runs.tracking import parse_trackers, tracked
 from viscoin.runs.transcript import FILE, keep_in
-from viscoin.signals import Stopped
+from viscoin.signals import Stopped, held
 
 if TYPE_CHECKING:
     from viscoin.models.files import LoadedModel
@@ -178,19 +178,30 @@ def training_run(kind: str, recipe: Recipe, options: RunOptions) -> Iterator[Run
         return
     trackers = parse_trackers(options.track) if options.track else None
     existed = out is not None and out.exists()
-    with Run.opened(kind, recipe, out, options.resume, options.allow_changes) as run:
-        keep_in(run.path)
-        logger.info("run folder: %s", run.path)
+    run = None
+    with ExitStack() as stack:
         try:
+            with held():  # a signal leaves no folder behind in which nothing has begun
+                run = stack.enter_context(Run.opened(kind, recipe, out, options.resume, options.allow_changes))
+            keep_in(run.path)
+            logger.info("run folder: %s", run.path)
             with tracked(run, trackers):
                 yield run
         except BaseException as error:
-            kept = _is_begun(run)
-            if not kept and not run.is_gone():
-                _drop(run, existed)
-            if isinstance(error, KeyboardInterrupt) and not str(error):
-                raise _stopped(run, kept, error) from error
+            if run is not None:
+                _give_up(run, existed, error)
             raise
+
+
+def _give_up(run: Run, existed: bool, error: BaseException) -> None:
+    """Remove a run that did not begin; raise Stopped, with how to resume, where a signal ended it without a word."""
+    kept = _is_begun(run)
+    if not kept and not run.is_gone():
+        _drop(run, existed)
+    if isinstance(error, KeyboardInterrupt) and not str(error):
+        how = f"resume with `resume` `out` {run.path}; only the steps since its last save are lost"
+        text = f"stopped; {how}" if kept else "stopped before the first step; nothing is kept"
+        raise Stopped(text, getattr(error, "signal", signal.SIGINT)) from error
 
 
 def _is_begun(run: Run) -> bool:
@@ -205,13 +216,6 @@ def _drop(run: Run, existed: bool) -> None:
             path.unlink(missing_ok=True)
     else:
         shutil.rmtree(run.path, ignore_errors=True)
-
-
-def _stopped(run: Run, kept: bool, error: KeyboardInterrupt) -> Stopped:
-    """What a signal comes to that stopped a training before, after or within a step."""
-    how = f"resume with `resume` `out` {run.path}; only the steps since its last save are lost"
-    number = getattr(error, "signal", signal.SIGINT)
-    return Stopped(f"stopped; {how}" if kept else "stopped before the first step; nothing is kept", number)
 
 
 def train(

@@ -185,7 +185,7 @@ def test_closed_terminal(place: Path, tmp_path: Path, hangs_up: bool) -> None:
     process = started(place, tmp_path, "closed", preexec_fn=begin, **streams)
     os.close(terminal)
     shown = b""
-    while b"run folder" not in shown:
+    while b"step 4: accuracy" not in shown:
         shown += os.read(leader, 1000)
     os.close(leader)
     assert process.wait(timeout=400) == (128 + HUP if hangs_up else 0)

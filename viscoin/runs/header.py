@@ -47,8 +47,11 @@ def read_header(path: Path) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise damaged(path, f"it is no YAML: {reason}") from None
     if not is_whole(text):
-        remedy = f"{REMEDY}; if you changed it yourself, delete its first line, the check sum"
-        raise Refused(None, None, f"{path} is damaged: it is not as it was written", remedy)
+        raise Refused(
+            None, None, f"{path} is damaged: it is not as it was written",
+            "restore it from a copy, or start a new run in another folder (`out`); if you changed it yourself, delete "
+            "its first line, the check sum",
+        )  # fmt: skip
     if reason := _fault(header):
         raise damaged(path, reason)
     return header

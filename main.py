@@ -1,4 +1,4 @@
-from viscoin.cli import main
+from viscoin.__main__ import main
 
 if __name__ == "__main__":
     main()

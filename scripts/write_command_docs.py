@@ -20,7 +20,12 @@ is installed, `viscoin` and `python -m viscoin` are the same as `python main.py`
 
 Where an option names a model, a `.safetensors` file, a run folder and a pickle from `to-pickle` all work. Without it
 the newest run of the dataset is used, else the shipped model. A mistake on the command line or in the data ends with
-one line and exit code 2.
+one line and exit code 2; something outside, such as a full disk, with 75; a signal with 128 + its number (Ctrl-C 130,
+SIGTERM 143, a closed terminal 129). `--version` before a command prints the versions of viscoin and PyTorch.
+
+A training and a sweep keep what the terminal showed, apart from progress bars, in `log.txt` of their folder. Where no
+bar can be shown, a line after the first steps of long work says how long the rest takes. The last line of a long
+command, on standard error, names what to open first.
 """
 
 

@@ -449,7 +449,7 @@ def test_run_on_two_devices():
         assert done.stderr.count("run folder: run") == 1
     assert "going on from step 3" in done.stderr
     assert {path.name for path in Path("run").iterdir()} == {
-        ".lock", "recipe.yaml", "metrics.jsonl", "checkpoints", "figures", "model.safetensors",
+        ".lock", "recipe.yaml", "metrics.jsonl", "checkpoints", "figures", "model.safetensors", "log.txt",
     }  # fmt: skip
     assert [line["step"] for line in read_metrics(Path("run/metrics.jsonl"))] == [3, 6]
     state = torch.load("run/checkpoints/last.pt", weights_only=True)

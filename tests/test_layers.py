@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; a room is a folder or file of viscoin/, and what stands on one floor may not form a circle.
 FLOORS = (
-    ("errors", "files", "processes", "program", "text", "captions"),
+    ("signals",),
+    ("errors", "estimates", "files", "processes", "program", "text", "captions"),
     ("config", "kinds", "statistics"),
     ("runs", "presets", "slurm"),
     ("datasets",),

@@ -1,4 +1,13 @@
-from viscoin.cli import main
+from viscoin.signals import leave_on_signals
+
+
+def main() -> None:
+    """Entry point of `python main.py`, `python -m viscoin` and the `viscoin` command."""
+    leave_on_signals()
+    from viscoin.cli import main as run  # which takes a moment
+
+    run()
+
 
 if __name__ == "__main__":
     main()

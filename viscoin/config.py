@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from viscoin.errors import Refused
+from viscoin.files import is_whole
 
 MOST_VALUES, MOST_TEXT = 20_000, 1_000_000  # of a YAML file; recipes have 150 values in 5,000 characters
 LARGEST, MOST_CONCEPTS = 2**20, 10_000  # of networks that fit into any memory; Psi grows by the square
@@ -315,6 +316,8 @@ def _read(path: Path) -> dict[str, Any]:
     """Sections of a recipe file, or of the recipe within the recipe.yaml of a run."""
     values = read_yaml(path, f"recipe {path}")
     values = {} if values is None else values
+    if not is_whole(path.read_text(encoding="utf-8-sig")):
+        raise ValueError(f"recipe {path} is damaged: this recipe.yaml of a run is not as it was written")
     if isinstance(values, dict) and {"kind", "recipe"} <= values.keys():
         values = values["recipe"]
     if not isinstance(values, dict):

@@ -1,9 +1,12 @@
 """The error for whatever a caller gave that cannot be used."""
 
+import errno
 import re
 from collections.abc import Callable
 from typing import Any
 
+# What people mend outside of this program, such as a full disk or a server that is gone; then the same command works.
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 PARAMETER = re.compile(r"`([a-z][a-z0-9_.]*)`")
 
 
@@ -39,6 +42,20 @@ class Refused(ValueError):
         text = f"{self.reason}; {self.remedy}" if self.remedy else self.reason
         text = renamed(text, rename)
         return f"{subject}: {text}" if subject else text
+
+
+def outside(error: BaseException | None) -> OSError | None:
+    """The failure outside of this program that led to an error, if one did."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in OUTSIDE):
+        error = error.__cause__
+    return error
+
+
+def of_system(error: OSError) -> str:
+    """What an error of the system says, without its number: which file, and what is wrong with it."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 def renamed(text: str, rename: Callable[[str], str | None]) -> str:

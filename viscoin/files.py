@@ -1,19 +1,28 @@
 """Files that are written whole or not at all, and what may be written into JSON."""
 
+import hashlib
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from viscoin.signals import held
+
+DIGEST = re.compile(r"digest: ([0-9a-f]{64})\n")
+
 
 def write_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """`torch.save`, which on a full disk ends in an OSError, too."""
+    """`torch.save`, which on a full disk ends in an OSError, too.
+
+    Signals wait for its end: an exception that Python raises within its C++ may abort the process.
+    """
     import torch  # here, as most users of this module do without
 
-    with path.open("wb") as file:
+    with held(), path.open("wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
@@ -26,12 +35,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
+        with held():
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+            _sync_folder(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with held():
+            partial.unlink(missing_ok=True)
 
 
 def _sync_folder(path: Path) -> None:
@@ -42,6 +53,22 @@ def _sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def sealed(text: str) -> str:
+    """A YAML mapping with a first key `digest`, by which `is_whole` sees whether anything of it is lost or changed."""
+    return f"digest: {_digest(text)}\n{text}"
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text of `sealed` is as it was written, but for its key `created`; also true of one without digest."""
+    match = DIGEST.match(text)
+    return _digest(text[match.end() :]) == match[1] if match else not text.startswith("digest")
+
+
+def _digest(text: str) -> str:
+    lines = [line.rstrip() for line in text.rstrip().split("\n") if not line.startswith("created:")]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def without_nan(values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Annotated
 
 import typer
 
@@ -28,6 +29,7 @@ from viscoin.cli import (
 from viscoin.cli.app import Command, Commands, group
 from viscoin.processes import is_first_process
 from viscoin.program import program_name
+from viscoin.signals import leave_on_signals, stop_on_signals
 
 # What says how OpenMP's threads wait. Spinning, its default, takes the time of what else runs beside.
 WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
@@ -64,8 +66,23 @@ for command in (
     app.command(cls=Command, hidden=command is dataset.dataset)(command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from viscoin.runs.revision import describe_version
+
+        typer.echo(describe_version())
+        raise typer.Exit
+
+
 @app.callback()
-def viscoin() -> None:
+def viscoin(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print version, revision and PyTorch's version."
+        ),
+    ] = False,
+) -> None:
     """Explain image classifiers by concepts that a generator can draw.
 
     A mistake on the command line or in the data ends with one line and exit code 2; VISCOIN_TRACEBACK=1 shows where.
@@ -80,4 +97,10 @@ def main() -> None:
     """Entry point of `python main.py`, `python -m viscoin` and the `viscoin` command."""
     if not os.environ.keys() & WAITING:  # OpenMP reads it when torch is imported
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    leave_on_signals()
+    Commands.around = stop_on_signals
+    if is_first_process():
+        from viscoin.runs.transcript import listen
+
+        listen()
     app(prog_name=program_name())

@@ -2,12 +2,15 @@
 
 import os
 import signal
-from typing import Any, NoReturn
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, ClassVar, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from viscoin.errors import Refused, renamed
+from viscoin.errors import Refused, of_system, outside, renamed
 from viscoin.processes import is_first_process
 
 USER_ERROR = 2
@@ -37,10 +40,18 @@ class Command(TyperCommand):
         except Refused as error:
             if os.environ.get("VISCOIN_TRACEBACK"):
                 raise
-            fail(error.sentence(self.option), USER_ERROR, error)
-        except (KeyboardInterrupt, RuntimeError) as error:  # a training that was stopped
+            fail(error.sentence(self.option), EX_TEMPFAIL if outside(error) else USER_ERROR, error)
+        except (KeyboardInterrupt, MemoryError, RuntimeError) as error:  # a training that was stopped
+            if _is_of_memory(error) and not os.environ.get("VISCOIN_TRACEBACK"):
+                fail(self._smaller(error), USER_ERROR, error)
             error.args = tuple(renamed(part, self.option) if isinstance(part, str) else part for part in error.args)
             raise
+
+    def _smaller(self, error: BaseException) -> str:
+        """What to do where the memory is not enough."""
+        said = " ".join(str(error).split())[:200] or "the system gives no more"
+        remedy = next((option for name in ("batch_size", "accumulate") if (option := self.option(name))), None)
+        return f"out of memory ({said}); {f'choose another {remedy}' if remedy else 'use fewer or smaller images'}"
 
     def option(self, parameter: str) -> str | None:
         """The option of a parameter, or of a recipe key such as `gan.batch_size`, if this command has one."""
@@ -65,22 +76,31 @@ PANELS = {
 class Commands(TyperGroup):
     """Reports mistakes of the user in one line (exit code 2); other exceptions are bugs and keep their traceback.
 
-    A training that a signal stopped has saved its state and exits with 128 + the number of the signal; one that
+    What a signal stopped exits with 128 + the number of the signal, a training after it has saved its state; what
     something outside stopped, such as a full disk, with 75.
+
+    Attributes:
+        around: what a command runs within.
     """
+
+    around: ClassVar[Callable[[], AbstractContextManager[object]]] = nullcontext
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
+            with type(self).around():
+                return super().invoke(ctx)
+        except BrokenPipeError as error:  # whoever read what this prints has seen enough
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(128 + signal.SIGPIPE) from error
         except (ValueError, OSError) as error:
             if os.environ.get("VISCOIN_TRACEBACK"):
                 raise
-            fail(str(error), USER_ERROR, error)
+            said = of_system(error) if isinstance(error, OSError) else str(error)
+            fail(said, EX_TEMPFAIL if outside(error) else USER_ERROR, error)
         except KeyboardInterrupt as interrupt:
             if is_first_process():
-                typer.echo(str(interrupt) or "Interrupted.", err=True)
+                _say(str(interrupt) or "Interrupted.")
             raise typer.Exit(128 + getattr(interrupt, "signal", signal.SIGINT)) from interrupt
         except RuntimeError as error:
             if type(error).__name__ != "Failed":  # not imported: it would bring all of torch
@@ -101,8 +121,21 @@ class Commands(TyperGroup):
 
 def fail(message: str, code: int, cause: BaseException) -> NoReturn:
     """Print one line and exit."""
-    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    _say(f"Error: {' '.join(message.split())}")
     raise typer.Exit(code) from cause
+
+
+def _say(line: str) -> None:
+    """Print to standard error, if anybody is left to read it."""
+    with suppress(OSError):
+        typer.echo(line, err=True)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the machine or of a GPU is not enough; torch has no exception of its own on the CPU."""
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
 
 
 def group(**options: Any) -> typer.Typer:

@@ -27,5 +27,6 @@ def demo(
     size = library.QUICK if quick else library.FULL
     report = library.run_demo(out, size, from_scratch=from_scratch, seed=seed, device=device)
     typer.echo(report)
+    typer.echo(f"open first: {report}", err=True)
     if show:
         typer.launch(str(report))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -107,7 +108,9 @@ def _followed(paths: list[Path], names: list[str], draw: "Callable[[list[Log]], 
             if waiting and chosen and time.monotonic() - drawn >= REDRAW:
                 draw(chosen)
                 drawn, waiting = time.monotonic(), False
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if getattr(stop, "signal", SIGINT) != SIGINT:
+            raise
         typer.echo("stopped following", err=True)
     if not found:
         raise Refused(None, None, f"{' and '.join(map(str, paths))}: no line with numbers has come")

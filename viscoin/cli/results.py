@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from viscoin.inference.loading import SubjectWithImages
 
+PAGES = ("index.html", "report.html")
+
 
 def announce(path: Path) -> None:
     """Print where the results are; once, however many processes made them."""
@@ -25,18 +28,41 @@ def announce(path: Path) -> None:
         echo(path)
 
 
+def open_first(folder: Path) -> None:
+    """Print, as the last line and beside the results, what to look at first in the folder of a run."""
+    if is_first_process():
+        echo(f"open first: {_most_telling(folder)}", err=True)
+
+
+def _most_telling(folder: Path) -> str:
+    """The newest figure; where there is none, how to draw the curves."""
+    from viscoin.program import program_name
+
+    figures = sorted(folder.glob("figures/*.png"), key=lambda path: path.stat().st_mtime)
+    if figures:
+        return str(figures[-1])
+    return f"{program_name()} logs --logs-path {shlex.quote(str(folder))}"
+
+
 @dataclass
 class Results:
-    """A folder that takes the figures and numbers of one command."""
+    """A folder that takes the figures and numbers of one command.
+
+    Attributes:
+        shown: the first figure that was saved.
+    """
 
     folder: Path
+    shown: Path | None = None
 
     def figures(self, figures: Mapping[str, "Figure"], show: bool) -> None:
         """Save every figure as PNG, say where, and open windows if wanted."""
         from viscoin.plotting.style import save_figure
 
         for name, figure in figures.items():
-            echo(save_figure(figure, self.folder / f"{name}.png"))
+            path = save_figure(figure, self.folder / f"{name}.png")
+            self.shown = self.shown or path
+            echo(path)
         if show:
             show_figures(list(figures.values()))
 
@@ -78,12 +104,16 @@ def results_folder(command: str, dataset: str, out: Path | None) -> Iterator[Res
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Refused("out", out, f"cannot write there ({error.strerror})", "choose another folder") from error
+    results = Results(folder)
     try:
-        yield Results(folder)
+        yield results
     except BaseException:
-        if not existed and not any(folder.iterdir()):
+        if not existed and not any(folder.glob("*")):
             drop_folder(folder) if out is None else folder.rmdir()
         raise
+    page = next((page for name in PAGES if (page := folder / name).is_file()), results.shown)
+    if page is not None:
+        echo(f"open first: {page}", err=True)
 
 
 def show_figures(figures: Sequence["Figure"]) -> None:

@@ -1,12 +1,14 @@
 """`submit`: run another command as a job of a SLURM cluster."""
 
 import shlex
+from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from viscoin.errors import Refused
 from viscoin.program import program_name
+from viscoin.signals import Stopped
 
 if TYPE_CHECKING:
     from viscoin.slurm.submission import CommandLine, Submission
@@ -74,9 +76,8 @@ def _followed(number: str, submission: "Submission") -> int:
     try:
         for news in follow_job(submission, watch):
             typer.echo(news.text, err=news.about_job)
-    except KeyboardInterrupt:
-        typer.echo(f"stopped following; job {number} continues", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"stopped following; job {number} continues", getattr(stop, "signal", SIGINT)) from None
     return watch.exit_code
 
 

@@ -76,7 +76,9 @@ def sweep(
     from viscoin.sweep.search import Request, search
 
     request = Request(kind, space, trials, metric, direction, sampler, pruner, storage, timeout, keep_models)
-    search(request, run, {"classifier": classifier, "gan": gan}, runtime, report)
+    result = search(request, run, {"classifier": classifier, "gan": gan}, runtime, report)
+    figures = sorted(result.settings.folder.glob("*.png"))
+    typer.echo(f"open first: {next(iter(figures), result.settings.folder / 'trials.csv')}", err=True)
 
 
 def report(result: "SweepResult") -> list[Path]:

@@ -7,11 +7,16 @@ import typer
 
 from viscoin.cli import options
 from viscoin.cli.app import Command, group
-from viscoin.cli.results import announce
+from viscoin.cli.results import announce, open_first
 
 if TYPE_CHECKING:
     from viscoin.training.pipeline import RunOptions
     from viscoin.training.runtime import Runtime
+
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", metavar="NAME", help="A timm model, as in resnet50, vit_tiny or viscoin_resnet10."),
+]
 
 app = group(help="Train f, G, the ensemble, or all of them.")
 
@@ -27,7 +32,9 @@ def _train(
     from viscoin.training import pipeline
 
     recipe = pipeline.resolve_recipe(kind, run, {f"{kind}.{key}": value for key, value in keys.items()})
-    announce(pipeline.train(kind, recipe, run, models or {}, runtime))
+    path = pipeline.train(kind, recipe, run, models or {}, runtime)
+    announce(path)
+    open_first(path.parent)
 
 
 @app.command(cls=Command)
@@ -35,10 +42,7 @@ def _train(
 @options.with_run
 def classifier(
     *,
-    backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", metavar="NAME", help="A timm model, as in resnet50, vit_tiny or viscoin_resnet10."),
-    ] = None,
+    backbone: Backbone = None,
     pretrained: Annotated[
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Start from published weights.", show_default=False),
@@ -165,7 +169,9 @@ def gan(
     if dry_run:
         typer.echo(f"{recipe.to_yaml()}\n{describe_gan(recipe)}")
         return
-    announce(pipeline.train("gan", recipe, run, {"classifier": classifier}, runtime))
+    path = pipeline.train("gan", recipe, run, {"classifier": classifier}, runtime)
+    announce(path)
+    open_first(path.parent)
 
 
 @app.command(cls=Command)
@@ -192,15 +198,16 @@ def viscoin(
 @app.command("all", cls=Command)
 @options.with_runtime
 @options.with_run
-def everything(*, run: "RunOptions", runtime: "Runtime") -> None:
+def everything(*, backbone: Backbone = None, run: "RunOptions", runtime: "Runtime") -> None:
     """Train f, G and the ensemble, one after the other.
 
     All by one recipe. --out is the folder of the three runs.
     """
     from viscoin.training import pipeline
 
-    for path in pipeline.train_all(run, runtime):
+    for path in pipeline.train_all(run, runtime, {"classifier.backbone": backbone}):
         announce(path)
+    open_first(path.parent)
 
 
 @app.command(cls=Command)

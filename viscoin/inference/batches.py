@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from stylegan2_ada.together import own, turn
 from viscoin.datasets import ImageDataset
+from viscoin.estimates import Estimate
 
 # Models within `evaluation`: how many callers are inside, and the mode of each module before the first came.
 _MODES: dict[nn.Module, list[Any]] = {}
@@ -57,9 +58,23 @@ def batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
+class _Bar(tqdm):
+    """A progress bar which, where there is no terminal for it, says after the first steps how long the rest takes."""
+
+    estimate: Estimate | None = None
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.disable and self.estimate is not None:
+            self.estimate.count(int(n or 0))
+        return super().update(n)
+
+
 def progress(total: int, title: str, unit: str) -> tqdm:
     """A progress bar, which only the first process shows."""
-    return tqdm(total=total, desc=title, unit=unit, leave=False, disable=None if turn()[0] == 0 else True)
+    first = turn()[0] == 0
+    bar = _Bar(total=total, desc=title, unit=unit, leave=False, disable=None if first else True)
+    bar.estimate = Estimate(title, total, unit) if first else None
+    return bar
 
 
 def _images(

@@ -41,6 +41,7 @@ from viscoin.reports.demo_page import write_report
 from viscoin.reports.pictures import draw_reconstructions, draw_samples
 from viscoin.runs.metrics import read_log
 from viscoin.runs.run import Run
+from viscoin.runs.transcript import keep_in, kept_in
 from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
 from viscoin.testing.gan import test_gan
@@ -137,6 +138,7 @@ def run_demo(out: Path, size: Size = FULL, *, from_scratch: bool = False, seed: 
     paths = {kind: ASSETS / "birds" / f"{kind}.safetensors" for kind in CHAIN}
     shipped, recipe, notes = Models.load(paths), _recipe(size, seed), Notes()
     _prepare(out)
+    keep_in(out)
     with notes.stage("data", "The data"):
         trial = _load_data(shipped.recipe.dataset, recipe.dataset, size, seed, where)
         notes.figures |= _draw_data(trial.test)
@@ -257,7 +259,8 @@ def _train(
         run = Run.create(kind, recipe, out / kind)
         if kind == "viscoin":
             logger.info("see it learn: %s/reconstructions-*.png", run.figures)
-        paths[kind] = train_in(run, kind, recipe, load_needed(kind, paths, recipe), runtime)
+        with kept_in(run.path):
+            paths[kind] = train_in(run, kind, recipe, load_needed(kind, paths, recipe), runtime)
     return run, paths
 
 

@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
-from viscoin.config import Recipe, parse_recipe, parse_yaml
+from viscoin.config import Recipe
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import TRAINED
+from viscoin.runs.header import read_header, recipe_of_header, write_header
+from viscoin.signals import held
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Run:
         self.listeners: list[Callable[[int, Mapping[str, float]], None]] = []
         self._damaged: set[str] = set()  # checkpoints that could not be read
         self._warned = False  # that this folder cannot be locked
+        self._identity: tuple[int, int] | None = None  # of the folder, while it is locked
         self.goes_on = False
         self.path = path
         self.recipe_path = path / "recipe.yaml"
@@ -76,31 +79,40 @@ class Run:
         cls, kind: str, recipe: Recipe, out: Path | None = None, resume: bool = False, allow_changes: bool = False
     ) -> Iterator["Run"]:
         """The run that `create` makes or opens, and nobody else has it within the block."""
+        run = cls(cls._place(kind, recipe, out, resume))
+        run._make()
+        with run.lock():
+            run._begin(kind, recipe, allow_changes)
+            yield run
+
+    @staticmethod
+    def _place(kind: str, recipe: Recipe, out: Path | None, resume: bool) -> Path:
+        """The folder that `opened` means."""
         if out is None and not resume:
-            run = cls(new_folder(f"{Path(recipe.dataset.name).name}-{kind}"))
-        elif out is None:
+            return new_folder(f"{Path(recipe.dataset.name).name}-{kind}")
+        if out is None:
             found = newest_run(kind, recipe.dataset.name)
             if found is None:
                 raise Refused(
                     "resume", None, f"no {kind} run of {recipe.dataset.name!r} in {RUNS}", "start one without"
                 )
-            run = found
+            return found.path
+        if resume and not Run(out).recipe_path.is_file():
+            raise Refused("resume", None, f"no {kind} run in {out}", "start one without")
+        return out
+
+    def _begin(self, kind: str, recipe: Recipe, allow_changes: bool) -> None:
+        """Write the recipe of a new run, or of the one to resume, and remove what a killed process was writing."""
+        self.goes_on = self.recipe_path.is_file()
+        if self.goes_on:
+            self._go_on(kind, recipe, allow_changes)
         else:
-            run = cls(out)
-            if resume and not run.recipe_path.is_file():
-                raise Refused("resume", None, f"no {kind} run in {out}", "start one without")
-        run._make()
-        with run.lock():
-            run.goes_on = run.recipe_path.is_file()
-            if run.goes_on:
-                run._go_on(kind, recipe, allow_changes)
-            else:
-                created = datetime.now().isoformat(timespec="seconds")
-                run._write_header({"kind": kind, "created": created, "recipe": recipe.model_dump()})
-            for folder in (run.path, run.checkpoints, run.figures):  # what a killed process was writing
-                for partial in folder.glob(".*.partial"):
-                    partial.unlink(missing_ok=True)
-            yield run
+            self._check_new()
+            created = datetime.now().isoformat(timespec="seconds")
+            self._write_header({"kind": kind, "created": created, "recipe": recipe.model_dump()})
+        for folder in (self.path, self.checkpoints, self.figures):
+            for partial in folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     def _make(self) -> None:
         try:
@@ -108,6 +120,14 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _check_new(self) -> None:
+        """Raise Refused where checkpoints would be taken for those of a recipe that they are not of."""
+        if any(self.checkpoints.glob("*.pt")):
+            raise Refused(
+                "out", self.path, "holds checkpoints of a run whose recipe.yaml is gone",
+                "restore that, or choose another folder",
+            )  # fmt: skip
 
     def _unwritable(self, error: OSError) -> Refused:
         return Refused("out", self.path, f"cannot write there ({error.strerror})", "choose another folder")
@@ -141,21 +161,33 @@ class Run:
                 facts = {"process": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat()}
                 with suppress(OSError):  # it is for others to read
                     owner.write_text(json.dumps(facts))
+                self._identity = _identity(self.path)
             yield
         finally:
             if lock.lock_counter == 1:
-                owner.unlink(missing_ok=True)
+                if not self.is_gone():
+                    owner.unlink(missing_ok=True)
+                self._identity = None
             lock.release()
+
+    def is_gone(self) -> bool:
+        """Whether the folder that was locked is no longer there; another run may be in its place."""
+        return self._identity is not None and _identity(self.path) != self._identity
+
+    def _check_there(self) -> None:
+        if self.is_gone():
+            reason = "the run folder was moved, renamed or deleted while it was in use"
+            raise FileNotFoundError(errno.ENOENT, reason, str(self.path))
 
     def _lock(self) -> FileLock:
         return FileLock(self.path / ".lock", timeout=0, is_singleton=True, fallback_to_soft=False)
 
     def _write_header(self, header: Mapping[str, Any]) -> None:
-        with atomic_path(self.recipe_path) as partial:
-            partial.write_text(yaml.safe_dump(dict(header), sort_keys=False))
+        write_header(self.recipe_path, header)
 
     def annotate(self, **facts: Any) -> None:
         """Write facts about this run into recipe.yaml, beside the recipe."""
+        self._check_there()
         self._write_header({**self.header, **facts})
 
     def _go_on(self, kind: str, recipe: Recipe, allow_changes: bool) -> None:
@@ -183,7 +215,8 @@ class Run:
 
     @property
     def header(self) -> dict[str, Any]:
-        return parse_yaml(self.recipe_path.read_text())
+        """What recipe.yaml holds; ValueError when it is damaged."""
+        return read_header(self.recipe_path)
 
     @property
     def kind(self) -> str:
@@ -191,10 +224,11 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return parse_recipe(self.header["recipe"], str(self.recipe_path))
+        return recipe_of_header(self.header, self.recipe_path)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line of flat keys to metrics.jsonl."""
+        self._check_there()
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         with self.metrics_path.open("a") as file:
             file.write(line + "\n")
@@ -214,8 +248,9 @@ class Run:
         Args:
             keep: what the checkpoint of that name before this one is called from now on.
         """
+        self._check_there()
         path = self.checkpoints / f"{name}.pt"
-        with atomic_path(path) as partial:
+        with held(), atomic_path(path) as partial:
             write_tensors(dict(state), partial)
             if keep is not None and path.is_file() and name not in self._damaged:
                 with atomic_path(path.with_stem(keep)) as second:
@@ -308,8 +343,8 @@ def _link(path: Path, second: Path) -> None:
 def _owner(path: Path) -> str:
     try:
         facts = json.loads(path.read_text())
-        return f"process {facts['process']} on {facts['host']} since {facts['since'].partition('.')[0]}"
-    except (OSError, ValueError, KeyError):
+        return f"process {facts['process']} on {facts['host']} since {str(facts['since']).partition('.')[0]}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 
@@ -326,29 +361,70 @@ def newest_of_any(dataset: str) -> Run | None:
 def _newest(kinds: Collection[str], dataset: str, finished: bool = False) -> Run | None:
     found = []
     for path in RUNS.glob("*/recipe.yaml"):
+        if not path.is_file():
+            continue
         run = Run(path.parent)
         try:
-            header = run.header
-            matches = header["kind"] in kinds and header["recipe"]["dataset"]["name"] == dataset
-            created = header["created"]
-        except (KeyError, TypeError, OSError, yaml.YAMLError):
+            header, changed = run.header, path.stat().st_mtime
+        except (Refused, OSError) as error:
+            _pass_over(path.absolute(), str(error).partition("; ")[0])
             continue
+        matches = header["kind"] in kinds and header["recipe"]["dataset"]["name"] == dataset
         if matches and (run.model_path.is_file() or not finished):
-            found.append((created, path.stat().st_mtime, run))
+            found.append((header["created"], changed, run))
     return max(found, key=lambda item: item[:2])[2] if found else None
 
 
+@cache
+def _pass_over(path: Path, reason: str) -> None:
+    """Warn of a run that is left out where runs are looked for; once, however often that is."""
+    logger.warning("%s; this run is passed over", reason)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What is the same of a folder as long as it is the same folder; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a broken last line (a killed run) is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
-    return lines
+    """Lines of a metrics.jsonl: a step, perhaps a time, and numbers.
+
+    A broken last line (of a killed run) is left out; other lines that hold no step, and values that are no numbers, are
+    left out with a warning.
+    """
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = [_parse_line(text) for text in texts]
+    odd = [line is None for line, text in zip(lines[:-1], texts) if text.strip()]
+    if any(odd) or any(left_out for _, left_out in filter(None, lines)):
+        logger.warning("%s is damaged: what of it is no number or has no step is left out", path)
+    return [line for line, _ in filter(None, lines)]
+
+
+def _parse_line(text: str) -> tuple[dict[str, Any], bool] | None:
+    """Step, time and numbers of a line, and whether it holds anything else; None of a line without a step."""
+    try:
+        line = json.loads(text)
+        step = line["step"] if isinstance(line, dict) else None
+        if isinstance(step, bool) or not isinstance(step, int | float) or step < 0 or step != int(step):
+            return None
+    except (ValueError, KeyError, OverflowError, RecursionError):
+        return None
+    line["step"] = int(step)
+    numbers = {key: value for key, value in line.items() if _is_number(value)}
+    return numbers, len(numbers) < len(line)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number that fits a float, which NaN is as well."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    with suppress(OverflowError):
+        return isinstance(float(value), float)
+    return False
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
 from viscoin.errors import Refused
 from viscoin.runs.revision import code_revision
@@ -50,8 +51,15 @@ def parse_trackers(values: Iterable[str] | None) -> list[str]:
 
 
 def followers(folder: Path) -> list[str]:
-    """Names of the trackers that follow the run or the sweep in a folder."""
-    return parse_trackers(_read(folder))
+    """Names of the trackers that follow the run or the sweep in a folder.
+
+    Where its tracking.json is damaged, a warning says that nobody follows it any more.
+    """
+    path = folder / FILE
+    known = _read(folder)
+    if path.is_file() and (not known or any(name not in TRACKERS for name in known)):
+        logger.warning("%s is damaged; name the trackers that shall follow this run by `track`", path)
+    return parse_trackers(name for name in known if name in TRACKERS)
 
 
 @contextmanager
@@ -106,7 +114,7 @@ class _Mirror:
 
     def __init__(self, run: Run, name: str, models: bool) -> None:
         self.run, self.name, self.models = run, name, models
-        self.known = Known(**_read(run.path).get(name, {}))
+        self.known = _known(run.path, name)
         self.behind, self.warned, self.retry_at = True, False, 0.0
         self.tracker: Tracker | None = None
 
@@ -240,7 +248,7 @@ def _show(about: About, name: str, shown: Shown, state: State, models: bool) -> 
 def _of_sweep(about: About, name: str) -> Iterator[tuple[Tracker, Known]]:
     """The sweep at a tracker, at which no other of its processes is meanwhile."""
     with FileLock(about.folder / LOCK):
-        known = Known(**_read(about.folder).get(name, {}))
+        known = _known(about.folder, name)
         tracker = TRACKERS[name](about, known)
         _write(about.folder, name, known)
         yield tracker, known
@@ -257,11 +265,21 @@ def _send(tracker: Tracker, known: Known, points: Sequence[Point]) -> bool:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """What tracking.json says: of each tracker, what it has."""
+    """What tracking.json says: of each tracker, what it has; nothing where it is damaged."""
     try:
-        return json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return {name: facts for name, facts in found.items() if isinstance(facts, dict)} if isinstance(found, dict) else {}
+
+
+def _known(folder: Path, name: str) -> Known:
+    """What a tracker has of the run in a folder; one whose entry is damaged gets all once more, as another run."""
+    try:
+        return TypeAdapter(Known).validate_python(_read(folder).get(name, {}))
+    except ValidationError:
+        logger.warning("%s is damaged; %s begins another run there, with all that is known", folder / FILE, name)
+        return Known()
 
 
 def _write(folder: Path, name: str, known: Known) -> None:
@@ -274,13 +292,13 @@ def _write(folder: Path, name: str, known: Known) -> None:
 
 def _about(run: Run, tracker: str) -> About:
     header = run.header
-    kind, recipe, facts = header["kind"], header["recipe"], header.get("sweep")
+    kind, recipe, facts = header["kind"], run.recipe.model_dump(), header.get("sweep")
     tags = {"kind": kind, "dataset": Path(recipe["dataset"]["name"]).name, **_origin(run.path)}
     parameters = flatten({key: recipe[key] for key in ("dataset", kind, "seed")})
     if facts is None:
         return About(run.path.absolute().name, run.path, parameters, tags)
     study, trial = facts["study"], str(facts["trial"])
-    parent = _read(run.path.absolute().parents[1]).get(tracker, {}).get("id")
+    parent = _known(run.path.absolute().parents[1], tracker).id
     tags |= {"study": study, "trial": trial}
     return About(f"{study}/{trial}", run.path, parameters, tags, study, parent, facts["varied"])
 

@@ -15,6 +15,7 @@ ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 )  # fmt: skip
+OF_CLUSTER = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED")  # the job did nothing wrong
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ class Watch:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the job; 1 where it failed without one, as when it runs out of time."""
+        """Exit code of the job; where it failed without one, 75 if that was for its node, else 1."""
         if self.completed or self.state is None:
             return 0
-        return self.state.exit_code or 1
+        return self.state.exit_code or (75 if self.state.name in OF_CLUSTER else 1)
 
 
 def submit(script: Path) -> str:
@@ -112,7 +113,9 @@ def job_state(job: str) -> State | None:
         said = _call("scontrol", "show", "job", "--oneliner", job)
     except ValueError:
         return _state_of_accounts(job)
-    facts = dict(word.partition("=")[::2] for word in said.splitlines()[0].split())
+    facts = dict(word.partition("=")[::2] for word in next(iter(said.splitlines()), "").split())
+    if not facts.get("JobState"):
+        return None
     return State(facts.get("JobState", ""), facts.get("Reason", ""), _exit_code(facts.get("ExitCode", "0:0")))
 
 
@@ -121,15 +124,15 @@ def _state_of_accounts(job: str) -> State | None:
     try:
         said = _call("sacct", "--noheader", "--allocations", "--parsable2", "--format=State,ExitCode", "--jobs", job)
         state, code = said.splitlines()[0].split("|")
+        return State(state.split()[0], "", _exit_code(code))
     except (ValueError, IndexError):
         return None
-    return State(state.split()[0], "", _exit_code(code))
 
 
 def _exit_code(text: str) -> int:
     """SLURM's "code:signal" as a shell reports it."""
-    code, _, signal = text.partition(":")
-    return int(code) or (128 + int(signal) if int(signal or 0) else 0)
+    code, signal = (int(part) if part.isdigit() else 0 for part in text.partition(":")[::2])
+    return code or (128 + signal if signal else 0)
 
 
 def _call(command: str, *arguments: str) -> str:

@@ -14,9 +14,11 @@ import torch
 
 from viscoin.config import Recipe
 from viscoin.errors import Refused
+from viscoin.estimates import duration
 from viscoin.models.files import read_file
 from viscoin.runs.run import Run, read_metrics
 from viscoin.runs.tracking import tracked
+from viscoin.runs.transcript import kept_in
 from viscoin.sweep.results import ENDED, SweepResult, best_of
 from viscoin.sweep.space import recipe_of, show
 from viscoin.sweep.study import Study, first_line
@@ -64,7 +66,8 @@ def _run_trial(study: Study, trial: "optuna.Trial", train: Train, trackers: Sequ
         run = Run.create(settings.kind, recipe, study.folder(number))
         run.annotate(sweep=facts)
         logger.info("trial %d: %s", number, ", ".join(f"{key} {show(value)}" for key, value in trial.params.items()))
-        with tracked(run, trackers, pruned=study.optuna.TrialPruned, models=settings.keep_models, patient=True):
+        pruned, models = study.optuna.TrialPruned, settings.keep_models
+        with kept_in(run.path), tracked(run, trackers, pruned=pruned, models=models, patient=True):
             run.listeners.append(_reporter(study, trial, run))  # the last one: it may end the training
             value = _score(run.model_path if run.model_path.is_file() else train(recipe, run), settings.metric)
             run.annotate(sweep=facts | {"value": value})
@@ -92,10 +95,9 @@ def _score(model: Path, metric: str) -> float:
     """The metric of a finished model, which is not always the last one that was logged."""
     scores = read_file(model)[1].get("scores")
     value = scores.get(metric) if isinstance(scores, dict) else None
-    value = float(value) if isinstance(value, int | float) else np.nan
-    if not np.isfinite(value):
+    if not isinstance(value, int | float) or not np.isfinite(value):
         raise ValueError(f"{metric} of {model} is {value}")
-    return value
+    return float(value)
 
 
 def _fail(study: Study, number: int, error: Exception) -> None:
@@ -143,4 +145,10 @@ def _progress(study: Study, number: int, seconds: float) -> str:
     if (best := best_of(trials, settings.direction)) is not None:
         text += f" (best {best.value:.4g}, trial {best.number})"
     done = sum(trial.state in ENDED for trial in trials)
-    return f"{text}, {timedelta(seconds=round(seconds))}; {done} of {settings.trials} trials done"
+    text += f", {timedelta(seconds=round(seconds))}; {done} of {settings.trials} trials done"
+    took = [trial.seconds for trial in trials if trial.state in ENDED and trial.seconds is not None]
+    rest = settings.trials - done
+    if not took or rest < 1:
+        return text
+    workers = 1 + sum(trial.state == "running" for trial in trials)
+    return f"{text}, about {duration(rest * sum(took) / len(took) / workers)} left"

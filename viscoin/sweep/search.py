@@ -12,6 +12,7 @@ from viscoin.kinds import CHAIN
 from viscoin.processes import is_first_process
 from viscoin.runs.run import RUNS, Run
 from viscoin.runs.tracking import Shown, followers, parse_trackers, tracked_sweep
+from viscoin.runs.transcript import keep_in
 from viscoin.sweep.results import ENDED, SweepResult
 from viscoin.sweep.running import run_sweep
 from viscoin.sweep.settings import Settings, check_metric
@@ -77,6 +78,7 @@ def search(
     needed = find_needed(request.kind, models, recipe.dataset.name)
     study = Study(_settings(request, recipe, options, needed))
     folder, dataset = study.settings.folder, Path(recipe.dataset.name).name
+    keep_in(folder)
     logger.info("study: %s", folder)
 
     def train(chosen: Recipe, run: Run) -> Path:

@@ -1,6 +1,5 @@
 """The one training loop: classifier, generator and ensemble differ by their task, not by the loop."""
 
-import errno
 import logging
 import signal
 import sys
@@ -21,9 +20,11 @@ from tqdm import tqdm
 from stylegan2_ada.distributed import from_first, mean_over_processes, rank, sum_over_processes, world_size
 from stylegan2_ada.together import ProcessGone, together
 from viscoin.config import Recipe
-from viscoin.errors import Refused
+from viscoin.errors import Refused, outside
+from viscoin.estimates import Estimate
 from viscoin.processes import is_first_process
 from viscoin.runs.run import Run
+from viscoin.signals import Stopped, handled, holding
 from viscoin.training.data import StepBatches
 from viscoin.training.runtime import seed_step
 
@@ -32,16 +33,10 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 AGREE_EVERY, AGREE_SECONDS = 10, 5.0  # at most so much between two looks at what all processes want
-EARLY_WARNING = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM sends it before the time is up, if asked to
-SIGNALS = (signal.SIGINT, signal.SIGTERM, EARLY_WARNING)
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Stopped):
     """The run was asked to stop; its state is saved. `signal` is the number of the signal that asked."""
-
-    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
-        super().__init__(message)
-        self.signal = number
 
 
 class Failed(RuntimeError):
@@ -85,9 +80,10 @@ def fit(
 
     Writes metrics.jsonl, `checkpoints/last.pt` (every `save_seconds`, at each evaluation and when interrupted), the one
     before as `checkpoints/previous.pt`, which takes its place if that is damaged, and `checkpoints/best.pt`. SIGINT,
-    SIGTERM and SIGUSR1 save and raise `Interrupted`. All processes evaluate, the first one writes and speaks. Where
-    there is no terminal for the bar, a line every `report_seconds` says how far it is. After `patience` evaluations in
-    a row without a better score the training ends early.
+    SIGTERM, SIGHUP and SIGUSR1 save and raise `Interrupted`. All processes evaluate, the first one writes and speaks.
+    Where there is no terminal for the bar, a line after the first steps says how long it will take, and one every
+    `report_seconds` how far it is. After `patience` evaluations in a row without a better score the training ends
+    early.
 
     Args:
         shared_draws: all processes sample the same random numbers in a step (the task shares them out).
@@ -97,10 +93,10 @@ def fit(
 
     Raises:
         Interrupted: a signal came; all is saved.
-        Failed: the disk is full, or another process of this training is gone.
+        Failed: the disk is full, the run folder is gone, or another process of this training is.
         ValueError: another process trains in this folder, its checkpoint fits another recipe, or a loss is not finite.
     """
-    with run.lock() if batches.rank == 0 else nullcontext(), _failures(run.path):
+    with run.lock() if batches.rank == 0 else nullcontext(), _failures(run):
         loop = _Loop(run, task, batches, steps, device, title, log_every, report_seconds)
         with _stop_signals() as received, _progress(steps, loop.done, title, loop.first) as bar:
             saved_at = time.monotonic()
@@ -119,6 +115,8 @@ def fit(
                 if stopping or due or late:
                     loop.save()
                     saved_at = time.monotonic()
+                if loop.alone and received.count(signal.SIGINT) > 1:  # while it was saved; that is done now
+                    stopping = signal.SIGINT
                 if stopping:  # also after the last step: what would follow is another training, or long tests
                     raise Interrupted(
                         f"stopped at step {loop.done} of {steps}; resume with `resume` `out` {run.path}", stopping
@@ -148,6 +146,7 @@ class _Loop:
         self._restore()
         self.start, self.began = self.done, time.monotonic()
         self.reported_at = self.began
+        self.estimate = Estimate(title, steps, "step", self.done)
         self.looked, self.look_at = (self.done, self.began), self.done  # at what all want: last time, and next step
 
     def _restore(self) -> None:
@@ -222,7 +221,10 @@ class _Loop:
 
     def report(self, bar: tqdm) -> None:
         now = time.monotonic()
-        if self.first and bar.disable and now - self.reported_at > self.report_seconds:
+        if not self.first or not bar.disable:
+            return
+        self.estimate.count()
+        if now - self.reported_at > self.report_seconds:
             pace = (now - self.began) / (self.done - self.start)
             logger.info("%s", _pace(self.title, self.done, self.steps, self.batches.batch_size, pace))
             self.reported_at = now
@@ -304,26 +306,19 @@ def _progress(steps: int, start: int, title: str, first: bool) -> tqdm:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Yields the list of the signals to stop that came so far; a second Ctrl-C interrupts at once.
+    """Yields the list of the signals to stop that came so far; a second Ctrl-C interrupts at once, but for a save.
 
     Not a second SIGTERM: of SLURM's preemption each process gets two, from srun and from the daemon.
     """
     received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
+        if received and number == signal.SIGINT and not holding():
             raise KeyboardInterrupt
         received.append(number)
 
-    try:
-        before = {number: signal.signal(number, handler) for number in SIGNALS}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        before = {}
-    try:
+    with handled(handler, hold=False):
         yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def recoverable(train: Callable[Concatenate[Recipe, Run, P], Path]) -> Callable[Concatenate[Recipe, Run, P], Path]:
@@ -335,24 +330,27 @@ def recoverable(train: Callable[Concatenate[Recipe, Run, P], Path]) -> Callable[
 
     @wraps(train)
     def told(recipe: Recipe, run: Run, *args: P.args, **options: P.kwargs) -> Path:
-        with _failures(run.path if is_first_process() else None):  # the others learn in there which run it is
+        with _failures(run if is_first_process() else None):  # the others learn in there which run it is
             return train(recipe, run, *args, **options)
 
     return told
 
 
 @contextmanager
-def _failures(path: Path | None) -> Iterator[None]:
-    """For external failures, report what is lost and how to resume the run in that folder."""
+def _failures(run: Run | None) -> Iterator[None]:
+    """For external failures, report what is lost and how to resume the run."""
+    path = run.path if run else None
     try:
         yield
     except Failed:
         raise
     except (OSError, ValueError) as error:
-        full = error.__cause__ if isinstance(error, ValueError) else error  # a model that could not be written
-        if not isinstance(full, OSError) or full.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
+        if run is not None and run.is_gone():
+            reason = f"{path} was moved, renamed or deleted while it trained; move it back, or take its new path"
+        elif (found := outside(error)) is not None:
+            reason = f"{found.strerror} ({found.filename or path}); make room"
+        else:
             raise
-        reason = f"{full.strerror} ({full.filename or path}); make room"
     except RuntimeError as error:
         if world_size() == 1 or not _is_of_network(error):
             raise

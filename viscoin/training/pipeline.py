@@ -5,8 +5,9 @@ The one place of `training` that knows all kinds of models; training functions a
 
 import logging
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from viscoin.kinds import CHAIN, KINDS, load
 from viscoin.processes import is_first_process
 from viscoin.runs.run import RUNS, Run, newest_run
 from viscoin.runs.tracking import parse_trackers, tracked
+from viscoin.runs.transcript import FILE, keep_in
+from viscoin.signals import Stopped, held
 
 if TYPE_CHECKING:
     from viscoin.models.files import LoadedModel
@@ -175,17 +178,44 @@ def training_run(kind: str, recipe: Recipe, options: RunOptions) -> Iterator[Run
         return
     trackers = parse_trackers(options.track) if options.track else None
     existed = out is not None and out.exists()
-    with Run.opened(kind, recipe, out, options.resume, options.allow_changes) as run:
-        logger.info("run folder: %s", run.path)
+    run = None
+    with ExitStack() as stack:
         try:
+            with held():  # a signal leaves no folder behind in which nothing has begun
+                run = stack.enter_context(Run.opened(kind, recipe, out, options.resume, options.allow_changes))
+            keep_in(run.path)
+            logger.info("run folder: %s", run.path)
             with tracked(run, trackers):
                 yield run
-        except BaseException:
-            if not (run.goes_on or run.metrics_path.exists() or any(run.checkpoints.iterdir())):
-                run.recipe_path.unlink(missing_ok=True)
-                if not existed:
-                    shutil.rmtree(run.path, ignore_errors=True)
+        except BaseException as error:
+            if run is not None:
+                _give_up(run, existed, error)
             raise
+
+
+def _give_up(run: Run, existed: bool, error: BaseException) -> None:
+    """Remove a run that did not begin; raise Stopped, with how to resume, where a signal ended it without a word."""
+    kept = _is_begun(run)
+    if not kept and not run.is_gone():
+        _drop(run, existed)
+    if isinstance(error, KeyboardInterrupt) and not str(error):
+        how = f"resume with `resume` `out` {run.path}; only the steps since its last save are lost"
+        text = f"stopped; {how}" if kept else "stopped before the first step; nothing is kept"
+        raise Stopped(text, getattr(error, "signal", signal.SIGINT)) from error
+
+
+def _is_begun(run: Run) -> bool:
+    """Whether there is anything of a run to keep."""
+    return run.goes_on or run.metrics_path.exists() or any(run.checkpoints.glob("*"))
+
+
+def _drop(run: Run, existed: bool) -> None:
+    """Remove a run that did not begin, and its folder unless that was there before."""
+    if existed:
+        for path in (run.recipe_path, run.path / FILE):
+            path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(run.path, ignore_errors=True)
 
 
 def train(
@@ -214,16 +244,19 @@ def train_in(run: Run, kind: str, recipe: Recipe, built_on: "Sequence[LoadedMode
     return path
 
 
-def train_all(options: RunOptions, runtime: "Runtime") -> Iterator[Path]:
+def train_all(options: RunOptions, runtime: "Runtime", keys: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Train the classifier, the generator and the ensemble by one recipe, each on the ones before.
 
     With `options.out`, the runs are folders in it. With `options.resume` alone, the newest run of each kind is resumed
     if it is not older than those that it builds on.
 
+    Args:
+        keys: values of the recipe by dotted key, as of `resolve_recipe`.
+
     Yields:
         The path of each model.
     """
-    recipe = resolve_recipe("viscoin", replace(options, out=None, resume=False))
+    recipe = resolve_recipe("viscoin", replace(options, out=None, resume=False), keys)
     load("viscoin.training.gan:check_gan")(recipe, runtime)
     paths: dict[str, Path | None] = {}
     started = ""

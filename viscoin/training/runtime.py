@@ -35,7 +35,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp-gloo", "ddp-nccl")
 GRACE = 20  # seconds in which processes end by themselves when one of them is gone
-WELL = (None, 0, 130, 138, 143)  # exit codes: still there, done, or stopped by a signal, as the others then are
+WELL = (None, 0, 129, 130, 138, 143)  # exit codes: still there, done, or stopped by a signal, as the others then are
 PATIENCE = timedelta(hours=2)  # of processes that wait for another one, which may test or read images alone
 
 

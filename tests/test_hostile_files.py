@@ -1,8 +1,10 @@
 """Hostile model files: nothing in them runs, allocates or hangs; each is refused in one line or loads as it should."""
 
 import collections
+import io
 import json
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -16,9 +18,15 @@ import torch
 from hostile_files import Case, attacked, cases
 from tiny_models import tiny_recipe, write_models
 
+from stylegan2_ada.metrics import InceptionFeatures
 from stylegan2_ada.nvidia_pickle import read_network_pickle
+from viscoin.errors import reason_of
 from viscoin.legacy.checkpoint import read_checkpoint
+from viscoin.models import perceptual, scorers
+from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.files import load_model, read_file, write_file
+from viscoin.models.scorers import load_clip
+from viscoin.training.gan import read_transfer
 
 MEGABYTES = 400  # by which the memory of the process may grow; what the files ask for are GBs
 SECONDS = 120  # after which a file counts as one that hangs; they take milliseconds
@@ -101,8 +109,8 @@ def attack(small: tuple[dict[str, Any], dict[str, bytes]], folder: Path, count: 
 
 
 def test_some_hostile_files(small: Any, tmp_path: Path, guarded: None) -> None:
-    outcomes = attack(small, tmp_path, 60)
-    assert outcomes["error"] > 45, outcomes
+    outcomes = attack(small, tmp_path, 40)
+    assert outcomes["error"] > 30, outcomes
 
 
 @pytest.mark.long
@@ -137,3 +145,59 @@ def test_files_of_older_versions_have_no_digest_and_load(small: Any, tmp_path: P
     tensors, metadata = small[0]["gan"]
     save_file(tensors, tmp_path / "old.safetensors", {"viscoin": json.dumps(metadata)})
     assert load_model(tmp_path / "old.safetensors", "gan").metadata == metadata
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch canary",)
+
+
+def clip_of(path: Path) -> Any:
+    pytest.importorskip("open_clip")
+    return load_clip("ViT-B-32", str(path))
+
+
+def lpips_of(path: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perceptual, "lpips_weights", lambda: path)
+        return perceptual.load_lpips("cpu")
+
+
+def inception_of(path: Path) -> Any:
+    pytest.importorskip("torch_fidelity")
+    return InceptionFeatures(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("read", [load_model, read_checkpoint, read_transfer, lpips_of, inception_of, clip_of])
+def test_all_that_reads_foreign_weights_names_what_it_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any], old: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pth"
+    torch.save({"a": Evil()}, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(ValueError, match=rf"{os.name}\.system") as caught:
+        read(path)
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path("canary").exists()
+
+
+def test_advice_of_torch_is_left_out() -> None:
+    stream = io.BytesIO()
+    torch.save(Evil(), stream)
+    stream.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="weights_only") as caught:
+        torch.load(stream, weights_only=True)
+    assert reason_of(caught.value) == f"it asks for {os.name}.system, which is not part of a file of tensors; refused"
+
+
+@pytest.mark.parametrize(("model", "pretrained"), [("ViT-B-32", "openai"), ("ViT-B-32", "laion2b_s34b_b79k")])
+def test_an_adapter_file_starts_no_download(
+    tmp_path: Path, guarded: None, monkeypatch: pytest.MonkeyPatch, model: str, pretrained: str
+) -> None:
+    pytest.importorskip("open_clip")
+    monkeypatch.setattr(scorers, "OPENAI_CACHE", tmp_path)
+    monkeypatch.setattr(scorers, "try_to_load_from_cache", lambda *names: None)
+    adapter = Concept2Clip(3, 4, 0, 0.0, {"model": model, "pretrained": pretrained}, "")
+    with pytest.raises(ValueError, match="not on this machine, and a model file starts no download; fetch them: "):
+        adapter.scorer(None)  # type: ignore[arg-type]

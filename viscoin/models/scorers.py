@@ -157,14 +157,14 @@ def load_clip(clip_model: str, pretrained: str, download: bool = True) -> ClipSc
     if not local and pretrained not in tags:
         remedy = f"choose {', '.join(tags)}" if tags else "give a file of weights"
         raise Refused("pretrained", pretrained, f"neither a file nor published weights of {clip_model}", remedy)
-    empty = open_clip.create_model(name, load_weights=False)
-    size = sum(4 * parameter.numel() for parameter in empty.parameters()) / 1e6
     if not local and not download and not _is_cached(open_clip.get_pretrained_cfg(name, pretrained)):
         raise Refused(
-            "pretrained", pretrained, f"the weights of {clip_model} ({size:.0f} MB) are not on this machine, and a "
+            "pretrained", pretrained, f"the weights of {clip_model} are not on this machine, and a "
             "model file starts no download",
             f"fetch them: python -c \"import open_clip; open_clip.create_model('{name}', pretrained='{pretrained}')\"",
         )  # fmt: skip
+    empty = open_clip.create_model(name, load_weights=False)
+    size = sum(4 * parameter.numel() for parameter in empty.parameters()) / 1e6
     if not local:
         hub = open_clip.get_pretrained_cfg(name, pretrained).get("hf_hub")
         place = HF_HUB_CACHE if hub else OPENAI_CACHE

@@ -139,7 +139,7 @@ def own_split(name: str, config: DatasetConfig) -> Split:
 def _split_of_tree(name: str, config: DatasetConfig) -> Split:
     check_dataset_name(name)
     root = Path(name)
-    with open_zip(root) if root.is_file() else nullcontext(folder_tree(root)) as tree:
+    with open_zip(root) if root.is_file() else nullcontext(folder_tree(root, config.skip_bad_files)) as tree:
         listing = list_images(tree, "required", config.skip_bad_files)
         names = {str(file): name for name, file in tree.files.items()}
         rows = [
@@ -147,7 +147,7 @@ def _split_of_tree(name: str, config: DatasetConfig) -> Split:
             for split in SPLITS
             for file, label in listing.split(split, config.seed)
         ]
-    return Split(name, root, listing.class_names, rows)
+    return Split(name, tree.root, listing.class_names, rows)
 
 
 def parse_shares(text: str) -> dict[str, float]:

@@ -1,37 +1,11 @@
-"""Files that are written whole or not at all, what may be read as a file, and what may be written into JSON."""
+"""Files that are written whole or not at all, and what may be written into JSON."""
 
 import os
-import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from viscoin.errors import Refused
-
-KINDS = {
-    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}  # fmt: skip
-
-
-def not_a_file(mode: int) -> str | None:
-    """What a path of this `st_mode` is instead of a file, as in "a named pipe, not a file"; None for a file."""
-    kind = KINDS.get(stat.S_IFMT(mode))
-    return f"{kind}, not a file" if kind else None
-
-
-def regular(path: Path) -> Path:
-    """The same path, if it may be opened: who opens a named pipe may wait for ever.
-
-    Raises:
-        Refused: it is a pipe, a socket, a device or a folder.
-        OSError: it is not there, or may not be looked at.
-    """
-    if reason := not_a_file(os.stat(path).st_mode):
-        raise Refused(None, path, reason, "give a file")
-    return path
 
 
 def write_tensors(content: Mapping[str, Any], path: Path) -> None:

@@ -300,7 +300,7 @@ def present_files(files: Sequence[Path], index: Path, skip: bool) -> list[int]:
     Raises:
         ValueError: files are missing and not to be skipped (with a warning), or all are.
     """
-    there = [position for position, file in enumerate(files) if file.is_file()]
+    there = [position for position, file in enumerate(files) if os.path.isfile(file)]
     if len(there) < len(files):
         found = set(there)
         missing = [file for position, file in enumerate(files) if position not in found]

@@ -5,6 +5,7 @@ folders; images in folders `train` and `test` beside it keep their split.
 """
 
 import logging
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -69,13 +70,18 @@ def judge_names(found: Found, good: int, root: Path, skip: bool) -> None:
     """Log what was passed over, and warn of what cannot be used, with `skip`, or raise a ValueError that names it."""
     if found.leftovers:
         names = ", ".join(f"{name} ({count})" for name, count in found.leftovers.most_common(5))
-        logger.info(f"{root}: passed over what systems and programs leave beside images: {names}")
+        _inform_once(f"{root}: passed over what systems and programs leave beside images: {names}")
     if found.again:
         warn_once(
             f"{root}: {len(found.again)} links lead to folders that are read anyway (first: {found.again[0]}); "
             "each folder counts once"
         )
     judge({f"{root / name}": reason for name, reason in found.bad.items()}, good + len(found.bad), root, skip)
+
+
+@cache
+def _inform_once(text: str) -> None:
+    logger.info(text)
 
 
 def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled: bool) -> ImageDataset:

@@ -13,11 +13,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from viscoin.datasets.base import SPLITS
-from viscoin.datasets.reading import EXTENSIONS, UNREAD, UNREADABLE, ImageFile
-from viscoin.datasets.walking import SPLIT_FOLDERS, composed
+from viscoin.datasets.reading import UNREAD, UNREADABLE, ImageFile
+from viscoin.datasets.walking import INDEX, SPLIT_FOLDERS, composed, is_image
 from viscoin.errors import Refused
 
-INDEX = "dataset.json"
 UNLABELLED = ["image"]  # class names of images without classes
 SHARES = {"validation": 0.1, "test": 0.2}
 Need = Literal["required", "auto", "optional", "none"]
@@ -104,7 +103,7 @@ def make_tree(
         ValueError: a dataset.json that is malformed or cannot be read.
     """
     warn_of_unread(map(PurePosixPath, files), place)
-    images = sorted((name for name in files if _suffix(name) in EXTENSIONS), key=lambda name: name.split("/"))
+    images = sorted((name for name in files if is_image(name)), key=lambda name: name.split("/"))
     all_folders = _with_parents([*folders, *(posixpath.dirname(name) for name in images)])
     around = _folder_around(files, images, all_folders)
     index = files.get(f"{around}{INDEX}")
@@ -134,11 +133,12 @@ def _folder_around(files: Mapping[str, Any], images: Sequence[str], folders: Set
     """ "data/" when all images lie in folders inside `data`, as archivers pack a folder; "" otherwise.
 
     Folders beside `data` may hold other files, such as annotations; an empty one may be a class that lost its images.
+    A folder "train" alone is not looked through, since "test" is missing.
     """
     around = ""
     while True:
         inside = {name.removeprefix(around).partition("/")[0] for name in images if name.startswith(around)}
-        if len(inside) != 1 or f"{around}{INDEX}" in files:
+        if len(inside) != 1 or f"{around}{INDEX}" in files or SPLIT_FOLDERS.get(min(inside).lower()) == "train":
             return around
         deeper = f"{around}{inside.pop()}/"
         holds_folders = any(name.startswith(deeper) for name in folders)
@@ -293,7 +293,7 @@ def _by_index(tree: Tree, index: Index, skip_unlabelled: bool) -> Listing:
                 f"{index.source}: the label of {name!r} is {label!r:.40}, not a class number counted from 0",
                 "prepare the dataset with `labels` none to do without",
             )  # fmt: skip
-    if min(labels.values()) > 0:
+    if min(labels.values()) > 0 and max(labels.values()) >= len(index.class_names or ()):
         raise UnusableLabels(
             None, None, f"{index.source}: no image has class number 0, the smallest is {min(labels.values())}",
             "class numbers count from 0: subtract that from each of them",
@@ -338,15 +338,13 @@ def _by_folder(tree: Tree) -> Listing:
             raise ValueError(f"{tree.root / part} holds classes that {base} has not: {', '.join(extra)}")
     numbers = {name: number for number, name in enumerate(names)}
     parts: dict[str, list[Item]] = {part: [] for part in bases}
-    strays = 0
     for part in bases:
         for name, file in _below(tree, part):
             folder, inside, _ = name.partition("/")
             if inside:
                 parts[part].append((file, numbers[folder]))
-            else:
-                strays += 1
         parts[part].sort(key=lambda item: item[1])
+    strays = len(tree.files) - sum(map(len, parts.values()))
     if strays and any(parts.values()):
         warn_once(f"left out {strays} images of {tree.root} that lie beside the class folders")
     return Listing(parts, names, True)

@@ -22,7 +22,7 @@ from viscoin.datasets.output import check_output, new_folder, png_bytes
 from viscoin.datasets.reading import BadImage, read_rgb
 from viscoin.datasets.zip import open_zip
 from viscoin.errors import Refused
-from viscoin.files import atomic_path, regular
+from viscoin.files import atomic_path
 
 CROPS = ("center", "center-wide", "none")
 WIDE = 3 / 4  # height divided by width
@@ -232,7 +232,7 @@ def _listed(tree: Tree, labels: str, split: str, seed: int, skip: bool) -> Sourc
     if labels not in ("auto", "none"):
         if not Path(labels).is_file():
             raise Refused("labels", labels, "neither auto nor none, and there is no such file")
-        tree, need = replace(tree, index=parse_index(regular(Path(labels)).read_bytes(), labels)), "required"
+        tree, need = replace(tree, index=parse_index(Path(labels).read_bytes(), labels)), "required"
     listing = list_images(tree, need, skip)
     items = listing.items if split == "all" else listing.split(split, seed)
     return Source(

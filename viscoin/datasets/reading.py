@@ -3,14 +3,11 @@
 import struct
 import zlib
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import IO, Literal, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, ImageOps
-
-from viscoin.files import not_a_file
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Photographs that need more than Pillow to be read.
@@ -36,13 +33,6 @@ class BadImage(ValueError):
     """An image file that cannot be used; the text is the reason, without the file's name."""
 
 
-def open_image(file: ImageFile) -> AbstractContextManager[IO[bytes]]:
-    """The file, open for reading; ValueError for a pipe or device, where a reader might wait for ever."""
-    if isinstance(file, Path) and (reason := not_a_file(file.stat().st_mode)):
-        raise ValueError(reason)
-    return file.open("rb")
-
-
 def read_rgb(file: ImageFile, least: int = 0) -> Image.Image:
     """8-bit RGB, upright, on white where transparent.
 
@@ -54,7 +44,7 @@ def read_rgb(file: ImageFile, least: int = 0) -> Image.Image:
         BadImage: damaged, no image at all, too small, or so large that Pillow takes it for an attack.
     """
     try:
-        with open_image(file) as stream, Image.open(stream) as image:
+        with file.open("rb") as stream, Image.open(stream) as image:
             if least:
                 image.draft(None, (least, least))
             ImageOps.exif_transpose(image, in_place=True)
@@ -116,7 +106,7 @@ def square_around(box: Box, size: tuple[int, int]) -> Box:
 
 def image_size(file: ImageFile) -> tuple[int, int]:
     """Width and height as stored, from the header alone."""
-    with open_image(file) as stream, Image.open(stream) as image:
+    with file.open("rb") as stream, Image.open(stream) as image:
         return image.size
 
 

@@ -20,7 +20,7 @@ from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
 from viscoin.datasets.output import check_output, new_folder
 from viscoin.datasets.zip import open_zip
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.files import atomic_path
 
 CSV_NAME = "split.csv"
@@ -246,7 +246,7 @@ def read_split(source: Path, split: Split) -> Split:
 
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with regular(path).open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
             table = csv.DictReader(file, delimiter=";" if ";" in header else ",")  # as some countries' Excel writes it

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from viscoin.datasets.reading import EXTENSIONS
-from viscoin.files import not_a_file
 
 # Files and folders, in any case, that systems and programs leave beside photographs.
 LEFTOVERS = (
@@ -31,12 +30,21 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
+INDEX = "dataset.json"
+KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 NOT_UTF8 = "its name is no UTF-8; rename it"
 
 
 def is_leftover(name: str) -> bool:
     """Whether a file or folder of this name, without its folders, is no part of a dataset."""
     return _LEFTOVER.match(name) is not None
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def composed(name: str) -> str:
@@ -47,6 +55,12 @@ def composed(name: str) -> str:
 def readable(name: str) -> str:
     """A name with bytes that are no UTF-8 written as \\xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def not_a_file(mode: int) -> str | None:
+    """What a path of this `st_mode` is instead of a file, as in "a named pipe, not a file"; None for files, folders."""
+    kind = KINDS.get(stat.S_IFMT(mode))
+    return f"{kind}, not a file" if kind else None
 
 
 def free_name(name: str, taken: Container[str]) -> str:
@@ -113,6 +127,8 @@ def walk(root: Path) -> Found:
             found.folders |= {folder.name} - {""}
             with os.scandir(folder.path) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
+            if entries:  # names alone may be readable
+                os.lstat(entries[0].path)
         except OSError as error:
             if not folder.name:
                 raise
@@ -138,22 +154,22 @@ def _sort(
             found.leftovers[readable(entry.name)] += 1
             continue
         name = folder.inside(entry.name)
-        is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+        wanted = is_image(name) or entry.name == INDEX
         try:
             mode = _mode(entry)
         except OSError as error:
-            if is_image or entry.name == "dataset.json" or not mimetypes.guess_type(entry.name)[0]:
+            if wanted or not mimetypes.guess_type(entry.name)[0]:
                 found.bad[readable(name)] = why_not(error, entry.path)
             continue
         if not _is_text(entry.name):
-            if is_image or stat.S_ISDIR(mode):
+            if wanted or stat.S_ISDIR(mode):
                 found.bad[readable(name)] = NOT_UTF8
         elif stat.S_ISDIR(mode):
             part = name if splits and entry.name.lower() in SPLIT_FOLDERS else folder.part
             (links if entry.is_symlink() else real).append(_Folder(entry.path, name, part))
         elif stat.S_ISREG(mode):
             found.files[free_name(name, found.files)] = Path(entry.path)
-        elif is_image or entry.name == "dataset.json":
+        elif wanted:
             found.bad[name] = not_a_file(mode) or "not a file"
 
 

@@ -19,7 +19,7 @@ from viscoin.datasets.base import ImageDataset
 from viscoin.datasets.folder import load_tree
 from viscoin.datasets.listing import Tree, make_tree, plain_name, warn_once
 from viscoin.datasets.walking import free_name, is_leftover
-from viscoin.files import regular
+from viscoin.errors import regular
 
 UTF8_FLAG, UNICODE_PATH = 0x800, 0x7075  # of the format
 THREE_BYTES = "\u0800"  # the first letter that takes as many in UTF-8

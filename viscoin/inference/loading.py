@@ -16,7 +16,7 @@ from viscoin.config import DEFAULT_DATASET, DatasetConfig
 from viscoin.datasets import ImageDataset, check_dataset_name, load_dataset, locate_dataset, plain_name, to_images
 from viscoin.datasets.reading import BadImage, ImageFile, image_size, read_square
 from viscoin.datasets.walking import composed
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.inference.devices import resolve_device
 from viscoin.models.files import LoadedModel, find_model, load_model
 
@@ -218,7 +218,7 @@ def read_pictures(files: Sequence[Path | bytes], resolution: int) -> Pictures:
     Raises:
         Refused: a file that is missing or no image.
     """
-    sources = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else file for i, file in enumerate(files)]
+    sources = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else regular(file) for i, file in enumerate(files)]
     pixels = np.stack([_read(source, resolution) for source in sources])
     names: list[str] = []
     for source in sources:

@@ -5,7 +5,7 @@ from typing import Any
 
 from viscoin.config import DatasetConfig, GanConfig, Recipe, parse_recipe
 from viscoin.datasets import DRAWN, load_dataset
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.legacy.checkpoint import read_checkpoint
 from viscoin.legacy.ensemble import build_ensemble, count_classes
 from viscoin.models.ensemble import VisCoIN
@@ -73,7 +73,7 @@ def _class_names(
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise Refused("classes", path, f"cannot be read as text ({error})") from error
 

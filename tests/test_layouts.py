@@ -7,7 +7,7 @@ import pytest
 from test_cub import write_tree
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets import load_dataset, locate_dataset
+from viscoin.datasets import dataset_of_runs, load_dataset, locate_dataset
 from viscoin.datasets.layouts import known_layout
 from viscoin.datasets.prepare import prepare_dataset
 from viscoin.training.pipeline import RunOptions, resolve_recipe
@@ -75,6 +75,7 @@ def test_a_folder_means_its_dataset_wherever_it_is_given(here, caplog):
         assert (config.name, Path(config.path or "")) == ("cub", root)
     assert f"{root} holds the files of dataset cub, and is read as that" in caplog.text
     assert locate_dataset(str(root), None) == ("cub", str(root)) and locate_dataset("cub", None) == ("cub", None)
+    assert dataset_of_runs(str(root)) == "cub" and dataset_of_runs("photos/") == "photos"
     done = prepare_dataset(str(root.parent), here / "x.zip", 32)
     assert done.class_names == load_dataset("cub", "test", DatasetConfig(name="cub", path=str(root))).class_names
 

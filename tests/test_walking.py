@@ -16,15 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from viscoin.config import DatasetConfig
+from viscoin.config import DatasetConfig, load_recipe
 from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
 from viscoin.datasets import walking as module
 from viscoin.datasets.files import noted_files
 from viscoin.datasets.prepare import prepare_dataset
-from viscoin.datasets.splitting import own_split
+from viscoin.datasets.splitting import own_split, split_dataset
 from viscoin.datasets.walking import is_leftover, walk
 from viscoin.errors import Refused, regular
 from viscoin.inference.loading import read_pictures
+from viscoin.models.files import load_model
+from viscoin.naming.names import read_names
+from viscoin.runs.metrics import read_log
 
 SIZE = 16
 SPLITS = ("train", "validation", "test")
@@ -205,7 +208,7 @@ def test_datasets_that_cannot_be_opened(here):
     os.mkfifo(here / "x.zip")
     for name, message in {
         "photos": "dataset photos: cannot be opened: a link to /nowhere/photos, which is not there",
-        "x.zip": r"unknown dataset 'x\.zip' \(a named pipe, not a file\)",
+        "x.zip": r"dataset x\.zip: a named pipe, not a file; give a folder or a zip",
         "a\0b": "unknown dataset",
         os.fsdecode(b"caf\xe9"): "its path is no UTF-8",
     }.items():
@@ -214,20 +217,34 @@ def test_datasets_that_cannot_be_opened(here):
 
 
 def test_pipes_do_not_keep_readers_waiting(here):
-    os.mkfifo(here / "pipe.png")
-    failed: list[BaseException] = []
+    pipe = here / "pipe.png"
+    os.mkfifo(pipe)
+    config = DatasetConfig(name=str(write(here / "data", {"cat": 8, "dog": 8})))
+    readers = {
+        "regular": lambda: regular(pipe),
+        "images": lambda: read_pictures([pipe], SIZE),
+        "split.csv": lambda: split_dataset(config, here / "out", source=pipe),
+        "names.csv": lambda: read_names(pipe),
+        "metrics.jsonl": lambda: read_log(pipe),
+        "labels": lambda: prepare_dataset("data", here / "x.zip", labels=str(pipe)),
+        "zip": lambda: load(pipe),
+        "recipe": lambda: load_recipe(str(pipe)),
+        "model": lambda: load_model(pipe),
+    }
+    refused: dict[str, str] = {}
 
     def attempt() -> None:
-        for read in (lambda: regular(here / "pipe.png"), lambda: read_pictures([here / "pipe.png"], SIZE)):
+        for name, read in readers.items():
             try:
                 read()
-            except Refused as error:
-                failed.append(error)
+            except ValueError as error:
+                refused[name] = str(error)
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(30)
-    assert [str(error).partition(": ")[2] for error in failed] == ["a named pipe, not a file; give a file"] * 2
+    thread.join(60)
+    assert refused.keys() == readers.keys()
+    assert all("pipe.png" in message for message in refused.values())
 
 
 # --- each folder once --------------------------------------------------------------------------------------------

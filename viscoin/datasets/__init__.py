@@ -98,9 +98,10 @@ def check_dataset_name(name_or_path: str) -> None:
         mode = 0
     if stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and path.suffix.lower() == ".zip"):
         return
-    what = f" ({reason})" if (reason := not_a_file(mode)) else ""
+    if reason := not_a_file(mode):
+        raise Refused("dataset", path, reason, "give a folder or a zip of images")
     raise ValueError(
-        f"unknown dataset {name_or_path!r}{what}; known are {', '.join(dataset_names())}, "
+        f"unknown dataset {name_or_path!r}; known are {', '.join(dataset_names())}, "
         "or the path of a folder with one folder of images per class, or of a .zip of images"
     )
 
@@ -159,6 +160,11 @@ def _recognised(dataset: str | None) -> tuple[str | None, str | None]:
         return dataset, None
     logger.info(f"{dataset} holds the files of dataset {known}, and is read as that")
     return known, dataset
+
+
+def dataset_of_runs(dataset: str) -> str:
+    """What runs on a dataset that was given by its name, folder or zip are found by."""
+    return plain_name(_recognised(dataset)[0] or dataset)
 
 
 def plain_name(dataset: str) -> str:

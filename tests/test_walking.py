@@ -21,7 +21,7 @@ from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
 from viscoin.datasets import walking as module
 from viscoin.datasets.files import noted_files
 from viscoin.datasets.prepare import prepare_dataset
-from viscoin.datasets.splitting import own_split, split_dataset
+from viscoin.datasets.splitting import own_split, read_split, split_dataset, write_csv
 from viscoin.datasets.walking import is_leftover, walk
 from viscoin.errors import Refused, regular
 from viscoin.inference.loading import read_pictures
@@ -359,6 +359,13 @@ def test_labels_in_the_other_form(here):
     labels = [[f"{NFC}/{n:03}.png", 0] for n in range(8)] + [[f"Ente/{n:03}.png", 1] for n in range(8, 16)]
     (root / "dataset.json").write_text(json.dumps({"labels": labels, "class_names": [NFD, "Ente"]}))
     assert numbers(root) == list(range(16)) and load(root).class_names == [NFC, "Ente"]
+
+
+def test_splits_written_in_the_other_form(here):
+    split = own_split("data", DatasetConfig(name=str(write(here / "data", {NFC: 8, "Ente": 8}))))
+    write_csv(split, here / "split.csv")
+    (here / "split.csv").write_text(unicodedata.normalize("NFD", (here / "split.csv").read_text()))
+    assert read_split(here / "split.csv", split).rows == split.rows
 
 
 # --- folders around ----------------------------------------------------------------------------------------------

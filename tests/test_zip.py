@@ -2,6 +2,7 @@
 
 import io
 import json
+import stat
 import struct
 import zipfile
 import zlib
@@ -454,6 +455,16 @@ def test_absolute_names_and_leftovers(here):
     found = parts(write_zip(here / "x.zip", files))
     assert sorted(n for part in found.values() for n in numbers(part)) == list(range(20))
     assert found["train"].class_names == ["a", "b"]
+
+
+def test_links_in_a_zip_are_told(here, caplog):
+    path = write_public(here / "x.zip", 30)
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("dog")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "../dogs")
+    load(path, "train")
+    assert "x.zip holds 1 links, which are not followed (first: dog)" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

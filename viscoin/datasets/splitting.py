@@ -19,6 +19,7 @@ from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dat
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
 from viscoin.datasets.output import check_output, new_folder
+from viscoin.datasets.walking import composed
 from viscoin.datasets.zip import open_zip
 from viscoin.errors import Refused, regular
 from viscoin.files import atomic_path
@@ -216,12 +217,12 @@ def read_split(source: Path, split: Split) -> Split:
         ValueError: not such a file, an image that the dataset has not, an unknown class or split, an image named
             twice, or a class without images in one of the splits; the line is named.
     """
-    known = {row.file: row for row in split.rows}
-    numbers = {name: number for number, name in enumerate(split.class_names)}
+    known = {composed(row.file): row for row in split.rows}
+    numbers = {composed(name): number for number, name in enumerate(split.class_names)}
     rows: dict[str, Row] = {}
     for line, entry in _lines(source):
         where = f"line {line}: "
-        file, label, part = (entry[column] for column in COLUMNS)
+        file, label, part = (composed(entry[column]) for column in COLUMNS)
         if file not in known:
             reason = f"{where}{file!r} is not among the images of {split.name}"
             raise Refused("source", source, reason, "correct or remove the line")

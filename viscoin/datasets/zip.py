@@ -5,6 +5,7 @@ The public layout: square PNGs `00000/img00000000.png`, ..., stored without comp
 """
 
 import io
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -73,8 +74,8 @@ def open_zip(path: Path) -> Iterator[Tree]:
     except (BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is not a readable zip ({error}); download or make it again") from error
     with archive:
-        stat = path.stat()
-        stamp = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        status = path.stat()
+        stamp = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         members: dict[str, Member] = {}
         folders = set()
         for name, info in _last_of_each(archive):
@@ -86,7 +87,16 @@ def open_zip(path: Path) -> Iterator[Tree]:
             else:
                 plain = free_name(plain, members)
                 members[plain] = Member(archive, info, stamp, plain)
+        _warn_of_links(path, members)
         yield make_tree(path, members, folders)
+
+
+def _warn_of_links(path: Path, members: dict[str, Member]) -> None:
+    links = [name for name, member in members.items() if stat.S_ISLNK(member.info.external_attr >> 16)]
+    if links:
+        warn_once(
+            f"{path} holds {len(links)} links, which are not followed (first: {links[0]}); pack their targets instead"
+        )
 
 
 def _last_of_each(archive: ZipFile) -> list[tuple[str, ZipInfo]]:

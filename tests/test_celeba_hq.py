@@ -11,7 +11,7 @@ from tiny_models import Answer
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import load_dataset
-from viscoin.datasets.celeba_hq import ANNOTATION, IMAGES, MAPPING, MASKS, CelebaHQDataset, class_names
+from viscoin.datasets.celeba_hq import ANNOTATION, IMAGES, MAPPING, MASKS, CelebaHQDataset, class_names, mask_suffixes
 from viscoin.datasets.listing import warn_once
 
 TITLE = (
@@ -194,6 +194,17 @@ def test_masks_lie_in_folders_of_2000(tree):
     mask(tree, 4567, "hat", (0, 0, 8, 8))
     assert (tree / MASKS / "2" / "04567_hat.png").is_file()
     assert load(tree, "test").part_masks(9).all()
+
+
+def test_masks_that_cannot_be_opened_are_named(tree):
+    mask(tree, 50, "hair", (0, 0, 8, 2))
+    (tree / MASKS / "0" / "@eaDir").mkdir()
+    shutil.copy(tree / MASKS / "0" / "00050_hair.png", tree / MASKS / "0" / "@eaDir" / "00050_thumbnail.png")
+    assert load(tree, "test").part_names == ["hair"]
+    (tree / MASKS / "1").symlink_to("/nowhere/1")
+    mask_suffixes.cache_clear()
+    with pytest.raises(ValueError, match=r"mask-anno/1 cannot be opened \(a link to /nowhere/1"):
+        load(tree, "test").part_names  # noqa: B018
 
 
 def test_without_masks(tree):

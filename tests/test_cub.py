@@ -1,5 +1,6 @@
 """CUB-200-2011: a small tree in the format of the archive, with its quirks, and what can be wrong with it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -389,3 +390,11 @@ def test_copies_across_splits_are_reported(root, caplog):
 
 def test_the_archive_is_the_published_one():
     assert cub.SOURCE.md5 == "97eceeb196236b17998738112f37df78" and cub.SOURCE.file_name == "CUB_200_2011.tgz"
+
+
+def test_tables_that_are_pipes_are_refused(root):
+    for name, message in (("bounding_boxes.txt", "named pipe"), ("images.txt", "not a folder of dataset cub")):
+        (root / name).unlink()
+        os.mkfifo(root / name)
+        with pytest.raises(ValueError, match=message):
+            load(root, "train", crop_to_box=True)

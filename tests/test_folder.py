@@ -68,7 +68,7 @@ def test_photographs_that_cannot_be_read_are_counted(here, caplog):
 
 
 def test_the_folder_around_the_classes_is_named(here):
-    write_classes(here / "data" / "photos", {"cat": 5, "dog": 5})
+    write(write_classes(here / "data" / "photos", {"cat": 5, "dog": 5}).parent / "beside.png", 1)
     with pytest.raises(ValueError, match=r"one class only \('photos'\).*if the folders in it .* give data/photos"):
         load(Path("data"), "train")
     write_classes(here / "one", {"cat": 5})

@@ -143,3 +143,14 @@ def test_another_folder_is_refused(here):
     (here / "photos" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"photos is not a folder of dataset pneumonia, which holds train/NORMAL, "):
         load(here / "photos", "train")
+
+
+def test_what_cannot_be_opened_is_named(root, caplog):
+    (root / "train" / "NORMAL" / "gone.jpeg").symlink_to("/nowhere/gone.jpeg")
+    (root / "test" / "PNEUMONIA" / "more").symlink_to("/nowhere/more")
+    (root / "test" / "PNEUMONIA" / "@eaDir").mkdir()
+    write(root / "test" / "@eaDir" / "person1_virus_3.jpeg", 3)
+    with pytest.raises(ValueError, match=r"test/PNEUMONIA/more|train/NORMAL/gone\.jpeg \(a link to"):
+        load(root, "train")
+    assert sum(len(load(root, split, skip_bad_files=True)) for split in SPLITS) == 280
+    assert "gone.jpeg" in caplog.text and "PNEUMONIA/more" in caplog.text

@@ -2,6 +2,7 @@
 
 import io
 import json
+import stat
 import struct
 import zipfile
 import zlib
@@ -374,3 +375,160 @@ def test_other_archives_are_no_datasets(here):
     (here / "x.tar").write_bytes(b"archive")
     with pytest.raises(ValueError, match=r"unknown dataset 'x\.tar'.*\.zip"):
         load_dataset("x.tar", "train", DatasetConfig())
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+def stored_as(path: Path, names: list[bytes], extra: bytes = b"") -> Path:
+    """A zip whose names are these bytes, without the mark of UTF-8; image i tells its number."""
+    marks = [f"{i:02}".ljust(len(name), "x") for i, name in enumerate(names)]
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, mark in enumerate(marks):
+            entry = zipfile.ZipInfo(mark)
+            entry.extra = extra
+            archive.writestr(entry, picture(i))
+    data = path.read_bytes()
+    for mark, name in zip(marks, names, strict=True):
+        data = data.replace(mark.encode(), name)
+    path.write_bytes(data)
+    return path
+
+
+def in_classes(first: str, second: str, encoding: str) -> list[bytes]:
+    return [f"{(first, second)[i % 2]}/{i:02}.png".encode(encoding) for i in range(16)]
+
+
+def test_backslashes_are_folders(here):
+    files = {f"photos\\{'ab'[i % 2]}\\{i}.png": picture(i) for i in range(20)} | {
+        "photos\\a\\": b"",
+        "photos\\c\\": b"",
+    }
+    with pytest.raises(ValueError, match=r"class 'c' of .* has no readable images"):
+        load(write_zip(here / "x.zip", files), "train")
+    del files["photos\\c\\"]
+    found = parts(write_zip(here / "x.zip", files))
+    assert sorted(n for part in found.values() for n in numbers(part)) == list(range(20))
+    for part in found.values():
+        assert part.class_names == ["a", "b"] and part.labels.tolist() == [n % 2 for n in numbers(part)]
+
+
+def test_names_in_utf8_without_its_mark(here, caplog):
+    assert load(stored_as(here / "x.zip", in_classes("猫", "犬", "utf-8")), "train").class_names == ["犬", "猫"]
+    assert "read as" not in caplog.text
+    names = in_classes("Mo\u0308we", "Ente", "utf-8")  # as Macs pack them
+    assert load(stored_as(here / "y.zip", names), "train").class_names == ["Ente", "M\u00f6we"]
+
+
+@pytest.mark.parametrize(("encoding", "read_as"), [("gbk", "UTF-8"), ("shift_jis", "CP437")])
+def test_names_in_a_code_page_are_told(here, caplog, encoding, read_as):
+    path = stored_as(here / "x.zip", in_classes("猫", "犬", encoding))  # the bytes of GBK happen to be UTF-8 as well
+    assert len(load(path, "train").class_names) == 2
+    assert f"x.zip: 16 names are not marked as Unicode and are read as {read_as} (first: " in caplog.text
+
+
+def test_names_of_old_windows_in_europe_are_right(here):
+    path = stored_as(here / "x.zip", in_classes("Möwe", "Ente", "cp850"))
+    assert load(path, "train").class_names == ["Ente", "M\u00f6we"]
+
+
+def test_names_in_the_unicode_field_count(here, caplog):
+    names = in_classes("猫", "犬", "gbk")
+    path = here / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            entry = zipfile.ZipInfo(f"{i:02}".ljust(len(name), "x"))
+            text = f"{'猫犬'[i % 2]}/{i:02}.png".encode()
+            entry.extra = struct.pack("<HHBL", 0x7075, 5 + len(text), 1, zlib.crc32(name)) + text
+            archive.writestr(entry, picture(i))
+    data = path.read_bytes()
+    for i, name in enumerate(names):
+        data = data.replace(f"{i:02}".ljust(len(name), "x").encode(), name)
+    path.write_bytes(data)
+    assert load(path, "train").class_names == ["犬", "猫"] and "read as" not in caplog.text
+
+
+def test_absolute_names_and_leftovers(here):
+    files = {f"/photos/./{'ab'[i % 2]}/{i}.png": picture(i) for i in range(20)}
+    files |= {f"/photos/a/@eaDir/{i}.png/SYNOPHOTO_THUMB_M.jpg": picture(100) for i in range(3)}
+    files |= {"/photos/$RECYCLE.BIN/b/1.png": picture(100), "/photos/Thumbs.db": b"", "/#recycle/1.png": picture(100)}
+    found = parts(write_zip(here / "x.zip", files))
+    assert sorted(n for part in found.values() for n in numbers(part)) == list(range(20))
+    assert found["train"].class_names == ["a", "b"]
+
+
+def test_links_in_a_zip_are_told(here, caplog):
+    path = write_public(here / "x.zip", 30)
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("dog")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "../dogs")
+    load(path, "train")
+    assert "x.zip holds 1 links, which are not followed (first: dog)" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_twice_in_a_zip(here, caplog):
+    path = write_public(here / "x.zip", 30)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(place(0), picture(0))  # the same again
+    load(path, "train")
+    assert "holds two different" not in caplog.text
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(place(0), picture(99))
+    assert 99 in [n for part in parts(path).values() for n in numbers(part)]
+    assert f"holds two different '{place(0)}'; the last one counts" in caplog.text
+
+
+# --- labels ------------------------------------------------------------------------------------------------------
+
+
+TWICE = {
+    "plain": place(0),
+    "backslash": place(0).replace("/", "\\"),
+    "dot": f"./{place(0)}",
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_two_labels_of_an_image(here, kind):
+    labels = [*([place(i), i % 3] for i in range(30)), [TWICE[kind], 1]]
+    for labelled in (True, False):
+        with pytest.raises(ValueError, match=r"dataset\.json has two labels for .*: 0 and 1; remove the wrong one"):
+            load(write_public(here / "x.zip", 30, labels), "train", labelled)
+    labels[-1][1] = 0  # said twice, but the same
+    assert len(load(write_public(here / "x.zip", 30, labels), "train")) == 21
+
+
+def test_two_labels_under_two_forms_of_a_name(here):
+    labels = [*([f"M\u00f6we{i}.png", i % 2] for i in range(20)), ["Mo\u0308we1.png", 0]]
+    files = {f"M\u00f6we{i}.png": picture(i) for i in range(20)}
+    files["dataset.json"] = json.dumps({"labels": labels}).encode()
+    with pytest.raises(ValueError, match=r"two labels for .*: 1 and 0"):
+        load(write_zip(here / "x.zip", files), "train")
+
+
+def test_two_keys_of_a_name(here):
+    files = {place(i): picture(i) for i in range(20)}
+    labels = json.dumps([[place(i), i % 2] for i in range(20)])
+    files["dataset.json"] = f'{{"labels": {labels}, "labels": null}}'.encode()
+    with pytest.raises(ValueError, match=r"dataset\.json is not valid JSON \(the key 'labels' stands twice in it\)"):
+        load(write_zip(here / "x.zip", files), "train", labelled=False)
+
+
+def test_class_names_twice_in_two_forms(here):
+    with pytest.raises(ValueError, match=r'"class_names" holds .* twice'):
+        load(write_public(here / "x.zip", 30, class_names=["a", "M\u00f6we", "Mo\u0308we"]), "train")
+
+
+def test_labels_from_one(here, caplog):
+    labels = [[place(i), i % 3 + 1] for i in range(30)]
+    for extra in ({}, {"class_names": ["a", "b", "c"]}):
+        path = write_public(here / "x.zip", 30, labels, **extra)
+        with pytest.raises(ValueError, match=r"no image has class number 0, the smallest is 1; class numbers count"):
+            load(path, "train")
+        assert load(path, "train", labelled=False).class_names == ["image"]
+        assert "labels are not used: " in caplog.text
+    path = write_public(here / "x.zip", 30, labels, class_names=["z", "a", "b", "c"])
+    with pytest.raises(ValueError, match="class 'z' of"):  # it is that class that lost its images
+        load(path, "train")

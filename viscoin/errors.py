@@ -3,6 +3,7 @@
 import errno
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # What people mend outside of this program, such as a full disk or a server that is gone; then the same command works.
@@ -77,3 +78,20 @@ def _shown(value: Any) -> str:
     """Words that need no quotes as they are, anything else as Python writes it."""
     plain = isinstance(value, str) and not re.fullmatch(r"[\w./:+-]+", value)
     return repr(value) if plain else str(value)
+
+
+def regular(path: Path) -> Path:
+    """The same path, unless opening it might wait for ever.
+
+    Raises:
+        Refused: it is a named pipe, a socket or a device.
+    """
+    kinds = {
+        "a named pipe": path.is_fifo,
+        "a socket": path.is_socket,
+        "a device": lambda: path.is_char_device() or path.is_block_device(),
+    }
+    for kind, is_that in kinds.items():
+        if is_that():
+            raise Refused(None, path, f"{kind}, not a file", "give a file")
+    return path

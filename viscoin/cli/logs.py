@@ -118,9 +118,10 @@ def _followed(paths: list[Path], names: list[str], draw: "Callable[[list[Log]], 
 
 
 def _newest(dataset: str) -> Path:
+    from viscoin.datasets import dataset_of_runs
     from viscoin.runs.run import newest_of_any
 
-    run = newest_of_any(dataset)
+    run = newest_of_any(dataset_of_runs(dataset))
     if run is None:
         reason, remedy = f"there is no run of {dataset!r} in runs/", "name a run folder or a log file with `logs_path`"
         raise Refused(None, None, reason, remedy)

@@ -23,6 +23,7 @@ def to_pickle(
     Every option that names a model takes it as well.
     """
     from viscoin.config import DEFAULT_DATASET
+    from viscoin.datasets import dataset_of_runs
     from viscoin.models.files import find_model, load_model, read_file, write_file
 
     if output.suffix == ".safetensors":
@@ -31,6 +32,6 @@ def to_pickle(
         )
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
-    path = find_model("viscoin", checkpoints, dataset or DEFAULT_DATASET)
+    path = find_model("viscoin", checkpoints, dataset_of_runs(dataset or DEFAULT_DATASET))
     write_file(output, *read_file(load_model(path).path))
     typer.echo(output)

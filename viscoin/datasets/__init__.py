@@ -1,5 +1,8 @@
 """Datasets by name, or a folder or zip of images wherever a name does."""
 
+import logging
+import os
+import stat
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
@@ -7,6 +10,8 @@ from pathlib import Path
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset, to_images, to_pixels
+from viscoin.datasets.layouts import known_layout
+from viscoin.datasets.walking import not_a_file, why_not
 from viscoin.errors import Refused
 
 __all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "to_images", "to_pixels"]
@@ -23,6 +28,7 @@ LOADERS = {
     "pneumonia": "viscoin.datasets.pneumonia:load_pneumonia",
 }
 DRAWN = {"birds"}  # datasets without files
+logger = logging.getLogger(__name__)
 
 
 def dataset_names() -> list[str]:
@@ -65,15 +71,35 @@ def load_dataset(name_or_path: str, split: str, config: DatasetConfig, labelled:
 
         return load_zip(path, split, config, labelled)
     from viscoin.datasets.folder import load_folder
+    from viscoin.datasets.listing import warn_once
 
+    if known := known_layout(path):
+        warn_once(
+            f"{path} is read as a folder of class folders, though it has the files of dataset {known}; for its own "
+            f"classes and splits give `dataset` {known} and `dataset_path` {path}"
+        )
     return load_folder(path, split, config, labelled)
 
 
 def check_dataset_name(name_or_path: str) -> None:
     """Raise ValueError unless the dataset is known or a folder or zip of that path exists."""
-    path = Path(name_or_path)
-    if name_or_path in LOADERS or path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+    if name_or_path in LOADERS:
         return
+    path = Path(name_or_path)
+    try:
+        mode = os.stat(name_or_path.encode()).st_mode
+    except UnicodeEncodeError as error:
+        raise Refused("dataset", ascii(name_or_path), "its path is no UTF-8", "rename it") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and os.path.lexists(path):
+            raise Refused("dataset", path, f"cannot be opened: {why_not(error, path)}", "correct the path") from error
+        if isinstance(error, PermissionError):
+            raise Refused("dataset", path, "cannot be opened: a folder above it may not be entered") from error
+        mode = 0
+    if stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and path.suffix.lower() == ".zip"):
+        return
+    if reason := not_a_file(mode):
+        raise Refused("dataset", path, reason, "give a folder or a zip of images")
     raise ValueError(
         f"unknown dataset {name_or_path!r}; known are {', '.join(dataset_names())}, "
         "or the path of a folder with one folder of images per class, or of a .zip of images"
@@ -88,11 +114,11 @@ def prepared_resolution(name_or_path: str) -> int | None:
     path = Path(name_or_path)
     if name_or_path in LOADERS or not path.exists():
         return None
-    from viscoin.datasets.folder import folder_tree
+    from viscoin.datasets.folder import unchecked_tree
     from viscoin.datasets.reading import UNREADABLE, image_size
     from viscoin.datasets.zip import open_zip
 
-    with nullcontext(folder_tree(path)) if path.is_dir() else open_zip(path) as tree:
+    with nullcontext(unchecked_tree(path)) if path.is_dir() else open_zip(path) as tree:
         if tree.index is None or not tree.files:
             return None
         try:
@@ -107,16 +133,16 @@ def locate_dataset(
 ) -> tuple[str | None, str | None]:
     """Name of the dataset, and folder of its files, that `dataset` and `dataset_path` mean together.
 
+    A folder that holds a published dataset, as its archives unpack, means that dataset.
+
     Args:
         own: the dataset that is meant without `dataset`; without that one as well, the folder is the dataset.
 
     Raises:
         Refused: a folder for a dataset that has no files of its own, or that is a folder itself.
     """
-    if dataset_path is None:
-        return dataset, None
-    if dataset is None and (own is None or own in DRAWN or own not in dataset_names()):
-        return dataset_path, None
+    if dataset_path is None or (dataset is None and (own is None or own in DRAWN or own not in dataset_names())):
+        return _recognised(dataset_path or dataset)
     if dataset in DRAWN:
         raise Refused("dataset_path", dataset_path, f"dataset {dataset!r} is drawn and has no files", "omit one")
     if dataset is not None and dataset not in dataset_names():
@@ -126,6 +152,19 @@ def locate_dataset(
             f"it locates the files of a known dataset ({known}), which `dataset` {dataset} is not", "omit one of them",
         )  # fmt: skip
     return dataset, dataset_path
+
+
+def _recognised(dataset: str | None) -> tuple[str | None, str | None]:
+    """The name and folder of the published dataset that a folder holds; else what was given, and no folder."""
+    if dataset is None or dataset in LOADERS or (known := known_layout(Path(dataset))) is None:
+        return dataset, None
+    logger.info(f"{dataset} holds the files of dataset {known}, and is read as that")
+    return known, dataset
+
+
+def dataset_of_runs(dataset: str) -> str:
+    """What runs on a dataset that was given by its name, folder or zip are found by."""
+    return plain_name(_recognised(dataset)[0] or dataset)
 
 
 def plain_name(dataset: str) -> str:

@@ -22,8 +22,10 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.download import Kaggle, dataset_root
 from viscoin.datasets.files import check_every_class, prepare_files, present_files, warn_about_duplicates
+from viscoin.datasets.folder import read_folder
 from viscoin.datasets.listing import stratified, warn_once
 from viscoin.datasets.reading import UNREADABLE
+from viscoin.errors import regular
 
 SOURCE = Kaggle("ipythonx/celebamaskhq", size="2.9 GB")
 IMAGES = "CelebA-HQ-img"
@@ -237,7 +239,7 @@ def _read_partition(path: Path) -> dict[str, int]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return regular(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; get it from {SOURCE.page}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -246,10 +248,17 @@ def _lines(path: Path) -> list[str]:
 
 @cache
 def mask_suffixes(folder: Path) -> tuple[str, ...]:
-    """Suffixes of the mask files, as in "00000_l_eye.png": the published ones in their order, then any others."""
+    """Suffixes of the mask files, as in "00000_l_eye.png": the published ones in their order, then any others.
+
+    Raises:
+        ValueError: some of them cannot be opened, so that parts would be missing in silence.
+    """
     if not folder.is_dir():
         return ()
-    stems = {path.stem.partition("_")[2] for path in folder.glob("*/[!.]*.png")}
+    found = read_folder(folder)
+    for name, reason in found.bad.items():
+        raise ValueError(f"{folder / name} cannot be opened ({reason}); allow that, or get the masks again")
+    stems = {path.stem.partition("_")[2] for path in found.files.values() if path.suffix == ".png"}
     known = [suffix for suffix in PARTS if suffix in stems]
     return (*known, *sorted(stems - set(known) - {""}))
 

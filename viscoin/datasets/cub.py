@@ -37,6 +37,7 @@ from viscoin.datasets.files import (
 )
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import Box, image_size, square_around
+from viscoin.errors import regular
 from viscoin.files import atomic_path
 
 PAGE = "https://data.caltech.edu/records/65de6-vp158"
@@ -259,7 +260,7 @@ def _attribute_file(root: Path) -> Path | None:
 def _by_id(path: Path) -> dict[int, str]:
     """Lines "<id> <text>", sorted by id."""
     try:
-        lines = [line.split(None, 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split(None, 1) for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         found = {int(line[0]): line[1].strip() for line in lines}
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of CUB-200-2011 again") from None
@@ -296,7 +297,7 @@ def _numbers(path: Path, columns: int, kind: Any) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is as good as missing rows
-            table = np.loadtxt(path, dtype=kind, usecols=range(columns), comments=None, ndmin=2)
+            table = np.loadtxt(regular(path), dtype=kind, usecols=range(columns), comments=None, ndmin=2)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of CUB-200-2011 again") from None
     except ValueError as error:

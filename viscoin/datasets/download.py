@@ -24,6 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
+from viscoin.datasets.walking import is_leftover
 from viscoin.errors import Refused
 
 CHUNK = 2**20  # bytes
@@ -117,7 +118,7 @@ def folder_with(name: str, root: Path, holds: Sequence[str]) -> Path:
         ValueError: there is none.
     """
     for folder in _nested(root):
-        if all((folder / held).exists() for held in holds):
+        if all(os.path.isdir(folder / held) or os.path.isfile(folder / held) for held in holds):
             return folder
     raise Refused(
         None, None, f"{root} is not a folder of dataset {name}, which holds {', '.join(holds)}",
@@ -137,7 +138,7 @@ def _nested(root: Path, levels: int = 2) -> Iterator[Path]:
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        inside = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+        inside = [entry for entry in entries if not is_leftover(entry.name) and entry.is_dir()]
     return sorted(inside, key=lambda entry: entry.name)
 
 

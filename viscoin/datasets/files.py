@@ -104,7 +104,7 @@ def read_files(
     reasons, small = zip(*json.loads(findings.read_text())) if len(files) else ((), ())
     if sum(small):
         warn_once(f"{root}: {sum(small)} of {len(files)} images are smaller than {side} px and are enlarged")
-    _judge({file: reason for file, reason in zip(files, reasons) if reason}, len(files), root, config.skip_bad_files)
+    judge({file: reason for file, reason in zip(files, reasons) if reason}, len(files), root, config.skip_bad_files)
     kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=int)
     return Prepared(select_rows(pixels, kept, [files[i] for i in kept], digest), kept)
 
@@ -156,7 +156,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _judge(bad: Mapping[ImageFile, str], count: int, root: Path, skip: bool) -> None:
+def judge(bad: Mapping[ImageFile, str] | Mapping[str, str], count: int, root: Path, skip: bool) -> None:
     """Warn of files that cannot be used, with `skip`, or raise a ValueError that names them."""
     _note({str(file): reason for file, reason in bad.items()})
     if bad and not skip:
@@ -300,7 +300,7 @@ def present_files(files: Sequence[Path], index: Path, skip: bool) -> list[int]:
     Raises:
         ValueError: files are missing and not to be skipped (with a warning), or all are.
     """
-    there = [position for position, file in enumerate(files) if file.is_file()]
+    there = [position for position, file in enumerate(files) if os.path.isfile(file)]
     if len(there) < len(files):
         found = set(there)
         missing = [file for position, file in enumerate(files) if position not in found]

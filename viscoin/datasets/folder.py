@@ -4,16 +4,20 @@ A `dataset.json` in the folder (an unpacked zip, see `zip.py`, or what `data exp
 folders; images in folders `train` and `test` beside it keep their split.
 """
 
-import os
-from pathlib import Path
+import logging
+from functools import cache
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
-from viscoin.datasets.files import draw, no_images_error, read_files, select_rows, warn_about_duplicates
-from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, parse_index, warn_of_unread
-from viscoin.datasets.reading import EXTENSIONS, is_hidden
+from viscoin.datasets.files import draw, judge, no_images_error, read_files, select_rows, warn_about_duplicates
+from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, make_tree, warn_once
+from viscoin.datasets.walking import Found, walk, why_not
+from viscoin.errors import Refused
+
+logger = logging.getLogger(__name__)
 
 
 def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
@@ -28,31 +32,56 @@ def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = 
     Raises:
         ValueError: no or one class, an empty class, or files that are no images (unless `config.skip_bad_files`).
     """
-    return load_tree(folder_tree(root), root.resolve().name, split, config, labelled)
+    return load_tree(folder_tree(root, config.skip_bad_files), root.resolve().name, split, config, labelled)
 
 
-def folder_tree(root: Path) -> Tree:
-    """Images and folders below a folder; what is hidden is passed over, links to folders are followed."""
-    folders, paths = set(), []
-    for place, inside, names in os.walk(root, followlinks=True):
-        here = Path(place)
-        inside[:] = [name for name in inside if not is_hidden(name) and not _leads_back(here / name)]
-        folders |= {(here / name).relative_to(root).as_posix() for name in inside}
-        paths += [here / name for name in names if not is_hidden(name)]
-    warn_of_unread(paths, root)
-    files = {path.relative_to(root).as_posix(): path for path in paths if path.suffix.lower() in EXTENSIONS}
-    index = root / INDEX
-    return Tree(
-        root,
-        {name: files[name] for name in sorted(files, key=lambda name: name.split("/"))},
-        folders,
-        parse_index(index.read_bytes(), str(index)) if index.is_file() else None,
-    )
+def folder_tree(root: Path, skip_bad_files: bool = False) -> Tree:
+    """Images and folders below a folder, in single folders around them too; see `walking.walk` for what counts.
+
+    Raises:
+        ValueError: folders or image files that cannot be opened (which `skip_bad_files` leaves out with a warning),
+            or a dataset.json that is malformed or cannot be read.
+    """
+    found = read_folder(root)
+    tree = make_tree(root, found.files, found.folders, found.bad)
+    judge_names(found, len(tree.files), root, skip_bad_files)
+    return tree
 
 
-def _leads_back(folder: Path) -> bool:
-    """Whether a link leads to a folder that it lies in."""
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+def unchecked_tree(root: Path) -> Tree:
+    """The same of what can be opened, without a word of the rest."""
+    found = read_folder(root)
+    return make_tree(root, found.files, found.folders, found.bad)
+
+
+def read_folder(root: Path) -> Found:
+    """What lies below a folder; ValueError when it cannot be read, or its dataset.json."""
+    try:
+        found = walk(root)
+    except OSError as error:
+        raise Refused("dataset", root, f"the folder cannot be read ({why_not(error, root)})", "allow it") from error
+    for name, reason in found.bad.items():
+        if PurePosixPath(name).name == INDEX:
+            raise Refused(None, None, f"{root / name} cannot be read ({reason})", "repair or remove it")
+    return found
+
+
+def judge_names(found: Found, good: int, root: Path, skip: bool) -> None:
+    """Log what was passed over, and warn of what cannot be used, with `skip`, or raise a ValueError that names it."""
+    if found.leftovers:
+        names = ", ".join(f"{name} ({count})" for name, count in found.leftovers.most_common(5))
+        _inform_once(f"{root}: passed over what systems and programs leave beside images: {names}")
+    if found.again:
+        warn_once(
+            f"{root}: {len(found.again)} links lead to folders that are read anyway (first: {found.again[0]}); "
+            "each folder counts once"
+        )
+    judge({f"{root / name}": reason for name, reason in found.bad.items()}, good + len(found.bad), root, skip)
+
+
+@cache
+def _inform_once(text: str) -> None:
+    logger.info(text)
 
 
 def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled: bool) -> ImageDataset:

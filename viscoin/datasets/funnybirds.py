@@ -30,6 +30,7 @@ from viscoin.datasets.download import Archive, dataset_root
 from viscoin.datasets.files import check_every_class, prepare_files, present_files, warn_about_duplicates
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import UNREADABLE, BadImage, read_square
+from viscoin.errors import regular
 
 # No checksum of it is known to be published.
 SOURCE = Archive(
@@ -102,7 +103,7 @@ class FunnyBirdsDataset(ImageDataset):
             raise ValueError(f"{self._scenes.root} has no {self._scenes.source}_part_map; unpack the archive again")
         path = self._scenes.file(int(self._numbers[index]), "_part_map")
         try:
-            with Image.open(path) as image:
+            with Image.open(regular(path)) as image:
                 colours = image.convert("RGB")  # drops alpha, as the colours are exact
         except UNREADABLE as error:
             raise ValueError(f"{path} is no readable part map ({error}); unpack the archive again") from error
@@ -245,7 +246,7 @@ def _list_of(scenes: Scenes) -> Path:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(regular(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of FunnyBirds again") from None
     except (ValueError, RecursionError) as error:

@@ -2,26 +2,22 @@
 
 import json
 import logging
+import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from viscoin.datasets.base import SPLITS
-from viscoin.datasets.reading import UNREAD, ImageFile
+from viscoin.datasets.reading import UNREAD, UNREADABLE, ImageFile
+from viscoin.datasets.walking import INDEX, SPLIT_FOLDERS, composed, is_image
 from viscoin.errors import Refused
 
-INDEX = "dataset.json"
 UNLABELLED = ["image"]  # class names of images without classes
-# What the folders of given splits are called, in any case.
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 SHARES = {"validation": 0.1, "test": 0.2}
 Need = Literal["required", "auto", "optional", "none"]
 Item = tuple[ImageFile, int]
@@ -48,7 +44,10 @@ class Index:
 
 @dataclass(frozen=True)
 class Tree:
-    """Image files of a folder or zip by their names relative to `root` ("cat/1.png"), and all folders likewise."""
+    """Image files of a folder or zip by their names relative to `root` ("cat/1.png"), and all folders likewise.
+
+    Names are composed (NFC), whatever form they have on disk, so that "Möwe" is one class everywhere.
+    """
 
     root: Path
     files: dict[str, ImageFile]
@@ -88,6 +87,87 @@ class Listing:
         if "train" in self.parts or not self.labelled:
             return stratified(part, "train" if split == "train" else "validation", {"validation": 0.1}, seed)
         return stratified(part, split, SHARES, seed)
+
+
+def make_tree(
+    place: Path, files: Mapping[str, ImageFile], folders: Iterable[str], unusable: Iterable[str] = ()
+) -> Tree:
+    """The images among the files of a folder or zip; single folders around everything are looked through.
+
+    Args:
+        files: all that lies in it, images or not, by composed names relative to `place`.
+        folders: names of folders likewise; those that `files` lie in are added.
+        unusable: names of files and folders that are left out; labels of dataset.json for them are left out, too.
+
+    Raises:
+        ValueError: a dataset.json that is malformed or cannot be read.
+    """
+    warn_of_unread(map(PurePosixPath, files), place)
+    images = sorted((name for name in files if is_image(name)), key=lambda name: name.split("/"))
+    all_folders = _with_parents([*folders, *(posixpath.dirname(name) for name in images)])
+    around = _folder_around(files, images, all_folders)
+    index = files.get(f"{around}{INDEX}")
+    return Tree(
+        place / around,
+        {name.removeprefix(around): files[name] for name in images if name.startswith(around)},
+        {name.removeprefix(around) for name in all_folders if name.startswith(around)} - {""},
+        None if index is None else _read_index(index, {name.removeprefix(around) for name in unusable}),
+    )
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _with_parents(folders: Iterable[str]) -> set[str]:
+    """The folders and all that they lie in."""
+    found: set[str] = set()
+    for folder in folders:
+        while folder and folder not in found:
+            found.add(folder)
+            folder = posixpath.dirname(folder)
+    return found
+
+
+def _folder_around(files: Mapping[str, Any], images: Sequence[str], folders: Set[str]) -> str:
+    """ "data/" when all images lie in folders inside `data`, as archivers pack a folder; "" otherwise.
+
+    Folders beside `data` may hold other files, such as annotations; an empty one may be a class that lost its images.
+    A folder "train" alone is not looked through, since "test" is missing.
+    """
+    around = ""
+    while True:
+        inside = {name.removeprefix(around).partition("/")[0] for name in images if name.startswith(around)}
+        if len(inside) != 1 or f"{around}{INDEX}" in files or SPLIT_FOLDERS.get(min(inside).lower()) == "train":
+            return around
+        deeper = f"{around}{inside.pop()}/"
+        holds_folders = any(name.startswith(deeper) for name in folders)
+        if deeper.rstrip("/") not in folders or not (holds_folders or f"{deeper}{INDEX}" in files):
+            return around
+        others = {name for name in folders if name.startswith(around) and "/" not in name.removeprefix(around)}
+        others -= {deeper.rstrip("/"), around.rstrip("/")}
+        if not all(_holds_no_photographs(files, other) for other in others):
+            return around
+        around = deeper
+
+
+def _holds_no_photographs(files: Iterable[str], folder: str) -> bool:
+    """Whether a folder holds files, but none that looks like a photograph."""
+    suffixes = {_suffix(name) for name in files if name.startswith(f"{folder}/")}
+    return bool(suffixes) and not suffixes & UNREAD
+
+
+def _read_index(file: ImageFile, unusable: Set[str]) -> Index:
+    try:
+        with file.open("rb") as stream:
+            text = stream.read()
+    except UNREADABLE as error:
+        raise ValueError(f"{file} cannot be read ({error}); repair it, or make it again") from error
+    index = parse_index(text, str(file))
+    if not index.labels or not unusable:
+        return index
+    lost = {name for name in index.labels if not unusable.isdisjoint(_with_parents([name]))}
+    return replace(index, labels={name: label for name, label in index.labels.items() if name not in lost})
 
 
 def list_images(tree: Tree, need: Need = "required", skip_unlabelled: bool = False) -> Listing:
@@ -131,7 +211,7 @@ def parse_index(text: bytes, source: str) -> Index:
         ValueError: not of that form.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not valid JSON ({error})") from error
     if not isinstance(content, dict) or "labels" not in content:
@@ -145,10 +225,35 @@ def parse_index(text: bytes, source: str) -> Index:
                 raise ValueError(f"{source}: label {entry!r:.60} is not of the form [file name, class number]")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f'{source}: "class_names" must be a list of texts')
+    names = None if names is None else [composed(name) for name in names]
     if names is not None and len(set(names)) < len(names):
         raise ValueError(f'{source}: "class_names" holds {_first_repeated(names)!r} twice')
-    by_name = {name.replace("\\", "/"): label for name, label in labels or ()}
-    return Index(source, by_name or None, names)
+    return Index(source, _labels_by_name(labels or (), source) or None, names)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"the key {_first_repeated([key for key, _ in pairs])!r} stands twice in it")
+    return content
+
+
+def _labels_by_name(entries: Iterable[tuple[str, Any]], source: str) -> dict[str, Any]:
+    by_name: dict[str, Any] = {}
+    for name, label in entries:
+        plain = plain_name(name)
+        if plain in by_name and by_name[plain] != label:
+            raise Refused(
+                None, None, f"{source} has two labels for {name!r}: {by_name[plain]!r:.40} and {label!r:.40}",
+                "remove the wrong one",
+            )  # fmt: skip
+        by_name[plain] = label
+    return by_name
+
+
+def plain_name(name: str) -> str:
+    """One spelling of a name in a zip or dataset.json: composed, with "/" between folders, relative to the top."""
+    return posixpath.normpath("/" + composed(name).replace("\\", "/")).lstrip("/")
 
 
 @cache
@@ -188,11 +293,19 @@ def _by_index(tree: Tree, index: Index, skip_unlabelled: bool) -> Listing:
                 f"{index.source}: the label of {name!r} is {label!r:.40}, not a class number counted from 0",
                 "prepare the dataset with `labels` none to do without",
             )  # fmt: skip
+    if min(labels.values()) > 0 and max(labels.values()) >= len(index.class_names or ()):
+        raise UnusableLabels(
+            None, None, f"{index.source}: no image has class number 0, the smallest is {min(labels.values())}",
+            "class numbers count from 0: subtract that from each of them",
+        )  # fmt: skip
     count = max(labels.values()) + 1
     if count > len(index.class_names or labels):
         what = "class names" if index.class_names else "labelled images"
         found = f"{len(index.class_names or labels)} {what}"
-        raise UnusableLabels(None, None, f"{index.source} has class numbers up to {count - 1}, but only {found}")
+        raise UnusableLabels(
+            None, None, f"{index.source} has class numbers up to {count - 1}, but only {found}",
+            "class numbers count from 0: correct them there",
+        )  # fmt: skip
     missing = [name for name in tree.files if name not in labels]
     if missing and not skip_unlabelled:
         raise UnusableLabels(
@@ -225,15 +338,13 @@ def _by_folder(tree: Tree) -> Listing:
             raise ValueError(f"{tree.root / part} holds classes that {base} has not: {', '.join(extra)}")
     numbers = {name: number for number, name in enumerate(names)}
     parts: dict[str, list[Item]] = {part: [] for part in bases}
-    strays = 0
     for part in bases:
         for name, file in _below(tree, part):
             folder, inside, _ = name.partition("/")
             if inside:
                 parts[part].append((file, numbers[folder]))
-            else:
-                strays += 1
         parts[part].sort(key=lambda item: item[1])
+    strays = len(tree.files) - sum(map(len, parts.values()))
     if strays and any(parts.values()):
         warn_once(f"left out {strays} images of {tree.root} that lie beside the class folders")
     return Listing(parts, names, True)

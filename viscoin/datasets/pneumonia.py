@@ -13,8 +13,9 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.download import Kaggle, dataset_root
 from viscoin.datasets.files import check_every_class, prepare_files, warn_about_duplicates
+from viscoin.datasets.folder import judge_names, read_folder
 from viscoin.datasets.listing import stratified_groups
-from viscoin.datasets.reading import EXTENSIONS
+from viscoin.datasets.walking import is_image
 
 SOURCE = Kaggle("paultimothymooney/chest-xray-pneumonia", size="1.2 GB")
 CLASS_NAMES = ["normal", "bacteria", "virus"]
@@ -32,7 +33,7 @@ def load_pneumonia(split: str, config: DatasetConfig) -> ImageDataset:
         ValueError: the files are unavailable or broken, or the class of one is unknown.
     """
     root = dataset_root("pneumonia", config, SOURCE, HOLDS)
-    items = [(file, _label(file)) for file in _images(root)]
+    items = [(file, _label(file)) for file in _images(root, config.skip_bad_files)]
     groups = [patient(file) for file, _ in items]
     parts = {part: stratified_groups(items, groups, part, SHARES, config.seed) for part in SPLITS}
     warn_about_duplicates("pneumonia", {part: [file for file, _ in of_part] for part, of_part in parts.items()})
@@ -43,10 +44,21 @@ def load_pneumonia(split: str, config: DatasetConfig) -> ImageDataset:
     return ImageDataset("pneumonia", split, pixels, labels[kept], CLASS_NAMES, [str(files[i]) for i in kept])
 
 
-def _images(root: Path) -> list[Path]:
-    """All images of the three folders, whose splits are not kept."""
-    found = [path for folder in FOLDERS for path in sorted(root.glob(f"{folder}/*/*"))]
-    return [path for path in found if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
+def _images(root: Path, skip: bool) -> list[Path]:
+    """All images of the three folders, whose splits are not kept.
+
+    Raises:
+        ValueError: folders or images that cannot be opened, and are not to be skipped.
+    """
+    images: list[Path] = []
+    for folder in FOLDERS:
+        if not (root / folder).is_dir():
+            continue
+        found = read_folder(root / folder)
+        here = [path for name, path in found.files.items() if name.count("/") == 1 and is_image(name)]
+        judge_names(found, len(here), root / folder, skip)
+        images += sorted(here)
+    return images
 
 
 def _label(file: Path) -> int:

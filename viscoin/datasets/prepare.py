@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from viscoin.config import load_recipe, recipe_names
-from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dataset
+from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dataset, locate_dataset
 from viscoin.datasets.files import bad_files_error
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import INDEX, Need, Tree, list_images, parse_index
@@ -209,20 +209,22 @@ def _index(labels: list[tuple[str, int]] | None, class_names: list[str]) -> byte
 def _open_source(
     source: str, resolution: int | None, labels: str, split: str, seed: int, skip: bool, limit: int | None
 ) -> Iterator[Source]:
-    if source in dataset_names():
+    name, place = locate_dataset(source, None)
+    if name in dataset_names():
         if labels not in ("auto", "none"):
-            raise Refused("labels", labels, f"dataset {source!r} has labels of its own", "choose auto or none")
-        yield _named(source, resolution, labels, split, seed, limit)
+            raise Refused("labels", labels, f"dataset {name!r} has labels of its own", "choose auto or none")
+        fixed: dict[str, object] = {"dataset.seed": seed, "dataset.path": place, "dataset.skip_bad_files": skip}
+        yield _named(name, resolution, labels, split, limit, fixed)
         return
     check_dataset_name(source)
     path = Path(source)
-    with open_zip(path) if path.is_file() else _open_folder(path) as tree:
+    with open_zip(path) if path.is_file() else _open_folder(path, skip) as tree:
         yield _listed(tree, labels, split, seed, skip)
 
 
 @contextmanager
-def _open_folder(path: Path) -> Iterator[Tree]:
-    yield folder_tree(path)
+def _open_folder(path: Path, skip: bool = False) -> Iterator[Tree]:
+    yield folder_tree(path, skip)
 
 
 def _listed(tree: Tree, labels: str, split: str, seed: int, skip: bool) -> Source:
@@ -242,8 +244,10 @@ def _listed(tree: Tree, labels: str, split: str, seed: int, skip: bool) -> Sourc
     )
 
 
-def _named(name: str, resolution: int | None, labels: str, split: str, seed: int, limit: int | None) -> Source:
-    changes: dict[str, object] = {"dataset.name": name, "dataset.seed": seed}
+def _named(
+    name: str, resolution: int | None, labels: str, split: str, limit: int | None, fixed: dict[str, object]
+) -> Source:
+    changes: dict[str, object] = {"dataset.name": name, **fixed}
     if resolution is not None:
         changes["dataset.resolution"] = resolution
     if split != "all" and limit is not None:

@@ -88,11 +88,6 @@ def square(image: Image.Image, resolution: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC))
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that people do not see, or a Mac's notes beside the files of an archive."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
 def square_around(box: Box, size: tuple[int, int]) -> Box:
     """The smallest square around a box, moved into the image and cut at its edges; whole pixels.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets.walking import composed
 from viscoin.errors import Refused
 
 IN_ROW, FEW_CLASSES = 7, 40  # images of each class by default, of up to so many classes; else one
@@ -88,7 +89,7 @@ def parse_classes(values: Sequence[str] | None, names: Sequence[str]) -> list[in
     if not values:
         return list(range(len(names)))
     numbers = []
-    for value in values:
+    for value in map(composed, values):
         for text in [value] if value in names else [part.strip() for part in value.split(",")]:
             if text in names:
                 numbers.append(list(names).index(text))

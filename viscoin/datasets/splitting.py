@@ -19,8 +19,9 @@ from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dat
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
 from viscoin.datasets.output import check_output, new_folder
+from viscoin.datasets.walking import composed
 from viscoin.datasets.zip import open_zip
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.files import atomic_path
 
 CSV_NAME = "split.csv"
@@ -139,7 +140,7 @@ def own_split(name: str, config: DatasetConfig) -> Split:
 def _split_of_tree(name: str, config: DatasetConfig) -> Split:
     check_dataset_name(name)
     root = Path(name)
-    with open_zip(root) if root.is_file() else nullcontext(folder_tree(root)) as tree:
+    with open_zip(root) if root.is_file() else nullcontext(folder_tree(root, config.skip_bad_files)) as tree:
         listing = list_images(tree, "required", config.skip_bad_files)
         names = {str(file): name for name, file in tree.files.items()}
         rows = [
@@ -147,7 +148,7 @@ def _split_of_tree(name: str, config: DatasetConfig) -> Split:
             for split in SPLITS
             for file, label in listing.split(split, config.seed)
         ]
-    return Split(name, root, listing.class_names, rows)
+    return Split(name, tree.root, listing.class_names, rows)
 
 
 def parse_shares(text: str) -> dict[str, float]:
@@ -216,12 +217,12 @@ def read_split(source: Path, split: Split) -> Split:
         ValueError: not such a file, an image that the dataset has not, an unknown class or split, an image named
             twice, or a class without images in one of the splits; the line is named.
     """
-    known = {row.file: row for row in split.rows}
-    numbers = {name: number for number, name in enumerate(split.class_names)}
+    known = {composed(row.file): row for row in split.rows}
+    numbers = {composed(name): number for number, name in enumerate(split.class_names)}
     rows: dict[str, Row] = {}
     for line, entry in _lines(source):
         where = f"line {line}: "
-        file, label, part = (entry[column] for column in COLUMNS)
+        file, label, part = (composed(entry[column]) for column in COLUMNS)
         if file not in known:
             reason = f"{where}{file!r} is not among the images of {split.name}"
             raise Refused("source", source, reason, "correct or remove the line")
@@ -246,7 +247,7 @@ def read_split(source: Path, split: Split) -> Split:
 
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with regular(path).open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
             table = csv.DictReader(file, delimiter=";" if ";" in header else ",")  # as some countries' Excel writes it

@@ -5,31 +5,37 @@ The public layout: square PNGs `00000/img00000000.png`, ..., stored without comp
 """
 
 import io
+import stat
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import ImageDataset
 from viscoin.datasets.folder import load_tree
-from viscoin.datasets.listing import INDEX, Tree, parse_index, warn_of_unread
-from viscoin.datasets.reading import EXTENSIONS, UNREADABLE, is_hidden
+from viscoin.datasets.listing import Tree, make_tree, plain_name, warn_once
+from viscoin.datasets.walking import free_name, is_leftover
+from viscoin.errors import regular
 
+UTF8_FLAG, UNICODE_PATH = 0x800, 0x7075  # of the format
+THREE_BYTES = "\u0800"  # the first letter that takes as many in UTF-8
 _one_at_a_time = Lock()  # an open archive may not be read by several threads
 LARGEST_MEMBER = 2**29  # bytes; as many as the pixels of the largest picture that Pillow opens
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside an open zip."""
+    """A file inside an open zip; `name` is what messages call it."""
 
     archive: ZipFile
     info: ZipInfo
     stamp: str
+    name: str
 
     @property
     def size(self) -> int:
@@ -44,7 +50,7 @@ class Member:
             return io.BytesIO(self.archive.read(self.info))
 
     def __str__(self) -> str:
-        return f"{self.archive.filename}/{self.info.filename}"
+        return f"{self.archive.filename}/{self.name}"
 
     def __repr__(self) -> str:
         return f"{self.stamp}|{self.info.filename}|{self.info.file_size}|{self.info.CRC}"
@@ -62,57 +68,91 @@ def load_zip(path: Path, split: str, config: DatasetConfig, labelled: bool = Tru
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[Tree]:
-    """Images and folders of a zip, readable within the block; a single folder around everything is looked through."""
+    """Images and folders of a zip, readable within the block; single folders around everything are looked through."""
     try:
-        archive = ZipFile(path)
+        archive = ZipFile(regular(path))
     except (BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is not a readable zip ({error}); download or make it again") from error
     with archive:
-        stat = path.stat()
-        stamp = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        members = {
-            info.filename: Member(archive, info, stamp)
-            for info in archive.infolist()
-            if not info.is_dir() and not _hidden(info.filename)
-        }
-        folders = {info.filename for info in archive.infolist() if info.is_dir() and not _hidden(info.filename)}
-        yield _tree(path, members, {name.rstrip("/") for name in folders})
+        status = path.stat()
+        stamp = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        members: dict[str, Member] = {}
+        folders = set()
+        for name, info in _last_of_each(archive):
+            plain = plain_name(name)
+            if any(map(is_leftover, plain.split("/"))):
+                continue
+            if name.endswith(("/", "\\")):
+                folders.add(plain)
+            else:
+                plain = free_name(plain, members)
+                members[plain] = Member(archive, info, stamp, plain)
+        _warn_of_links(path, members)
+        yield make_tree(path, members, folders)
 
 
-def _hidden(name: str) -> bool:
-    return any(map(is_hidden, name.split("/")))
+def _warn_of_links(path: Path, members: dict[str, Member]) -> None:
+    links = [name for name, member in members.items() if stat.S_ISLNK(member.info.external_attr >> 16)]
+    if links:
+        warn_once(
+            f"{path} holds {len(links)} links, which are not followed (first: {links[0]}); pack their targets instead"
+        )
 
 
-def _tree(path: Path, members: dict[str, Member], folders: set[str]) -> Tree:
-    images = [name for name in members if PurePosixPath(name).suffix.lower() in EXTENSIONS]
-    warn_of_unread(map(PurePosixPath, members), path)
-    for name in [*images, *folders]:
-        folders |= {str(parent) for parent in PurePosixPath(name).parents if parent.name}
-    around = _folder_around(set(members), images, folders)
-    root = path / around
-    index = members.get(f"{around}{INDEX}")
+def _last_of_each(archive: ZipFile) -> list[tuple[str, ZipInfo]]:
+    """Members with their names, in which a later one of the same name takes the place of an earlier one."""
+    members: dict[str, tuple[str, ZipInfo]] = {}
+    for name, info in zip(_names(archive), archive.infolist(), strict=True):
+        before = members.get(info.filename)
+        if before and (before[1].CRC, before[1].file_size) != (info.CRC, info.file_size):
+            warn_once(f"{archive.filename} holds two different {name!r}; the last one counts")
+        members[info.filename] = name, info
+    return list(members.values())
+
+
+def _names(archive: ZipFile) -> list[str]:
+    """Names of all members as they were meant, as far as the archive tells.
+
+    Names without the mark of UTF-8 are taken for UTF-8 if all of them are, as other systems than Windows write it;
+    else they are in the code page of some system, which a zip does not name, and are read as CP437. A warning says so,
+    unless the names have letters whose bytes are hardly anything but UTF-8.
+    """
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    stored = {i: raw for i, info in enumerate(infos) if (raw := _stored(info)) is not None}
+    for i in list(stored):
+        if given := _unicode_path(infos[i], stored[i]):
+            names[i] = given
+            del stored[i]
     try:
-        text = index.open().getvalue() if index else b""
-    except UNREADABLE as error:
-        raise ValueError(f"{index} cannot be read ({error}); download or make {path} again") from error
-    names = [name for name in images if name.startswith(around)]
-    return Tree(
-        root,
-        {name.removeprefix(around): members[name] for name in sorted(names, key=lambda name: name.split("/"))},
-        {name.removeprefix(around) for name in folders if name.startswith(around)} - {""},
-        parse_index(text, str(index)) if index else None,
-    )
+        decoded, encoding = {i: raw.decode() for i, raw in stored.items()}, "UTF-8"
+    except UnicodeDecodeError:
+        decoded, encoding = {i: names[i] for i in stored}, "CP437"
+    if decoded and (encoding == "CP437" or max(map(max, decoded.values())) < THREE_BYTES):
+        warn_once(
+            f"{archive.filename}: {len(decoded)} names are not marked as Unicode and are read as {encoding} (first: "
+            f"{next(iter(decoded.values()))!r}); if they look wrong, pack them with UTF-8 names, or unpack them with "
+            "the right code page (unzip -O gbk) and give the folder"
+        )
+    return [decoded.get(i, name) for i, name in enumerate(names)]
 
 
-def _folder_around(members: set[str], images: list[str], folders: set[str]) -> str:
-    """ "data/" when everything lies in folders inside `data`, as archivers pack a folder; "" otherwise."""
-    around = ""
-    while True:
-        inside = {name.removeprefix(around).partition("/")[0] for name in images if name.startswith(around)}
-        if len(inside) != 1 or f"{around}{INDEX}" in members:
-            return around
-        deeper = f"{around}{inside.pop()}/"
-        holds_folders = any(name.startswith(deeper) for name in folders)
-        if deeper.rstrip("/") not in folders or not (holds_folders or f"{deeper}{INDEX}" in members):
-            return around
-        around = deeper
+def _stored(info: ZipInfo) -> bytes | None:
+    """The name as it is stored, unless it is plain ASCII or marked as UTF-8."""
+    if info.flag_bits & UTF8_FLAG or info.filename.isascii():
+        return None
+    try:
+        return info.filename.encode("cp437")
+    except UnicodeEncodeError:  # decoded otherwise already
+        return None
+
+
+def _unicode_path(info: ZipInfo, stored: bytes) -> str | None:
+    """The name in the extra field of Info-ZIP: type, length, version 1, CRC-32 of the stored name, UTF-8."""
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        content, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == UNICODE_PATH and content[:5] == struct.pack("<BL", 1, zlib.crc32(stored)):
+            return content[5:].decode(errors="replace")
+    return None

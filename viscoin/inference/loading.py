@@ -15,7 +15,8 @@ from torch import Tensor
 from viscoin.config import DEFAULT_DATASET, DatasetConfig
 from viscoin.datasets import ImageDataset, check_dataset_name, load_dataset, locate_dataset, plain_name, to_images
 from viscoin.datasets.reading import BadImage, ImageFile, image_size, read_square
-from viscoin.errors import Refused
+from viscoin.datasets.walking import composed
+from viscoin.errors import Refused, regular
 from viscoin.inference.devices import resolve_device
 from viscoin.models.files import LoadedModel, find_model, load_model
 
@@ -157,7 +158,7 @@ def check_resolution(loaded: LoadedModel, resolution: int, parameter: str) -> No
 
 def check_classes(loaded: LoadedModel, dataset: ImageDataset, parameter: str) -> None:
     """Raise Refused unless model and dataset have the same classes in the same order."""
-    if list(loaded.class_names) != list(dataset.class_names):
+    if [composed(name) for name in loaded.class_names] != [composed(name) for name in dataset.class_names]:
         raise Refused(
             parameter, loaded.path,
             f"the model knows {_listed(loaded.class_names)}, but dataset {dataset.name!r} has "
@@ -217,7 +218,7 @@ def read_pictures(files: Sequence[Path | bytes], resolution: int) -> Pictures:
     Raises:
         Refused: a file that is missing or no image.
     """
-    sources = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else file for i, file in enumerate(files)]
+    sources = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else regular(file) for i, file in enumerate(files)]
     pixels = np.stack([_read(source, resolution) for source in sources])
     names: list[str] = []
     for source in sources:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from viscoin.config import DatasetConfig, GanConfig, Recipe, parse_recipe
-from viscoin.datasets import DRAWN, load_dataset
-from viscoin.errors import Refused
+from viscoin.datasets import DRAWN, load_dataset, locate_dataset
+from viscoin.errors import Refused, regular
 from viscoin.legacy.checkpoint import read_checkpoint
 from viscoin.legacy.ensemble import build_ensemble, count_classes
 from viscoin.models.ensemble import VisCoIN
@@ -37,6 +37,7 @@ def import_checkpoint(
         ValueError: arguments or files that cannot be used, or weights that do not fit.
     """
     check_model_output("output", output, force)
+    dataset, place = locate_dataset(dataset, None)
     checkpoint = read_checkpoint(source)
     given = None
     if classifier is not None:
@@ -44,7 +45,7 @@ def import_checkpoint(
             raise Refused("classifier", classifier, f"{source} holds a classifier already", "omit it")
         given = load_model(find_model("classifier", classifier, ""), "classifier")
     count = count_classes(checkpoint)
-    names, origin = _class_names(count, classes, dataset, given)
+    names, origin = _class_names(count, classes, dataset, place, given)
     model = build_ensemble(checkpoint, names, given.model if given else None, coarse_layer, mid_layer)
     whole = isinstance(model, VisCoIN)
     name = dataset or (given.recipe["dataset"]["name"] if given else source.stem)
@@ -55,14 +56,14 @@ def import_checkpoint(
 
 
 def _class_names(
-    count: int, classes: Path | None, dataset: str | None, classifier: LoadedModel | None
+    count: int, classes: Path | None, dataset: str | None, place: str | None, classifier: LoadedModel | None
 ) -> tuple[list[str], str]:
     """That many names, and where they come from."""
     if classes is not None:
         parameter, value, names = "classes", str(classes), _lines(classes)
     elif classifier is not None:
         parameter, value, names = "classifier", str(classifier.path), classifier.class_names
-    elif dataset is not None and (found := _names_of_dataset(dataset, count)):
+    elif dataset is not None and (found := _names_of_dataset(dataset, place, count)):
         parameter, value, names = "dataset", dataset, found
     else:
         return [f"class {i}" for i in range(count)], "none in the file: class 0, class 1, …"
@@ -73,15 +74,15 @@ def _class_names(
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise Refused("classes", path, f"cannot be read as text ({error})") from error
 
 
-def _names_of_dataset(dataset: str, count: int) -> list[str] | None:
-    if dataset not in DRAWN and not Path(dataset).exists():  # no download for the sake of names
+def _names_of_dataset(dataset: str, place: str | None, count: int) -> list[str] | None:
+    if dataset not in DRAWN and not Path(place or dataset).exists():  # no download for the sake of names
         return None
-    config = DatasetConfig(name=dataset, resolution=16, classes=max(2, count), test=1)
+    config = DatasetConfig(name=dataset, path=place, resolution=16, classes=max(2, count), test=1)
     return list(load_dataset(dataset, "test", config).class_names)
 
 

@@ -13,7 +13,7 @@ from scipy.stats import rankdata, spearmanr
 
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.datasets import ImageDataset, load_dataset
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.inference.batches import evaluation
 from viscoin.inference.execution import exact
 from viscoin.inference.loading import SubjectWithImages
@@ -400,6 +400,7 @@ def read_names(path: Path) -> dict[int, str]:
     Raises:
         Refused: unreadable, or another table.
     """
+    regular(path)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.files import atomic_path
 from viscoin.runs.run import Run, flatten
 
@@ -93,7 +93,7 @@ def read_log(path: Path) -> Log:
 
 def log_file(path: Path) -> Path:
     """The log of a run folder; a file is its own."""
-    return path / METRICS if path.is_dir() else path
+    return regular(path / METRICS if path.is_dir() else path)
 
 
 def parse_log(texts: Sequence[str], source: Path) -> Log:

@@ -134,10 +134,10 @@ def resolve_gan_recipe(
 
 def _of_dataset(options: RunOptions) -> dict[str, Any]:
     keys: dict[str, Any] = {}
-    dataset = options.dataset
-    if options.dataset_path is not None:
-        own = load_recipe(options.recipe).dataset.name if options.recipe is not None else None
-        dataset, keys["dataset.path"] = locate_dataset(dataset, options.dataset_path, own)
+    own = load_recipe(options.recipe).dataset.name if options.recipe and options.dataset_path else None
+    dataset, path = locate_dataset(options.dataset, options.dataset_path, own)
+    if path is not None or options.dataset_path is not None:
+        keys["dataset.path"] = path
     if dataset is not None:
         check_dataset_name(dataset)
         keys["dataset.name"] = dataset = plain_name(dataset)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets.base import SPLITS, ImageDataset, cache_folder
+from viscoin.datasets.base import SPLITS, ImageDataset
+from viscoin.datasets.cache import cache_folder, is_cached, new_cached
 from viscoin.datasets.download import Archive, dataset_root
 from viscoin.datasets.files import (
     check_every_class,
@@ -37,7 +38,6 @@ from viscoin.datasets.files import (
 )
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import Box, image_size, square_around
-from viscoin.files import atomic_path
 
 PAGE = "https://data.caltech.edu/records/65de6-vp158"
 SOURCE = Archive(
@@ -194,7 +194,7 @@ def read_answers(index: Index, attributes: np.ndarray) -> np.ndarray:
     """
     path = index.root / _ANSWERS
     cached = cache_folder() / "cub" / f"{fingerprint([path], f'{index.ids.tolist()}{attributes.tolist()}')}.npy"
-    if not cached.is_file():
+    if not is_cached(cached):
         table = _numbers(path, 4, np.int64)
         images = _positions(table[:, 0], index.ids, path, _IMAGES)
         columns = _positions(table[:, 1], attributes, path, "attributes.txt")
@@ -205,8 +205,7 @@ def read_answers(index: Index, attributes: np.ndarray) -> np.ndarray:
             raise ValueError(f"{path}: {line!r} … is not <image> <attribute> <0 or 1> <certainty 1 to 4>; {_AGAIN}")
         answers = np.zeros((len(index.ids), len(attributes)), np.uint8)
         answers[images, columns] = certainty + PRESENT * present
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(cached) as partial, partial.open("wb") as stream:
+        with new_cached(cached) as partial, partial.open("wb") as stream:
             np.save(stream, answers)
     return np.load(cached)
 

@@ -15,6 +15,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import ImageDataset
+from viscoin.datasets.cache import file_state
 from viscoin.datasets.folder import load_tree
 from viscoin.datasets.listing import INDEX, Tree, parse_index, warn_of_unread
 from viscoin.datasets.reading import EXTENSIONS, UNREADABLE, is_hidden
@@ -68,8 +69,7 @@ def open_zip(path: Path) -> Iterator[Tree]:
     except (BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is not a readable zip ({error}); download or make it again") from error
     with archive:
-        stat = path.stat()
-        stamp = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        stamp = f"{path.resolve()}|{file_state(path)}"
         members = {
             info.filename: Member(archive, info, stamp)
             for info in archive.infolist()

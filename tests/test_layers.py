@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; a room is a folder or file of viscoin/, and what stands on one floor may not form a circle.
 FLOORS = (
-    ("errors", "files", "processes", "program", "captions"),
+    ("errors", "files", "texts", "processes", "program", "captions"),
     ("config", "kinds", "statistics"),
     ("runs", "presets", "slurm"),
     ("datasets",),

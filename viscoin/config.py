@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from viscoin.errors import Refused
+from viscoin.texts import NotText, read_text
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DATASET = "birds"
@@ -297,8 +298,8 @@ def _read(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path, name: str) -> Any:
     """What a YAML file holds, its values as text or None; ValueError, which calls it by `name`, if it is no YAML."""
     try:
-        return _parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return _parse(yaml.load(read_text(path), _Loader))
+    except (yaml.YAMLError, NotText) as error:
         raise ValueError(f"{name} is not valid YAML: {error}") from error
 
 

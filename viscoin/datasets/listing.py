@@ -14,6 +14,7 @@ import numpy as np
 from viscoin.datasets.base import SPLITS
 from viscoin.datasets.reading import UNREAD, ImageFile
 from viscoin.errors import Refused
+from viscoin.texts import decode
 
 INDEX = "dataset.json"
 UNLABELLED = ["image"]  # class names of images without classes
@@ -131,7 +132,7 @@ def parse_index(text: bytes, source: str) -> Index:
         ValueError: not of that form.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(decode(text))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not valid JSON ({error})") from error
     if not isinstance(content, dict) or "labels" not in content:

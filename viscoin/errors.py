@@ -41,6 +41,12 @@ class Refused(ValueError):
         return f"{subject}: {text}" if subject else text
 
 
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line: the system's words without number and path; its kind if it says nothing."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(str(said).split()) or type(error).__name__
+
+
 def renamed(text: str, rename: Callable[[str], str | None]) -> str:
     """A text with the caller's words for the parameters that it names in backticks."""
     return PARAMETER.sub(lambda match: rename(match[1]) or match[0], text)

@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -106,6 +106,6 @@ def _text(path: Path, parameter: str | None) -> str:
     try:
         return read_text(path)
     except OSError as error:
-        raise Refused(parameter, path, f"cannot be read ({error.strerror or type(error).__name__})") from error
+        raise Refused(parameter, path, f"cannot be read ({reason_of(error)})") from error
     except NotText as error:
         raise Refused(parameter, path, f"cannot be read as UTF-8 or UTF-16 text: {error}") from error

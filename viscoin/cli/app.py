@@ -77,7 +77,7 @@ class Commands(TyperGroup):
         except (ValueError, OSError) as error:
             if os.environ.get("VISCOIN_TRACEBACK"):
                 raise
-            fail(str(error), USER_ERROR, error)
+            fail(str(error) or type(error).__name__, USER_ERROR, error)
         except KeyboardInterrupt as interrupt:
             if is_first_process():
                 typer.echo(str(interrupt) or "Interrupted.", err=True)
@@ -85,7 +85,7 @@ class Commands(TyperGroup):
         except RuntimeError as error:
             if type(error).__name__ != "Failed":  # not imported: it would bring all of torch
                 raise
-            fail(str(error), EX_TEMPFAIL, error)
+            fail(str(error) or type(error).__name__, EX_TEMPFAIL, error)
 
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """The commands by panels, each with its whole first sentence."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path, clear_partials
 
 VARIABLE = "XDG_CACHE_HOME"
@@ -145,6 +145,6 @@ def _explained() -> Iterator[None]:
             raise
         room = "with more room" if error.errno in NO_ROOM else "that can be written"
         raise Refused(
-            None, None, f"cannot write to the cache folder {cache_folder()} ({error.strerror or type(error).__name__})",
+            None, None, f"cannot write to the cache folder {cache_folder()} ({reason_of(error)})",
             f"set the environment variable {VARIABLE} to a folder {room}",
         ) from error  # fmt: skip

@@ -38,6 +38,7 @@ from viscoin.datasets.files import (
 )
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import Box, image_size, square_around
+from viscoin.errors import reason_of
 
 PAGE = "https://data.caltech.edu/records/65de6-vp158"
 SOURCE = Archive(
@@ -263,7 +264,7 @@ def _by_id(path: Path) -> dict[int, str]:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of CUB-200-2011 again") from None
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} does not hold lines of an id and a text ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} does not hold lines of an id and a text ({reason_of(error)}); {_AGAIN}") from error
     if len(found) < len(lines) or not found:
         raise ValueError(f"{path} {'names an id twice' if found else 'is empty'}; {_AGAIN}")
     return dict(sorted(found.items()))
@@ -281,7 +282,7 @@ def _of_images(path: Path, names: dict[int, str]) -> dict[int, int]:
     try:
         return {number: int(value) for number, value in values.items()}
     except ValueError as error:
-        raise ValueError(f"{path} does not hold lines of two numbers ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} does not hold lines of two numbers ({reason_of(error)}); {_AGAIN}") from error
 
 
 def _check_values(path: Path, values: dict[int, int], allowed: set[int], what: str) -> None:
@@ -299,7 +300,7 @@ def _numbers(path: Path, columns: int, kind: Any) -> np.ndarray:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of CUB-200-2011 again") from None
     except ValueError as error:
-        raise ValueError(f"{path} does not hold lines of {columns} numbers ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} does not hold lines of {columns} numbers ({reason_of(error)}); {_AGAIN}") from error
     return table.reshape(-1, columns)
 
 

@@ -24,7 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 
 CHUNK = 2**20  # bytes
 TIMEOUT = 30  # seconds without an answer
@@ -157,7 +157,7 @@ def _check_downloads() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    return reason_of(error).rstrip(".")
 
 
 # --- Kaggle ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from viscoin.datasets.depth import Deep, Extent, Whites, deep_values, described, extent, is_deep, to_8_bits
+from viscoin.errors import reason_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Photographs that need more than Pillow to be read.
@@ -124,7 +125,7 @@ def _bad(error: BaseException, file: ImageFile) -> BadImage:
         return BadImage(f"{str(error).partition(',')[0]}; make it smaller")
     if isinstance(error, MemoryError):
         return BadImage("not enough memory to read it; make it smaller")
-    return BadImage(" ".join(str(error).split()) or type(error).__name__)
+    return BadImage(reason_of(error))
 
 
 def _is_tiff(file: ImageFile) -> bool:

@@ -20,7 +20,7 @@ from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
 from viscoin.datasets.output import check_output, new_folder
 from viscoin.datasets.zip import open_zip
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 from viscoin.texts import read_table
 
@@ -304,7 +304,7 @@ def _place(path: Path, target: Path, tree: str) -> None:
     try:
         target.symlink_to(path.resolve())
     except OSError as error:
-        raise Refused("tree", tree, f"cannot make links here ({error.strerror or error})", "choose copy") from error
+        raise Refused("tree", tree, f"cannot make links here ({reason_of(error)})", "choose copy") from error
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:

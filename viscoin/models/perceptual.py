@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.models.classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def load_lpips(device: torch.device | str) -> Lpips:
         return Lpips(device)
     except (OSError, RuntimeError) as error:
         raise Refused(
-            None, None, f"could not download the VGG-16 weights of LPIPS ({VGG_SIZE}): {error}",
+            None, None, f"could not download the VGG-16 weights of LPIPS ({VGG_SIZE}): {reason_of(error)}",
             f"put {VGG_FILE} into {weights.parent}",
         ) from error  # fmt: skip
 

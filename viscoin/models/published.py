@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from viscoin.datasets.base import cache_folder
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 
 LICENCE = (
@@ -254,7 +254,7 @@ def _explained(address: str, path: Path, partial: Path) -> Iterator[None]:
         yield
     except (OSError, HTTPException) as error:
         kept = partial.is_file() and partial.stat().st_size > 0
-        reason = error.reason if type(error) is URLError else error
+        reason = error.reason if type(error) is URLError and error.reason else reason_of(error)
         raise ValueError(
             f"cannot download {address} ({reason}); {'try again to resume the download, or ' if kept else ''}"
             f"fetch it by other means and put it at {path}"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from stylegan2_ada.distributed import from_first, mean_over_processes, rank, sum_over_processes, world_size
 from stylegan2_ada.together import ProcessGone, together
 from viscoin.config import Recipe
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.processes import is_first_process
 from viscoin.runs.run import Run
 from viscoin.training.data import StepBatches
@@ -159,7 +159,7 @@ class _Loop:
         try:
             self.task.load_state_dict(state["task"])
         except (KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error)[:300]
             raise Refused(
                 None, None, f"the checkpoint of {self.run.path} does not fit this recipe or version ({reason})",
                 "give the settings that it was started with, or start a new run in another folder (`out`)",
@@ -346,7 +346,7 @@ def _failures(path: Path | None) -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not _is_of_network(error):
             raise
-        said = " ".join(str(error).split())[:200]
+        said = reason_of(error)[:200]
         reason = f"another process of this training is gone ({said}); see its messages above"
     else:
         return

@@ -1,6 +1,9 @@
 """Images of more than 8 bits, and of every kind of pixels: never black in silence, one brightness for a dataset."""
 
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from viscoin.datasets.depth import Extent, described, joined, white_of
 from viscoin.datasets.prepare import prepare_dataset
 from viscoin.datasets.reading import BadImage, read_rgb, stored_extent
 
+ROOT = Path(__file__).parents[1]
 RAMP = np.linspace(0, 1, 32)[None].repeat(24, 0)
 COLOURS = np.stack([RAMP, RAMP[:, ::-1], RAMP / 2], -1)  # blue, green, red, as OpenCV has them
 
@@ -284,6 +288,36 @@ def test_bombs_and_absurd_headers_have_a_reason(here):
         Path(name).write_bytes(content)
         with pytest.raises(BadImage, match=r"\w{4}"):
             read_rgb(Path(name))
+
+
+MEASURED = """
+import sys, threading
+from pathlib import Path
+from viscoin.datasets.reading import read_square
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+start = peak()
+threads = [threading.Thread(target=read_square, args=(Path("a.png"), 64)) for _ in range(int(sys.argv[1]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(peak() - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells the largest memory of a process")
+@pytest.mark.parametrize(("count", "times"), [(1, 1.5), (3, 2.2)])
+def test_memory_of_a_large_image_is_that_of_its_pixels(here, count, times):
+    """Before, five times that for each; and threads waited for nobody."""
+    side = 5000
+    Image.new("RGBA", (side, side), (9, 9, 9, 99)).save("a.png", compress_level=1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MEASURED, str(count)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < times * 4 * side**2
 
 
 def test_only_one_huge_image_is_read_at_a_time(here, monkeypatch, caplog):

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets import cache, files, load_dataset
+from viscoin.datasets import cache, download, files, load_dataset
 from viscoin.datasets.base import cached_pixels
 from viscoin.datasets.cache import cache_folder, is_cached, keep, new_cached, reserve
+from viscoin.datasets.output import new_folder
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, clear_partials, partial_path
 
@@ -186,6 +187,23 @@ def test_a_cache_that_cannot_be_written_names_the_variable(here, monkeypatch):
     (here / "cache").write_text("a file where a folder should be")
     with pytest.raises(Refused, match=r"XDG_CACHE_HOME to a folder that can be written$"):
         pixels()
+
+
+def test_other_caches_name_their_variable(here, monkeypatch):
+    (here / "kaggle").write_text("a file where a folder should be")
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(here / "kaggle"))
+    with pytest.raises(Refused, match=r"kaggle \(.*\); set the environment variable KAGGLEHUB_CACHE to a folder"):
+        download._locked("cub")
+
+
+def test_a_folder_clears_what_a_killed_process_left_of_it(here):
+    gone = partial_path(here / "out")
+    gone = gone.with_name(gone.name.replace(f"-{os.getpid()}.", f"-{dead()}."))
+    gone.mkdir()
+    (gone / "image.png").write_text("half")
+    with new_folder(here / "out") as partial:
+        assert not gone.exists() and partial.is_dir()
+    assert (here / "out").is_dir()
 
 
 def test_errors_of_others_stay_theirs(here):

@@ -17,6 +17,7 @@ from viscoin.datasets import load_dataset, reading
 from viscoin.datasets.depth import Extent, described, joined, white_of
 from viscoin.datasets.prepare import prepare_dataset
 from viscoin.datasets.reading import BadImage, read_rgb, stored_extent
+from viscoin.inference.loading import read_pictures
 
 ROOT = Path(__file__).parents[1]
 RAMP = np.linspace(0, 1, 32)[None].repeat(24, 0)
@@ -199,6 +200,14 @@ def test_one_image_alone_is_reported(here, caplog):
     cv2.imwrite("b.png", GREY["16 bits.png"])
     read_rgb(Path("b.png"))
     assert not caplog.records
+
+
+def test_images_to_look_at_are_of_one_brightness(here, caplog):
+    for name, top in (("dark", 400), ("bright", 4000)):
+        cv2.imwrite(f"{name}.png", np.full((24, 24), top, np.uint16))
+    pictures = read_pictures([Path("dark.png"), Path("bright.png").read_bytes()], 8)
+    assert np.abs(pictures.images.mean((1, 2, 3)).numpy() - (np.array([400, 4000]) / 4095 * 2 - 1)).max() < 0.01
+    assert [record.message[:24] for record in caplog.records] == ["2 of the given images: t"]
 
 
 def test_black_images_are_reported(here, caplog):

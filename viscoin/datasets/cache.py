@@ -57,7 +57,7 @@ def new_cached(path: Path) -> Iterator[Path]:
     Raises:
         Refused: the cache cannot be written, or the disk is full.
     """
-    with _explained():
+    with explained():
         path.parent.mkdir(parents=True, exist_ok=True)
         for folder in (cache_folder(), *(inner for inner in cache_folder().iterdir() if inner.is_dir())):
             clear_partials(folder)
@@ -73,7 +73,7 @@ def discard(path: Path) -> None:
     Raises:
         Refused: the cache cannot be written.
     """
-    with _explained():
+    with explained():
         path.unlink(missing_ok=True)
 
 
@@ -135,16 +135,25 @@ def _record(path: Path, found: int) -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained(folder: Path | None = None, variable: str = VARIABLE) -> Iterator[None]:
+    """Say of a cache that cannot be written which variable moves it.
+
+    Args:
+        folder: the cache; None for that of this module.
+
+    Raises:
+        Refused: in place of an OSError about the folder, or one that holds it.
+    """
+    place = cache_folder() if folder is None else folder
     try:
         yield
     except OSError as error:
-        inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(cache_folder())
-        above = error.filename is not None and cache_folder().is_relative_to(Path(os.fsdecode(error.filename)))
+        inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(place)
+        above = error.filename is not None and place.is_relative_to(Path(os.fsdecode(error.filename)))
         if error.errno not in NOT_WRITABLE or not (inside or above):
             raise
         room = "with more room" if error.errno in NO_ROOM else "that can be written"
         raise Refused(
-            None, None, f"cannot write to the cache folder {cache_folder()} ({reason_of(error)})",
-            f"set the environment variable {VARIABLE} to a folder {room}",
+            None, None, f"cannot write to the cache folder {place} ({reason_of(error)})",
+            f"set the environment variable {variable} to a folder {room}",
         ) from error  # fmt: skip

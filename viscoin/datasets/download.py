@@ -24,6 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
+from viscoin.datasets.cache import explained
 from viscoin.errors import Refused, reason_of
 
 CHUNK = 2**20  # bytes
@@ -197,7 +198,8 @@ def _cache() -> Path:
 def _locked(name: str) -> FileLock:
     """A lock against processes that want the same dataset at the same time, such as those of several GPUs."""
     folder = _cache() / "viscoin"
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(_cache(), "KAGGLEHUB_CACHE"):
+        folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f".{name}.lock")
 
 

@@ -106,7 +106,7 @@ def read_files(
     findings = cache_folder() / "folder" / f"{digest}.json"
 
     def squares() -> Iterator[np.ndarray]:
-        whites, assumed = find_whites(files, root)
+        whites, assumed = find_whites(files, f"images of {root}")
         found = []
         jobs = zip(files, boxes, strict=True)
         for pixels, *finding in in_threads(lambda job: _read(job[0], job[1], side, whites), jobs):
@@ -142,17 +142,21 @@ def select_rows(pixels: np.ndarray, rows: np.ndarray, files: Sequence[ImageFile]
     return cached_pixels(key, len(rows), side, lambda: (pixels[i] for i in rows), "copying images")
 
 
-def find_whites(files: Sequence[ImageFile], root: Path) -> tuple[Whites, list[str]]:
-    """What is white in images of more than 8 bits, by kind, and what had to be assumed for it (see `depth`)."""
+def find_whites(files: Sequence[ImageFile], what: str) -> tuple[Whites, list[str]]:
+    """What is white in images of more than 8 bits, by kind, and what had to be assumed for it (see `depth`).
+
+    Args:
+        what: these files in messages, as in "images of photos".
+    """
     bar = tqdm(files, desc="looking for pixels of more than 8 bits", unit="image", leave=False, disable=None)
     extents = joined(found for found in in_threads(stored_extent, bar) if found is not None)
-    texts = (described(found, f"{found.files} images of {root}") for found in extents)
+    texts = (described(found, f"{found.files} {what}") for found in extents)
     return whites_of(extents), [text for text in texts if text]
 
 
-def report_whites(files: Sequence[ImageFile], root: Path) -> Whites:
+def report_whites(files: Sequence[ImageFile], what: str) -> Whites:
     """What is white in images of more than 8 bits, with a warning of what had to be assumed."""
-    whites, assumed = find_whites(files, root)
+    whites, assumed = find_whites(files, what)
     for text in assumed:
         warn_once(text)
     return whites

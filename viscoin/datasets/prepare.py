@@ -233,7 +233,7 @@ def _listed(tree: Tree, labels: str, split: str, seed: int, skip: bool) -> Sourc
         tree, need = replace(tree, index=parse_index(Path(labels).read_bytes(), labels)), "required"
     listing = list_images(tree, need, skip)
     items = listing.items if split == "all" else listing.split(split, seed)
-    whites = report_whites([file for file, _ in items], tree.root)
+    whites = report_whites([file for file, _ in items], f"images of {tree.root}")
     return Source(
         tree.root,
         [str(file) for file, _ in items],

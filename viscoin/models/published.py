@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from viscoin.datasets.base import cache_folder
+from viscoin.datasets.cache import cache_folder, explained
 from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 
@@ -179,7 +179,8 @@ def _download(address: str, path: Path, known: str | None) -> None:
     """Download to a partial file beside `path`, and move it there when it is whole and has the known checksum."""
     partial = path.with_name(f"{path.name}.partial")
     with _explained(address, path, partial):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
         _complete(address, partial)
         with partial.open("rb") as file:
             start = file.read(1)

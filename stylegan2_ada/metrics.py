@@ -268,8 +268,9 @@ def inception_weights(given: Path | None = None, download: bool = False) -> Path
         digest = path.stem.rpartition("-")[2]
         torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=digest, progress=False)
     except (OSError, RuntimeError) as error:
+        reason = str(error) or type(error).__name__
         raise ValueError(
-            f"the Inception weights ({INCEPTION_SIZE}) could not be downloaded from {INCEPTION_URL} ({error}); "
+            f"the Inception weights ({INCEPTION_SIZE}) could not be downloaded from {INCEPTION_URL} ({reason}); "
             f"put the file into {path.parent}, or use features of a classifier"
         ) from error
     return path

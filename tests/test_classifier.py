@@ -94,6 +94,33 @@ def test_backbones_that_do_not_fit(backbone, resolution, message):
         Classifier(backbone, 5, resolution)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "stops with AssertionError and gives no reason"),
+        (KeyError("x"), "'x'"),
+        (TypeError("no"), "no"),
+    ],
+)
+def test_a_size_that_is_not_taken_has_a_reason_and_others_are_named(monkeypatch, error, reason):
+    whole = timm.models.resnet.ResNet.forward_intermediates
+
+    def picky(self, images, *arguments, **keywords):
+        if images.shape[-1] % 96:
+            raise error
+        return whole(self, images, *arguments, **keywords)
+
+    def never(self, *arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(timm.models.resnet.ResNet, "forward_intermediates", picky)
+    with pytest.raises(ValueError, match=rf"images of 80 px: .*{reason}; it takes 96 px \(dataset.resolution\)"):
+        Classifier("test_resnet", 5, 80)
+    monkeypatch.setattr(timm.models.resnet.ResNet, "forward_intermediates", never)
+    with pytest.raises(ValueError, match=rf"{reason}; its usual size is 160 px"):
+        Classifier("test_resnet", 5, 80)
+
+
 def test_images_of_another_shape_are_refused():
     model = Classifier("viscoin_resnet10", 5, 64)
     with pytest.raises(ValueError, match=r"takes images \(B, 3, 64, 64\), not \(2, 3, 32, 32\)"):

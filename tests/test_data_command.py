@@ -118,6 +118,63 @@ def test_an_example_of_copies_shows_each_split(here):
     assert all(f"({split})" in line for split in SPLITS) and line.endswith(" and 17 more")
 
 
+def test_info_names_all_classes_with_too_few_images(here):
+    data = write_images(here / "data", {"ant": 1, "bee": 2, "cow": 8, "dog": 9})
+    (data / "empty").mkdir()
+    (data / "cow" / "bad.png").write_bytes(b"no picture")
+    answer = Answer("data", "data", "info", "--out", "found").went_well()
+    found = json.loads((here / "found" / "info.json").read_text())
+    assert np.sum(list(found["class_counts"].values()), 0).tolist() == [1, 2, 8, 9, 0]
+    (few, broken) = found["problems"]
+    assert "'ant' (1), 'bee' (2), 'empty' (0); add images" in few and "cannot be used: 1" in broken
+    needs = found["commands"]
+    assert all(
+        "'ant' (1), 'bee' (2), 'empty' (0)" in needs[key] for key in needs if "classifier" in key or "split" in key
+    )
+    assert all("skip_bad_files" in needs[key] for key in needs if "gan" in key or "prepare" in key)
+    assert "2  cow" in answer.out and "pass --skip-bad-files" in answer.out
+    nothing_new(here / "found", "info.json", "class-counts.png")
+
+
+def test_info_of_what_is_ready(here):
+    write_images(here / "data", {"ant": 5, "bee": 5})
+    found = json.loads(Answer("data", "data", "info", "--json").went_well().out)
+    assert found["problems"] == [] and len(found["commands"]) == 4 and not any(found["commands"].values())
+    assert json.loads(Answer("data", "birds", "info", *SETTINGS, "--json").went_well().out)["commands"] == {}
+
+
+@pytest.mark.parametrize(
+    ("folders", "problem", "ready"),
+    [
+        ({"data/ant": 5}, "holds one class only ('ant')", {"gan", "prepare"}),
+        ({"data": 5}, "holds no class folders", {"gan", "prepare"}),
+        ({"data": 0}, "holds no class folders", set()),
+        ({"data/train/ant": 4, "data/train/bee": 4}, "a folder 'train' but no folder 'test'", set()),
+        (
+            {"data/train/ant": 4, "data/train/bee": 4, "data/test/ant": 2, "data/test/bee": 0},
+            "classes without images in test: 'bee'", {"gan", "prepare", "split"},
+        ),
+    ],
+)  # fmt: skip
+def test_info_diagnoses_what_is_no_dataset_yet(here, folders, problem, ready):
+    for folder, count in folders.items():
+        write_images(here / Path(folder).parent, {Path(folder).name: count})
+    found = json.loads(Answer("data", "data", "info", "--json").went_well().out)
+    assert sum(found["images"].values()) == sum(folders.values())
+    assert problem in found["problems"][0]
+    assert {word for key, need in found["commands"].items() if not need for word in key.split()} >= ready
+    assert bool(ready) == (not all(found["commands"].values()))
+
+
+def test_info_of_a_damaged_list_of_labels(here):
+    data = write_images(here / "data", {"ant": 5, "bee": 5})
+    (data / "dataset.json").write_text('{"labels": [')
+    answer = Answer("data", "data", "info", "--json").went_well()
+    found = json.loads(answer.out)
+    assert found["images"] == {"images": 10} and found["class_names"] == ["ant", "bee"]
+    assert "dataset.json is not valid JSON" in found["problems"][0] and all(found["commands"].values())
+
+
 def test_info_of_drawn_images(here):
     answer = Answer("data", "birds", "info", *SETTINGS, "--out", "found").went_well()
     found = json.loads((here / "found" / "info.json").read_text())

@@ -1,6 +1,7 @@
 """Errors of the library: plain sentences in Python, options on the command line."""
 
 import ast
+import errno
 import pickle
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from viscoin.cli import app
 from viscoin.cli.app import ALIASES
 from viscoin.config import Recipe
 from viscoin.datasets.listing import NoLabels
-from viscoin.errors import Refused, renamed
+from viscoin.errors import Refused, reason_of, renamed
 from viscoin.runs.run import flatten
 
 PACKAGE = Path(__file__).parents[1] / "viscoin"
@@ -153,3 +154,19 @@ def test_command_line_names_options(tmp_path, monkeypatch):
     Answer("train", "concept2clip", "--pretrained", "openai").refused("set --clip-model as well")
     Answer("test", "viscoin", "--device", "cuda:99").refused("--device cuda:99: ")
     Answer("test", "viscoin", "--dataset", "mnist").refused("train viscoin --dataset mnist")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError(), "AssertionError"),
+        (AssertionError(" \n"), "AssertionError"),
+        (MemoryError(), "MemoryError"),
+        (OSError(), "OSError"),
+        (OSError("Image file is truncated"), "Image file is truncated"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied"),
+        (ValueError("two\n  lines"), "two lines"),
+    ],
+)
+def test_no_reason_is_empty(error, said):
+    assert reason_of(error) == said

@@ -415,7 +415,7 @@ def test_folders_with_files_of_the_same_sizes_and_times_are_kept_apart(here):
 def test_interrupted_reading_leaves_nothing_behind(here, monkeypatch):
     root = write_classes(here / "data", {"cat": 4, "dog": 4})
 
-    def fail(path, box, resolution):
+    def fail(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -229,7 +229,7 @@ def test_images_are_read_once_and_never_unpacked(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(files_module, "_read", None)
         assert numbers(load(path, "train")) == numbers(before)
-    assert {found.suffix for found in cache_folder().rglob("*") if found.is_file()} == {".npy", ".json"}
+    assert {found.suffix for found in cache_folder().rglob("*") if found.is_file()} == {".npy", ".json", ".sum"}
     write_zip(path, {place(i): picture(i + 100) for i in range(30)} | {"dataset.json": index_of(30)})
     assert min(numbers(load(path, "train"))) >= 100
 

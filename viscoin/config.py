@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from viscoin.errors import Refused
 from viscoin.files import is_whole
+from viscoin.texts import NotText, read_text
 
 MOST_VALUES, MOST_TEXT = 20_000, 1_000_000  # of a YAML file; recipes have 150 values in 5,000 characters
 LARGEST, MOST_CONCEPTS = 2**20, 10_000  # of networks that fit into any memory; Psi grows by the square
@@ -316,7 +317,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Sections of a recipe file, or of the recipe within the recipe.yaml of a run."""
     values = read_yaml(path, f"recipe {path}")
     values = {} if values is None else values
-    if not is_whole(path.read_text(encoding="utf-8-sig")):
+    if not is_whole(read_text(path)):
         raise ValueError(f"recipe {path} is damaged: this recipe.yaml of a run is not as it was written")
     if isinstance(values, dict) and {"kind", "recipe"} <= values.keys():
         values = values["recipe"]
@@ -328,8 +329,8 @@ def _read(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path, name: str) -> Any:
     """What a YAML file holds, its values as text or None; ValueError, which calls it by `name`, if it is no YAML."""
     try:
-        return _parse(parse_yaml(path.read_text(encoding="utf-8"), _Loader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return _parse(parse_yaml(read_text(path), _Loader))
+    except (yaml.YAMLError, NotText) as error:
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
 
 

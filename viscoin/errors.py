@@ -65,8 +65,12 @@ def renamed(text: str, rename: Callable[[str], str | None]) -> str:
 
 
 def reason_of(error: BaseException, most: int = 200) -> str:
-    """What a library says of a failure, in one short line, without torch's advice to run what is in the file."""
-    text = " ".join(str(error).split())
+    """What an exception says, in one short line: the system's words, without number and path; its kind if it is silent.
+
+    Torch's advice to run what is in a file is left out.
+    """
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(str(said).split())
     if "weights_only" in text:
         found = re.search(r"GLOBAL ([\w.]+)|instruction: (\w+)|Unsupported \w+ ([\w.]+)", text)
         named = next((name for name in found.groups() if name), "more than tensors") if found else "more than tensors"

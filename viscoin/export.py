@@ -22,7 +22,7 @@ from torch import Tensor
 from viscoin.config import DatasetConfig
 from viscoin.datasets import DRAWN, load_dataset
 from viscoin.datasets.download import no_downloads
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 from viscoin.models.files import LoadedModel
 from viscoin.models.portable import Part, Port, take_part
@@ -122,7 +122,7 @@ def export_model(
             done = Exported(output, to, chosen, _compare(chosen, run, samples), tolerance)
             _check_differences(done)
     except OSError as error:
-        raise Refused("output", output, f"cannot write there ({error.strerror or error})") from error
+        raise Refused("output", output, f"cannot write there ({reason_of(error)})") from error
     return done
 
 

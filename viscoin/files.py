@@ -1,10 +1,15 @@
 """Files that are written whole or not at all, and what may be written into JSON."""
 
+import glob
 import hashlib
 import math
 import os
+import platform
 import re
+import shutil
+import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +18,7 @@ from typing import Any
 from viscoin.signals import held
 
 DIGEST = re.compile(r"digest: ([0-9a-f]{64})\n")
+LEFT_FOR = 7 * 24 * 3600  # seconds
 
 
 def write_tensors(content: Mapping[str, Any], path: Path) -> None:
@@ -31,8 +37,12 @@ def write_tensors(content: Mapping[str, Any], path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` when the block ends well, and vanishes when not."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    """A temporary path that takes the place of `path` when the block ends well, and vanishes when not.
+
+    What killed processes have left of the same file is cleared away.
+    """
+    clear_partials(path.parent, path.name)
+    partial = partial_path(path)
     try:
         yield partial
         with held():
@@ -43,6 +53,42 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with held():
             partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside `path` that no other has, and by which `clear_partials` knows the process that writes it."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{uuid.uuid4().hex}.partial")
+
+
+def clear_partials(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and folders of processes of this machine that are no longer alive.
+
+    Those of other machines, of which nobody here can know, are removed a week after their last change.
+
+    Args:
+        name: only those of the file of that name.
+    """
+    for partial in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
+        with suppress(OSError):
+            if _abandoned(partial):
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def _abandoned(partial: Path) -> bool:
+    owner = re.search(r"\.([0-9a-f]{8})-(\d+)\.[0-9a-f]{32}\.partial$", partial.name)
+    if owner is None or owner[1] != _machine() or os.name != "posix":
+        return time.time() - partial.stat().st_mtime > LEFT_FOR
+    try:
+        os.kill(int(owner[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # somebody else's
+        return False
+    return False
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def _sync_folder(path: Path) -> None:

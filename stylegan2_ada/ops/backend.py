@@ -88,7 +88,7 @@ def load_kernels() -> str:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return f"{path} cannot be loaded ({error}); run `{BUILD_COMMAND}`"
+        return f"{path} cannot be loaded ({str(error) or type(error).__name__}); run `{BUILD_COMMAND}`"
     return ""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from viscoin.analysis.amplification import AmplificationResult
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 
 COLUMNS = ("file", "image", "kind", "multiplier", "concepts", "label", "target", "f_target", "g_target", "f", "g")
@@ -53,7 +53,7 @@ def export_images(
             table.writeheader()
             table.writerows({**line, "label": known.get(line["image"], "")} for line in lines)
     except OSError as error:
-        raise Refused("folder", folder, f"cannot write there ({error.strerror})", "choose another folder") from error
+        raise Refused("folder", folder, f"cannot write there ({reason_of(error)})", "choose another folder") from error
     return folder / "images.csv"
 
 

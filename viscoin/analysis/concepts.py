@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
-from viscoin.datasets.base import cache_folder
-from viscoin.files import atomic_path
+from viscoin.datasets.cache import cache_folder, is_cached, keep
 from viscoin.inference.batches import TooFewImages, check_classes, choose_images, evaluation, own_batches
 from viscoin.inference.execution import precision_of
 from viscoin.models.ensemble import VisCoIN
@@ -169,7 +168,7 @@ def collect_concepts(
 
     def kept() -> tuple[Path, ConceptTable | None]:
         path = cache_folder() / "concepts" / f"{_fingerprint(ensemble, dataset, indices)}.npz"
-        return path, None if force else _read(path)
+        return path, _read(path) if not force and is_cached(path) else None
 
     path, table = once(kept)
     if table is None:
@@ -179,9 +178,11 @@ def collect_concepts(
 
 
 def _keep(path: Path, table: ConceptTable) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        np.savez(file, **asdict(table))
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, **asdict(table))
+
+    keep(path, write)
 
 
 def _compute(

@@ -96,7 +96,7 @@ class Commands(TyperGroup):
         except (ValueError, OSError) as error:
             if os.environ.get("VISCOIN_TRACEBACK"):
                 raise
-            said = of_system(error) if isinstance(error, OSError) else str(error)
+            said = of_system(error) if isinstance(error, OSError) else str(error) or type(error).__name__
             fail(said, EX_TEMPFAIL if outside(error) else USER_ERROR, error)
         except KeyboardInterrupt as interrupt:
             if is_first_process():
@@ -105,7 +105,7 @@ class Commands(TyperGroup):
         except RuntimeError as error:
             if type(error).__name__ != "Failed":  # not imported: it would bring all of torch
                 raise
-            fail(str(error), EX_TEMPFAIL, error)
+            fail(str(error) or type(error).__name__, EX_TEMPFAIL, error)
 
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """The commands by panels, each with its whole first sentence."""

@@ -10,7 +10,7 @@ import typer
 
 from viscoin.cli import options
 from viscoin.cli.results import print_table, results_folder
-from viscoin.errors import Refused
+from viscoin.errors import Refused, renamed
 from viscoin.files import without_nan
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def data(
     given_data = RunOptions(name, dataset_path, settings=settings, skip_bad_files=skip_bad_files)
     config = resolve_recipe("data", given_data, {"dataset.resolution": resolution}).dataset
     if action == "info":
-        _info(config, as_json, out, show)
+        _info(context.command, config, as_json, out, show)
     elif action == "show":
         _show(config, split or "train", classes, count, parts, seed, out, show)
     elif action == "split":
@@ -201,13 +201,15 @@ def _required(action: str, example: str) -> Path:
     raise ValueError(f"--out: {action} needs a path to write to, as in --out {example}")
 
 
-def _info(config: "DatasetConfig", as_json: bool, out: Path | None, show: bool) -> None:
+def _info(command: Any, config: "DatasetConfig", as_json: bool, out: Path | None, show: bool) -> None:
     from viscoin.datasets.description import describe_inspection
+    from viscoin.datasets.diagnosis import describe_diagnosis
     from viscoin.datasets.inspection import inspect_dataset
 
     found = inspect_dataset(config.name, config)
     text = json.dumps(without_nan(found.to_dict()), indent=2)
-    typer.echo(text if as_json else describe_inspection(found))
+    diagnosis = renamed(describe_diagnosis(found.problems, found.commands), command.option)
+    typer.echo(text if as_json else f"{describe_inspection(found)}\n{diagnosis}")
     if as_json and out is None and not show:
         return
     from viscoin.plotting.data import inspection_figures

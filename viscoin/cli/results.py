@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viscoin.cli.output import echo, print_json
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path, without_nan
 from viscoin.processes import is_first_process
 
@@ -103,7 +103,7 @@ def results_folder(command: str, dataset: str, out: Path | None) -> Iterator[Res
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refused("out", out, f"cannot write there ({error.strerror})", "choose another folder") from error
+            raise Refused("out", out, f"cannot write there ({reason_of(error)})", "choose another folder") from error
     results = Results(folder)
     try:
         yield results

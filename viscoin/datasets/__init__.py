@@ -118,13 +118,13 @@ def prepared_resolution(name_or_path: str) -> int | None:
     from viscoin.datasets.reading import UNREADABLE, image_size
     from viscoin.datasets.zip import open_zip
 
-    with nullcontext(unchecked_tree(path)) if path.is_dir() else open_zip(path) as tree:
-        if tree.index is None or not tree.files:
-            return None
-        try:
+    try:
+        with nullcontext(unchecked_tree(path)) if path.is_dir() else open_zip(path) as tree:
+            if tree.index is None or not tree.files:
+                return None
             width, height = image_size(next(iter(tree.files.values())))
-        except UNREADABLE:  # whoever loads the images will name the file
-            return None
+    except UNREADABLE:  # whoever loads the images will name the file
+        return None
     return width if width == height else None
 
 

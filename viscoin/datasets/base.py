@@ -1,17 +1,17 @@
 """What every dataset offers: square uint8 images on a memory map, labels, and truth where it has any."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from platformdirs import user_cache_dir
 from tqdm import tqdm
 
-from viscoin.files import atomic_path
+from viscoin.datasets.cache import cache_folder, is_cached, new_cached, reserve
 
 if TYPE_CHECKING:  # what needs no tensors, as counting images, does without torch
     from torch import Tensor
+
+__all__ = ["SPLITS", "ImageDataset", "cache_folder", "cached_pixels", "to_images", "to_pixels"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -92,24 +92,22 @@ def to_pixels(images: "Tensor") -> np.ndarray:
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def cache_folder() -> Path:
-    """Path of prepared images: `viscoin` in the user's cache folder (XDG_CACHE_HOME moves it)."""
-    return Path(user_cache_dir("viscoin"))
-
-
 def cached_pixels(
     key: str, count: int, resolution: int, rows: Callable[[], Iterator[np.ndarray]], title: str
 ) -> np.ndarray:
     """Memory map (count, H, W, 3) uint8 of images that are made once and cached under `key`.
 
-    `rows` yields uint8 (H, W, 3) images. The file appears under its name only when complete.
+    `rows` yields uint8 (H, W, 3) images. The file appears under its name only when complete; its room is reserved.
+
+    Raises:
+        Refused: the cache cannot be written, or the disk is full.
     """
     path = cache_folder() / f"{key}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_cached(path):
         shape = (count, resolution, resolution, 3)
-        with atomic_path(path) as partial:
+        with new_cached(path) as partial:
             store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            reserve(partial)
             for i, row in enumerate(tqdm(rows(), total=count, desc=title, unit="image", leave=False, disable=None)):
                 store[i] = row
             store.flush()

@@ -25,7 +25,7 @@ from viscoin.datasets.files import check_every_class, prepare_files, present_fil
 from viscoin.datasets.folder import read_folder
 from viscoin.datasets.listing import stratified, warn_once
 from viscoin.datasets.reading import UNREADABLE
-from viscoin.errors import regular
+from viscoin.errors import reason_of, regular
 
 SOURCE = Kaggle("ipythonx/celebamaskhq", size="2.9 GB")
 IMAGES = "CelebA-HQ-img"
@@ -243,7 +243,7 @@ def _lines(path: Path) -> list[str]:
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; get it from {SOURCE.page}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as text ({error}); get the file again") from error
+        raise ValueError(f"{path} cannot be read as text ({reason_of(error)}); get the file again") from error
 
 
 @cache
@@ -272,5 +272,5 @@ def _read_mask(path: Path, resolution: int) -> np.ndarray:
             cover = image.convert("L").point(lambda value: 255 if value else 0)
             square = ImageOps.fit(cover, (resolution, resolution), Image.Resampling.BOX)
     except UNREADABLE as error:
-        raise ValueError(f"{path} is no readable mask ({error}); get the file again") from error
+        raise ValueError(f"{path} is no readable mask ({reason_of(error)}); get the file again") from error
     return np.asarray(square) > 127

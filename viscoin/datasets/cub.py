@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets.base import SPLITS, ImageDataset, cache_folder
+from viscoin.datasets.base import SPLITS, ImageDataset
+from viscoin.datasets.cache import cache_folder, is_cached, new_cached
 from viscoin.datasets.download import Archive, dataset_root
 from viscoin.datasets.files import (
     check_every_class,
@@ -37,8 +38,7 @@ from viscoin.datasets.files import (
 )
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import Box, image_size, square_around
-from viscoin.errors import regular
-from viscoin.files import atomic_path
+from viscoin.errors import reason_of, regular
 
 PAGE = "https://data.caltech.edu/records/65de6-vp158"
 SOURCE = Archive(
@@ -195,7 +195,7 @@ def read_answers(index: Index, attributes: np.ndarray) -> np.ndarray:
     """
     path = index.root / _ANSWERS
     cached = cache_folder() / "cub" / f"{fingerprint([path], f'{index.ids.tolist()}{attributes.tolist()}')}.npy"
-    if not cached.is_file():
+    if not is_cached(cached):
         table = _numbers(path, 4, np.int64)
         images = _positions(table[:, 0], index.ids, path, _IMAGES)
         columns = _positions(table[:, 1], attributes, path, "attributes.txt")
@@ -206,8 +206,7 @@ def read_answers(index: Index, attributes: np.ndarray) -> np.ndarray:
             raise ValueError(f"{path}: {line!r} … is not <image> <attribute> <0 or 1> <certainty 1 to 4>; {_AGAIN}")
         answers = np.zeros((len(index.ids), len(attributes)), np.uint8)
         answers[images, columns] = certainty + PRESENT * present
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(cached) as partial, partial.open("wb") as stream:
+        with new_cached(cached) as partial, partial.open("wb") as stream:
             np.save(stream, answers)
     return np.load(cached)
 
@@ -265,7 +264,7 @@ def _by_id(path: Path) -> dict[int, str]:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of CUB-200-2011 again") from None
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} does not hold lines of an id and a text ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} does not hold lines of an id and a text ({reason_of(error)}); {_AGAIN}") from error
     if len(found) < len(lines) or not found:
         raise ValueError(f"{path} {'names an id twice' if found else 'is empty'}; {_AGAIN}")
     return dict(sorted(found.items()))
@@ -283,7 +282,7 @@ def _of_images(path: Path, names: dict[int, str]) -> dict[int, int]:
     try:
         return {number: int(value) for number, value in values.items()}
     except ValueError as error:
-        raise ValueError(f"{path} does not hold lines of two numbers ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} does not hold lines of two numbers ({reason_of(error)}); {_AGAIN}") from error
 
 
 def _check_values(path: Path, values: dict[int, int], allowed: set[int], what: str) -> None:
@@ -301,7 +300,7 @@ def _numbers(path: Path, columns: int, kind: Any) -> np.ndarray:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of CUB-200-2011 again") from None
     except ValueError as error:
-        raise ValueError(f"{path} does not hold lines of {columns} numbers ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} does not hold lines of {columns} numbers ({reason_of(error)}); {_AGAIN}") from error
     return table.reshape(-1, columns)
 
 

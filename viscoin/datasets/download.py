@@ -24,8 +24,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
+from viscoin.datasets.cache import explained
 from viscoin.datasets.walking import is_leftover
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 
 CHUNK = 2**20  # bytes
 TIMEOUT = 30  # seconds without an answer
@@ -158,7 +159,7 @@ def _check_downloads() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    return reason_of(error).rstrip(".")
 
 
 # --- Kaggle ----------------------------------------------------------------------------------------------------------
@@ -198,7 +199,8 @@ def _cache() -> Path:
 def _locked(name: str) -> FileLock:
     """A lock against processes that want the same dataset at the same time, such as those of several GPUs."""
     folder = _cache() / "viscoin"
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(_cache(), "KAGGLEHUB_CACHE"):
+        folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f".{name}.lock")
 
 

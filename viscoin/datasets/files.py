@@ -15,15 +15,27 @@ import numpy as np
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets import reading
-from viscoin.datasets.base import cache_folder, cached_pixels
+from viscoin.datasets import depth, reading
+from viscoin.datasets.base import cached_pixels
+from viscoin.datasets.cache import cache_folder, discard, file_state, is_cached, new_cached
+from viscoin.datasets.depth import Whites, described, joined, whites_of
 from viscoin.datasets.listing import warn_once
-from viscoin.datasets.reading import UNREADABLE, BadImage, Box, ImageFile, image_size, read_region, square
+from viscoin.datasets.reading import (
+    UNREADABLE,
+    BadImage,
+    Box,
+    ImageFile,
+    image_size,
+    read_region,
+    square,
+    stored_extent,
+)
 from viscoin.errors import Refused
-from viscoin.files import atomic_path
 
 Crops = Sequence[Box | None]
 Place = tuple[str, ImageFile]  # split and file
+FORMAT = b"2"  # of what is remembered of files
+DARK = 16  # of 255; an image without a brighter pixel shows nothing
 T = TypeVar("T")
 R = TypeVar("R")
 _noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
@@ -84,7 +96,9 @@ def read_files(
 ) -> Prepared:
     """Squares of all these files; each is decoded once, whether it can be used or not, and by all cores.
 
-    Small images are warned of. Arguments and errors are those of `prepare_files`; `what` is read, for the progress bar.
+    Small and black images are warned of, and what had to be assumed of those of more than 8 bits (see `depth`): white
+    is one value for all these files. Arguments and errors are those of `prepare_files`; `what` is read, for the
+    progress bar.
     """
     boxes: Crops = [None] * len(files) if crops is None else crops
     side = config.resolution
@@ -92,18 +106,20 @@ def read_files(
     findings = cache_folder() / "folder" / f"{digest}.json"
 
     def squares() -> Iterator[np.ndarray]:
+        whites, assumed = find_whites(files, f"images of {root}")
         found = []
-        for pixels, *finding in in_threads(lambda job: _read(job[0], job[1], side), zip(files, boxes, strict=True)):
+        jobs = zip(files, boxes, strict=True)
+        for pixels, *finding in in_threads(lambda job: _read(job[0], job[1], side, whites), jobs):
             found.append(finding)
             yield pixels
-        _remember(findings, found)  # before the pixels get their name: where they are, this is too
+        _remember(findings, {"files": found, "assumed": assumed})  # before the pixels get their name
 
-    if not findings.is_file():
-        findings.with_suffix(".npy").unlink(missing_ok=True)
+    if not is_cached(findings):
+        discard(findings.with_suffix(".npy"))
     pixels = cached_pixels(f"folder/{digest}", len(files), side, squares, f"reading {what}")
-    reasons, small = zip(*json.loads(findings.read_text())) if len(files) else ((), ())
-    if sum(small):
-        warn_once(f"{root}: {sum(small)} of {len(files)} images are smaller than {side} px and are enlarged")
+    known = json.loads(findings.read_text())
+    reasons, small, dark = zip(*known["files"]) if len(files) else ((), (), ())
+    _warn(known["assumed"], small, [file for file, black in zip(files, dark) if black], root, side)
     judge({file: reason for file, reason in zip(files, reasons) if reason}, len(files), root, config.skip_bad_files)
     kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=int)
     return Prepared(select_rows(pixels, kept, [files[i] for i in kept], digest), kept)
@@ -126,13 +142,46 @@ def select_rows(pixels: np.ndarray, rows: np.ndarray, files: Sequence[ImageFile]
     return cached_pixels(key, len(rows), side, lambda: (pixels[i] for i in rows), "copying images")
 
 
-def _read(file: ImageFile, box: Box | None, resolution: int) -> tuple[np.ndarray, str | None, bool]:
-    """The square of a file, what is wrong with the file, and whether it had to be enlarged."""
+def find_whites(files: Sequence[ImageFile], what: str) -> tuple[Whites, list[str]]:
+    """What is white in images of more than 8 bits, by kind, and what had to be assumed for it (see `depth`).
+
+    Args:
+        what: these files in messages, as in "images of photos".
+    """
+    bar = tqdm(files, desc="looking for pixels of more than 8 bits", unit="image", leave=False, disable=None)
+    extents = joined(found for found in in_threads(stored_extent, bar) if found is not None)
+    texts = (described(found, f"{found.files} {what}") for found in extents)
+    return whites_of(extents), [text for text in texts if text]
+
+
+def report_whites(files: Sequence[ImageFile], what: str) -> Whites:
+    """What is white in images of more than 8 bits, with a warning of what had to be assumed."""
+    whites, assumed = find_whites(files, what)
+    for text in assumed:
+        warn_once(text)
+    return whites
+
+
+def _warn(assumed: Iterable[str], small: Sequence[bool], dark: Sequence[ImageFile], root: Path, side: int) -> None:
+    for text in assumed:
+        warn_once(text)
+    if sum(small):
+        warn_once(f"{root}: {sum(small)} of {len(small)} images are smaller than {side} px and are enlarged")
+    if dark:
+        warn_once(
+            f"{root}: {len(dark)} of {len(small)} images are black: no pixel is brighter than {DARK - 1} of 255 "
+            f"(first: {dark[0]})"
+        )
+
+
+def _read(file: ImageFile, box: Box | None, side: int, whites: Whites) -> tuple[np.ndarray, str | None, bool, bool]:
+    """The square of a file, what is wrong with the file, whether it had to be enlarged, and whether it is black."""
     try:
-        image = read_region(file, resolution, box)
+        image = read_region(file, side, box, whites)
     except BadImage as error:
-        return np.zeros((resolution, resolution, 3), np.uint8), str(error), False
-    return square(image, resolution), None, min(image.size) < resolution
+        return np.zeros((side, side, 3), np.uint8), str(error), False, False
+    pixels = square(image, side)
+    return pixels, None, min(image.size) < side, bool(pixels.max() < DARK)
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -196,7 +245,7 @@ def find_duplicates(files_by_split: Mapping[str, Sequence[ImageFile]]) -> list[l
     places = [(split, file) for split, files in files_by_split.items() for file in files]
     files = [file for _, file in places]
     cached = cache_folder() / "folder" / f"{fingerprint(files, 'duplicates')}.json"
-    if not cached.is_file():
+    if not is_cached(cached):
         _remember(cached, _equal_files(files))
     return [[places[i] for i in group] for group in json.loads(cached.read_text())]
 
@@ -238,14 +287,14 @@ def _size(file: ImageFile) -> int:
 
 
 def _remember(cached: Path, content: object) -> None:
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(cached) as partial:
+    with new_cached(cached) as partial:
         partial.write_text(json.dumps(content))
 
 
 def fingerprint(files: Sequence[ImageFile], purpose: str) -> str:
-    """Digest of files (by place, size and time), of what is made of them, and of the code that reads them."""
-    digest = hashlib.sha256(Path(reading.__file__).read_bytes() + purpose.encode())
+    """Digest of files (by place and state), of what is made of them, and of the code that reads them."""
+    code = b"".join(Path(module.__file__ or "").read_bytes() for module in (reading, depth))
+    digest = hashlib.sha256(code + FORMAT + purpose.encode())
     for file in files:
         digest.update(_stamp(file).encode())
     return digest.hexdigest()[:24]
@@ -255,8 +304,7 @@ def _stamp(file: ImageFile) -> str:
     """Text that changes when the file does."""
     if not isinstance(file, Path):
         return repr(file)
-    stat = file.stat()
-    return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{file.resolve()}|{file_state(file)}"
 
 
 def check_every_class(

@@ -30,7 +30,7 @@ from viscoin.datasets.download import Archive, dataset_root
 from viscoin.datasets.files import check_every_class, prepare_files, present_files, warn_about_duplicates
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import UNREADABLE, BadImage, read_square
-from viscoin.errors import regular
+from viscoin.errors import reason_of, regular
 
 # No checksum of it is known to be published.
 SOURCE = Archive(
@@ -106,7 +106,9 @@ class FunnyBirdsDataset(ImageDataset):
             with Image.open(regular(path)) as image:
                 colours = image.convert("RGB")  # drops alpha, as the colours are exact
         except UNREADABLE as error:
-            raise ValueError(f"{path} is no readable part map ({error}); unpack the archive again") from error
+            raise ValueError(
+                f"{path} is no readable part map ({reason_of(error)}); unpack the archive again"
+            ) from error
         size = (self.resolution, self.resolution)
         drawn = np.asarray(ImageOps.fit(colours, size, Image.Resampling.NEAREST))
         return np.stack([_any_of(drawn, COLOURS[part]) for part in self.part_names])
@@ -250,7 +252,7 @@ def _json(path: Path) -> Any:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; unpack the archive of FunnyBirds again") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} is not valid JSON ({reason_of(error)}); {_AGAIN}") from error
 
 
 def _check_parts(variants: Any, path: Path) -> None:

@@ -1,10 +1,10 @@
-"""What a dataset holds: images by split and class, sizes, broken files, duplicates, attributes."""
+"""What a dataset holds: images by split and class, sizes, broken files, duplicates, attributes, and what it lacks."""
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets import SPLITS, ImageDataset, load_dataset
+from viscoin.datasets import SPLITS, ImageDataset, dataset_names, load_dataset
+from viscoin.datasets.diagnosis import Found, found_images, lacking, needs_of_commands, problems_of
 from viscoin.datasets.files import find_duplicates, noted_files
 from viscoin.datasets.reading import ImageFile, image_size
 from viscoin.datasets.zip import open_zip
@@ -34,6 +35,8 @@ class Inspection:
         duplicates: groups of images with the same bytes, or the same pixels where there are no files.
         attribute_names: names of the A attributes, none if the dataset has no such truth.
         attributes: share of the images that have each attribute (A,), by split.
+        problems: what stands in the way of using it or makes results doubtful.
+        commands: what each group of commands will still need, "" for nothing; {} for known datasets.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Inspection:
     attribute_names: list[str]
     attributes: dict[str, np.ndarray]
     part_names: list[str]
+    problems: list[str] = field(default_factory=list)
+    commands: dict[str, str] = field(default_factory=dict)
 
     @property
     def across_splits(self) -> list[Copies]:
@@ -57,14 +62,14 @@ class Inspection:
 
         Returns:
             images of the `smallest`, `median` and `largest` class; `largest_share` of all images, which is the
-            accuracy of always naming that class; `imbalance`, largest / smallest (NaN with an empty class).
+            accuracy of always naming that class; `imbalance`, largest / smallest (NaN with an empty class or split).
         """
         counts = self.counts[split]
         return {
             "smallest": int(counts.min()),
             "median": float(np.median(counts)),
             "largest": int(counts.max()),
-            "largest_share": float(counts.max() / counts.sum()),
+            "largest_share": float(counts.max() / counts.sum()) if counts.sum() else float("nan"),
             "imbalance": float(counts.max() / counts.min()) if counts.min() else float("nan"),
         }
 
@@ -90,37 +95,87 @@ class Inspection:
                 for i, name in enumerate(self.attribute_names)
             },
             "parts": self.part_names,
+            "problems": self.problems,
+            "commands": self.commands,
         }
 
 
 def inspect_dataset(name: str, config: DatasetConfig) -> Inspection:
     """Look at all splits of a dataset; broken files are left out and listed.
 
+    A folder or zip that is no dataset yet is looked at all the same: `problems` says why it is none.
+
     Raises:
-        ValueError: the dataset cannot be loaded even so.
+        ValueError: there is no such dataset, folder or readable zip.
     """
     config = config.model_copy(update={"skip_bad_files": True})
+    is_tree = name not in dataset_names() and Path(name).exists()
     with noted_files() as broken:
-        parts = {split: load_dataset(name, split, config) for split in SPLITS}
+        try:
+            parts = {split: load_dataset(name, split, config) for split in SPLITS}
+        except ValueError as error:
+            if not is_tree:
+                raise
+            broken.clear()
+            with found_images(name, config, error) as found:
+                return _of_found(name, config, found, broken)
+    return _of_parts(name, config, parts, dict(broken), is_tree)
+
+
+def _of_parts(
+    name: str, config: DatasetConfig, parts: Mapping[str, ImageDataset], broken: dict[str, str], is_tree: bool
+) -> Inspection:
     first = parts["train"]
     with stored_files(name, parts) as files:
         if files is None:
             sizes, duplicates = None, same_pixels(parts)
         else:
-            sizes = stored_sizes(files)
-            duplicates = [[(split, str(file)) for split, file in group] for group in find_duplicates(files)]
+            sizes, duplicates = stored_sizes(files), _copies_of(files)
+    counts = {split: np.bincount(part.labels, minlength=len(part.class_names)) for split, part in parts.items()}
+    classes = lacking(first.class_names, counts, False)
     return Inspection(
         name,
         first.class_names,
         first.resolution,
-        {split: np.bincount(part.labels, minlength=len(part.class_names)) for split, part in parts.items()},
+        counts,
         sizes,
-        dict(broken),
+        broken,
         duplicates,
         list(first.attribute_names) if first.has_truth else [],
         {split: part.attributes.mean(0) for split, part in parts.items()} if first.has_truth else {},
         list(first.part_names),
+        problems_of(None, classes, len(broken), across(duplicates)),
+        needs_of_commands(name, config, classes, len(broken)) if is_tree else {},
     )
+
+
+def _of_found(name: str, config: DatasetConfig, found: Found, broken: dict[str, str]) -> Inspection:
+    names, files = found.class_names, found.files
+    counts = {split: np.bincount(labels, minlength=len(names)) for split, labels in found.labels.items()}
+    duplicates, classes = _copies_of(files), lacking(names, counts, found.split_by_seed)
+    return Inspection(
+        name,
+        names,
+        config.resolution,
+        counts,
+        stored_sizes(files) if any(files.values()) else None,
+        dict(broken),
+        duplicates,
+        [],
+        {},
+        [],
+        problems_of(found.error, classes, len(broken), across(duplicates)),
+        needs_of_commands(name, config, classes, len(broken)),
+    )
+
+
+def _copies_of(files: Mapping[str, list[ImageFile]]) -> list[Copies]:
+    return [[(split, str(file)) for split, file in group] for group in find_duplicates(files)]
+
+
+def across(duplicates: list[Copies]) -> int:
+    """How many of the groups lie in several splits."""
+    return sum(len({split for split, _ in group}) > 1 for group in duplicates)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from viscoin.datasets.base import SPLITS
 from viscoin.datasets.reading import UNREAD, UNREADABLE, ImageFile
 from viscoin.datasets.walking import INDEX, SPLIT_FOLDERS, composed, is_image
 from viscoin.errors import Refused
+from viscoin.texts import decode
 
 UNLABELLED = ["image"]  # class names of images without classes
 SHARES = {"validation": 0.1, "test": 0.2}
@@ -211,7 +212,7 @@ def parse_index(text: bytes, source: str) -> Index:
         ValueError: not of that form.
     """
     try:
-        content = json.loads(text, object_pairs_hook=_object)
+        content = json.loads(decode(text), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not valid JSON ({error})") from error
     if not isinstance(content, dict) or "labels" not in content:

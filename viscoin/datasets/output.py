@@ -10,15 +10,20 @@ from pathlib import Path
 from PIL import Image
 
 from viscoin.errors import Refused
+from viscoin.files import clear_partials, partial_path
 
 COMPRESSION = 1  # of zlib; more takes twice as long and saves a tenth
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `output` when the block ends well and vanishes otherwise."""
+    """A folder to fill, which takes the place of `output` when the block ends well and vanishes otherwise.
+
+    What killed processes have left of it is cleared away.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (output.with_name(f".{output.name}.{uuid.uuid4().hex}.{what}") for what in ("partial", "old"))
+    clear_partials(output.parent, output.name)
+    partial, old = partial_path(output), output.with_name(f".{output.name}.{uuid.uuid4().hex}.old")
     try:
         partial.mkdir()
         yield partial

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from viscoin.config import load_recipe, recipe_names
 from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dataset, locate_dataset
-from viscoin.datasets.files import bad_files_error
+from viscoin.datasets.files import bad_files_error, report_whites
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import INDEX, Need, Tree, list_images, parse_index
 from viscoin.datasets.output import check_output, new_folder, png_bytes
@@ -235,10 +235,11 @@ def _listed(tree: Tree, labels: str, split: str, seed: int, skip: bool) -> Sourc
         tree, need = replace(tree, index=parse_index(Path(labels).read_bytes(), labels)), "required"
     listing = list_images(tree, need, skip)
     items = listing.items if split == "all" else listing.split(split, seed)
+    whites = report_whites([file for file, _ in items], f"images of {tree.root}")
     return Source(
         tree.root,
         [str(file) for file, _ in items],
-        lambda i: read_rgb(items[i][0]),
+        lambda i: read_rgb(items[i][0], whites=whites),
         [label for _, label in items] if listing.labelled else None,
         listing.class_names,
     )

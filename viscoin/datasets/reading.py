@@ -1,24 +1,37 @@
 """One image file, on disk or inside a zip: its pixels as upright RGB, or the reason why it cannot be used."""
 
+import logging
 import struct
+import warnings
 import zlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from threading import Semaphore
 from typing import IO, Literal, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+from viscoin.datasets.depth import Deep, Extent, Whites, deep_values, described, extent, is_deep, to_8_bits
+from viscoin.errors import reason_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Photographs that need more than Pillow to be read.
 UNREAD = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".psd"}
 MINIMUM_SIDE = 8  # pixels; less shows nothing, whatever the magnification
+MOST_PIXELS = 178_956_970  # where Pillow stops, too; some 700 MB when decoded
+LARGE = 2**22  # pixels from which on an image is reduced before its colours are converted
+HUGE = 2**24  # pixels from which on only one image is read at a time, so that threads do not multiply the memory
 # What Pillow and zipfile raise on damaged, truncated, encrypted or enormous files.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
     RuntimeError, struct.error, zlib.error, BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
 
+# There is a bound of our own, with a reason and a remedy.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+logger = logging.getLogger(__name__)
+_one_huge = Semaphore(1)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
 
@@ -33,33 +46,114 @@ class BadImage(ValueError):
     """An image file that cannot be used; the text is the reason, without the file's name."""
 
 
-def read_rgb(file: ImageFile, least: int = 0) -> Image.Image:
+def read_rgb(file: ImageFile, least: int = 0, whites: Whites | None = None) -> Image.Image:
     """8-bit RGB, upright, on white where transparent.
 
     Args:
-        least: a large JPEG may be decoded at a half, quarter or eighth of its size, with sides not below this one,
-            which is much faster; 0 for the full size.
+        least: an image may be made smaller, with sides not below this one, which takes less time and memory: a JPEG is
+            decoded at a half, quarter or eighth of its size, pixels of an image of more than 4 million are averaged;
+            0 for the full size.
+        whites: what is white in images of more than 8 bits (see `depth`); None: decided for this one alone, and
+            reported.
 
     Raises:
-        BadImage: damaged, no image at all, too small, or so large that Pillow takes it for an attack.
+        BadImage: damaged, no image at all, too small, too large, or of values of which black and white are unknown.
     """
     try:
         with file.open("rb") as stream, Image.open(stream) as image:
             if least:
                 image.draft(None, (least, least))
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = to_rgb(image)
-            rgb.load()
-    except Image.UnidentifiedImageError as error:
-        raise BadImage("no image of a known format") from error
+            with _one_huge if image.width * image.height > HUGE else nullcontext():
+                rgb = _upright_rgb(image, stream, least, whites, str(file))
     except UNREADABLE as error:
-        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+        raise _bad(error, file) from error
     if min(rgb.size) < MINIMUM_SIDE:
         raise BadImage(f"{rgb.width}x{rgb.height} px, at least {MINIMUM_SIDE} px a side are needed")
     return rgb
 
 
-def read_square(file: ImageFile, resolution: int, box: Box | None = None) -> np.ndarray:
+def _upright_rgb(image: Image.Image, stream: IO[bytes], least: int, whites: Whites | None, name: str) -> Image.Image:
+    deep = _deep(image, stream)
+    shown = image
+    if deep is None:
+        image.load()
+    else:
+        if whites is None and (assumed := described(extent(deep), name)):
+            logger.warning(assumed)
+        shown = to_8_bits(deep, whites)
+        del deep
+    factor = max(1, min(shown.size) // least) if least else 1
+    rgb = _in_strips(shown, factor) if shown.width * shown.height > LARGE else to_rgb(shown)
+    known = image.getexif() if shown is image or "exif" in image.info else {}  # without, Pillow decodes to look for it
+    orientation = known.get(ExifTags.Base.Orientation, 1)
+    if orientation != 1 and image.format != "TIFF":  # of which Pillow and OpenCV turn the pixels themselves
+        rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(rgb, in_place=True)
+    rgb.load()
+    return rgb
+
+
+def _deep(image: Image.Image, stream: IO[bytes]) -> Deep | None:
+    most = MOST_PIXELS // 2 if is_deep(image) else MOST_PIXELS
+    if image.width * image.height > most:
+        size = f"{image.width}x{image.height} = {image.width * image.height} pixels"
+        raise BadImage(f"Image size ({size}) exceeds limit of {most} pixels; make it smaller")
+    return deep_values(image, stream)
+
+
+def _in_strips(image: Image.Image, factor: int) -> Image.Image:
+    """RGB, each square of `factor` pixels a side averaged; never more than a strip of it is held at full size."""
+    small = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    rows = max(1, LARGE // 4 // (image.width * factor)) * factor
+    for top in range(0, image.height, rows):
+        strip = to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))))
+        small.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
+    return small
+
+
+def _bad(error: BaseException, file: ImageFile) -> BadImage:
+    """The reason, in words that help."""
+    if isinstance(error, BadImage):
+        return error
+    if isinstance(error, Image.UnidentifiedImageError):
+        return BadImage(
+            "a TIFF of a kind of pixels that is not read; convert it to 8 bits"
+            if _is_tiff(file)
+            else "no image of a known format"
+        )
+    if isinstance(error, Image.DecompressionBombError):
+        return BadImage(f"{str(error).partition(',')[0]}; make it smaller")
+    if isinstance(error, MemoryError):
+        return BadImage("not enough memory to read it; make it smaller")
+    return BadImage(reason_of(error))
+
+
+def _is_tiff(file: ImageFile) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def stored_extent(file: ImageFile) -> Extent | None:
+    """How far the values of an image of more than 8 bits go up; None for all others, and for those that are refused.
+
+    Only the first bytes are read of the kinds of files that never have more than 8 bits.
+    """
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(26)
+            if start[:2] == b"\xff\xd8" or start[:4] in (b"RIFF", b"GIF8") or start[:2] == b"BM":
+                return None
+            if start[:8] == b"\x89PNG\r\n\x1a\n" and start[24:25] != b"\x10":
+                return None
+            stream.seek(0)
+            with Image.open(stream) as image, _one_huge if image.width * image.height > HUGE else nullcontext():
+                deep = _deep(image, stream)
+                return None if deep is None else extent(deep)
+    except UNREADABLE:
+        return None
+
+
+def read_square(file: ImageFile, resolution: int, box: Box | None = None, whites: Whites | None = None) -> np.ndarray:
     """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, centre-cropped, resampled.
 
     With a box, the square is cut out of the box, as far as that lies in the image.
@@ -67,12 +161,12 @@ def read_square(file: ImageFile, resolution: int, box: Box | None = None) -> np.
     Raises:
         BadImage: as `read_rgb`, or the box lies outside the image.
     """
-    return square(read_region(file, resolution, box), resolution)
+    return square(read_region(file, resolution, box, whites), resolution)
 
 
-def read_region(file: ImageFile, resolution: int, box: Box | None = None) -> Image.Image:
+def read_region(file: ImageFile, resolution: int, box: Box | None = None, whites: Whites | None = None) -> Image.Image:
     """What `read_square` makes a square of: at its own size, or at a smaller one that is still ample."""
-    image = read_rgb(file, 0 if box else 2 * resolution)
+    image = read_rgb(file, 0 if box else 2 * resolution, whites)
     if box is not None:
         left, top, right, bottom = box
         inside = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))
@@ -111,13 +205,8 @@ def image_size(file: ImageFile) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a grey, palette, transparent, CMYK or 16-bit image."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode.startswith("I"):
-            values = values / 257  # 16 bit to 8 bit
-        image = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
+    """RGB of a grey, palette, transparent or CMYK image of 8 bits, on white where transparent."""
+    if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)

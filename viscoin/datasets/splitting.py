@@ -21,8 +21,9 @@ from viscoin.datasets.listing import list_images, stratified, stratified_groups,
 from viscoin.datasets.output import check_output, new_folder
 from viscoin.datasets.walking import composed
 from viscoin.datasets.zip import open_zip
-from viscoin.errors import Refused, regular
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
+from viscoin.texts import read_table
 
 CSV_NAME = "split.csv"
 TREES = ("none", "link", "copy")
@@ -220,7 +221,7 @@ def read_split(source: Path, split: Split) -> Split:
     known = {composed(row.file): row for row in split.rows}
     numbers = {composed(name): number for number, name in enumerate(split.class_names)}
     rows: dict[str, Row] = {}
-    for line, entry in _lines(source):
+    for line, entry in read_table(source, COLUMNS, "source", f"give a {CSV_NAME} of data split"):
         where = f"line {line}: "
         file, label, part = (composed(entry[column]) for column in COLUMNS)
         if file not in known:
@@ -243,19 +244,6 @@ def read_split(source: Path, split: Split) -> Split:
     read = replace(split, rows=list(rows.values()))
     check_classes(read, "source", source)
     return read
-
-
-def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        with regular(path).open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            table = csv.DictReader(file, delimiter=";" if ";" in header else ",")  # as some countries' Excel writes it
-            if not set(COLUMNS) <= set(table.fieldnames or ()):
-                raise Refused("source", path, f"expected the columns {', '.join(COLUMNS)}")
-            return [(table.line_num, {key: row[key] or "" for key in COLUMNS}) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Refused("source", path, f"cannot be read ({error})", f"give a {CSV_NAME} of data split") from error
 
 
 def _some(names: Iterable[str], most: int = 10) -> str:
@@ -317,7 +305,7 @@ def _place(path: Path, target: Path, tree: str) -> None:
     try:
         target.symlink_to(path.resolve())
     except OSError as error:
-        raise Refused("tree", tree, f"cannot make links here ({error.strerror or error})", "choose copy") from error
+        raise Refused("tree", tree, f"cannot make links here ({reason_of(error)})", "choose copy") from error
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:

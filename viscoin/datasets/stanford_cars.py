@@ -32,6 +32,7 @@ from viscoin.datasets.files import (
 )
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import Box, square_around
+from viscoin.errors import reason_of
 
 SOURCE = Kaggle("rickyyyyyyy/torchvision-stanford-cars", size="2 GB")
 META, TRAIN, TEST = "cars_meta.mat", "cars_train_annos.mat", "cars_test_annos_withlabels.mat"
@@ -187,7 +188,7 @@ def _read_mat(path: Path, key: str) -> Any:
     try:
         content = loadmat(path, variable_names=[key], squeeze_me=True)
     except Exception as error:  # whatever it makes of a damaged file
-        raise ValueError(f"{path} cannot be read as a .mat file ({' '.join(str(error).split())}); {_AGAIN}") from error
+        raise ValueError(f"{path} cannot be read as a .mat file ({reason_of(error)}); {_AGAIN}") from error
     if key not in content:
         raise ValueError(f"{path} holds no {key!r}; {_AGAIN}")
     return content[key]

@@ -17,6 +17,7 @@ from viscoin.datasets.download import Archive, dataset_root
 from viscoin.datasets.files import check_every_class, draw, fingerprint
 from viscoin.datasets.listing import stratified
 from viscoin.datasets.reading import square
+from viscoin.errors import reason_of
 
 CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 MNIST_FILES = ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -122,7 +123,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); get it again") from error
+        raise ValueError(f"{path} cannot be read ({reason_of(error)}); get it again") from error
     start = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
         raise ValueError(f"{path} is not an IDX file of {dimensions} dimensions of bytes; get it again")

@@ -17,6 +17,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import ImageDataset
+from viscoin.datasets.cache import file_state
 from viscoin.datasets.folder import load_tree
 from viscoin.datasets.listing import Tree, make_tree, plain_name, warn_once
 from viscoin.datasets.walking import free_name, is_leftover
@@ -74,8 +75,7 @@ def open_zip(path: Path) -> Iterator[Tree]:
     except (BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is not a readable zip ({error}); download or make it again") from error
     with archive:
-        status = path.stat()
-        stamp = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        stamp = f"{path.resolve()}|{file_state(path)}"
         members: dict[str, Member] = {}
         folders = set()
         for name, info in _last_of_each(archive):

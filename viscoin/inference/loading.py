@@ -14,6 +14,8 @@ from torch import Tensor
 
 from viscoin.config import DEFAULT_DATASET, DatasetConfig
 from viscoin.datasets import ImageDataset, check_dataset_name, load_dataset, locate_dataset, plain_name, to_images
+from viscoin.datasets.depth import Whites
+from viscoin.datasets.files import report_whites
 from viscoin.datasets.reading import BadImage, ImageFile, image_size, read_square
 from viscoin.datasets.walking import composed
 from viscoin.errors import Refused, regular
@@ -219,7 +221,8 @@ def read_pictures(files: Sequence[Path | bytes], resolution: int) -> Pictures:
         Refused: a file that is missing or no image.
     """
     sources = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else regular(file) for i, file in enumerate(files)]
-    pixels = np.stack([_read(source, resolution) for source in sources])
+    whites = report_whites(sources, "of the given images")
+    pixels = np.stack([_read(source, resolution, whites) for source in sources])
     names: list[str] = []
     for source in sources:
         stem = source.stem
@@ -289,9 +292,9 @@ class _Bytes:
         return self.stem
 
 
-def _read(file: "ImageFile", resolution: int) -> np.ndarray:
+def _read(file: "ImageFile", resolution: int, whites: Whites) -> np.ndarray:
     try:
-        pixels = read_square(file, resolution)
+        pixels = read_square(file, resolution, whites=whites)
     except BadImage as error:
         raise Refused(None, None, f"{file} cannot be used as an image ({error})", "give PNG or JPEG files") from error
     width, height = image_size(file)

@@ -5,12 +5,13 @@ from typing import Any
 
 from viscoin.config import DatasetConfig, GanConfig, Recipe, parse_recipe
 from viscoin.datasets import DRAWN, load_dataset, locate_dataset
-from viscoin.errors import Refused, regular
+from viscoin.errors import Refused
 from viscoin.legacy.checkpoint import read_checkpoint
 from viscoin.legacy.ensemble import build_ensemble, count_classes
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import LoadedModel, find_model, load_model, save_model
 from viscoin.models.importing import Imported, check_model_output
+from viscoin.texts import read_lines
 
 
 def import_checkpoint(
@@ -73,10 +74,7 @@ def _class_names(
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused("classes", path, f"cannot be read as text ({error})") from error
+    return [line for line in read_lines(path, "classes") if line]
 
 
 def _names_of_dataset(dataset: str, place: str | None, count: int) -> list[str] | None:

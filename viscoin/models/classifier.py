@@ -20,6 +20,8 @@ __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbo
 logger = logging.getLogger(__name__)
 
 N_MAPS = 3
+STEPS = (16, 32, 64, 128, 256)  # pixels; what sides of images must often be multiples of
+LARGEST_TRIED, MOST_TRIED = 512, 8  # pixels; sizes
 
 # What people call backbones, and the timm model that they mean: the one with published weights, at its usual size.
 SPELLINGS = {
@@ -125,8 +127,11 @@ class Classifier(nn.Module):
         self.eval()
         try:
             maps = self._look(torch.zeros(1, 3, self.resolution, self.resolution)).maps
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"backbone {backbone!r} cannot take images of {self.resolution} px: {error}") from error
+        except Exception as error:  # whatever a network of timm raises, often without a word
+            raise ValueError(
+                f"backbone {backbone!r} cannot take images of {self.resolution} px: {_reason(error)}; "
+                f"{self._sizes_taken()}"
+            ) from error
         self.train()
         shapes = [(part.shape[1], part.shape[2], part.shape[3]) for part in maps]
         finest = min(shapes[0][1:])
@@ -138,6 +143,30 @@ class Classifier(nn.Module):
                 f"(dataset.resolution) or a backbone with smaller strides, such as viscoin_resnet10"
             )
         return shapes
+
+    def _sizes_taken(self) -> str:
+        """Which sizes near the resolution it does take, found by trying."""
+        own = int(self.model.pretrained_cfg.get("input_size", (3, 224, 224))[-1])
+        near = {own, *(step * max(1, self.resolution // step + more) for step in STEPS for more in (0, 1))}
+        near = {side for side in near - {self.resolution} if side <= max(LARGEST_TRIED, own)}
+        tried = sorted(near, key=lambda side: abs(side - self.resolution))[:MOST_TRIED]
+        taken = [side for side in sorted({*tried, own} - {self.resolution}) if self._takes(side)]
+        if not taken:
+            return f"its usual size is {own} px (dataset.resolution)"
+        return f"it takes {' or '.join(map(str, taken[:3]))} px (dataset.resolution)"
+
+    def _takes(self, side: int) -> bool:
+        try:
+            images = torch.zeros(1, 3, side, side)
+            _, maps = self.model.forward_intermediates(images, indices=N_MAPS, norm=False, output_fmt="NCHW")
+        except Exception:
+            return False
+        return min(maps[0].shape[2:]) >= CONCEPT_GRID
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said or f"it stops with {type(error).__name__} and gives no reason"
 
 
 def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained: bool = True) -> Classifier:
@@ -200,14 +229,19 @@ def _unknown(backbone: str) -> ValueError:
 def _create(backbone: str, n_classes: int, resolution: int, pretrained: bool) -> Any:
     if not timm.is_model(backbone):
         raise _unknown(backbone)
+    usual = ""
     try:
         config = timm.get_pretrained_cfg(backbone)
-        size: dict[str, Any] = {"img_size": resolution} if config is not None and config.fixed_input_size else {}
+        if config is not None and config.fixed_input_size:
+            usual = f"; its usual size is {config.input_size[-1]} px (dataset.resolution)"
+        size: dict[str, Any] = {"img_size": resolution} if usual else {}
         model = timm.create_model(backbone, pretrained=pretrained, num_classes=n_classes, **size)
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # as timm's networks raise anything
         if pretrained:
             raise
-        raise ValueError(f"backbone {backbone!r} cannot be built for images of {resolution} px: {error}") from error
+        raise ValueError(
+            f"backbone {backbone!r} cannot be built for images of {resolution} px: {_reason(error)}{usual}"
+        ) from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(
             f"backbone {backbone!r} does not show its feature maps; choose another, such as resnet50 or "

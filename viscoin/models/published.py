@@ -16,8 +16,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from viscoin.datasets.base import cache_folder
-from viscoin.errors import Refused
+from viscoin.datasets.cache import cache_folder, explained
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 
 LICENCE = (
@@ -179,7 +179,8 @@ def _download(address: str, path: Path, known: str | None) -> None:
     """Download to a partial file beside `path`, and move it there when it is whole and has the known checksum."""
     partial = path.with_name(f"{path.name}.partial")
     with _explained(address, path, partial):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
         _complete(address, partial)
         with partial.open("rb") as file:
             start = file.read(1)
@@ -254,7 +255,7 @@ def _explained(address: str, path: Path, partial: Path) -> Iterator[None]:
         yield
     except (OSError, HTTPException) as error:
         kept = partial.is_file() and partial.stat().st_size > 0
-        reason = error.reason if type(error) is URLError else error
+        reason = error.reason if type(error) is URLError and error.reason else reason_of(error)
         raise ValueError(
             f"cannot download {address} ({reason}); {'try again to resume the download, or ' if kept else ''}"
             f"fetch it by other means and put it at {path}"

@@ -19,9 +19,8 @@ from stylegan2_ada.together import collect, once, one_first, together
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import Concept2ClipConfig, Recipe
 from viscoin.datasets import ImageDataset
-from viscoin.datasets.base import cache_folder
+from viscoin.datasets.cache import cache_folder, is_cached, keep
 from viscoin.errors import Refused
-from viscoin.files import atomic_path
 from viscoin.inference.batches import evaluation, own_batches
 from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.ensemble import VisCoIN
@@ -189,11 +188,10 @@ def image_embeddings(scorer: Scorer, dataset: ImageDataset, indices: np.ndarray,
         for start in range(0, len(indices), 1024):
             key.update(dataset.pixels[indices[start : start + 1024]].tobytes())
         path = cache_folder() / "embeddings" / f"{key.hexdigest()[:24]}.npy"
-        return path, path.is_file()
+        return path, is_cached(path)
 
-    def keep() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial, partial.open("wb") as file:
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
             np.save(file, embeddings)
 
     path, known = once(kept_in)
@@ -204,7 +202,7 @@ def image_embeddings(scorer: Scorer, dataset: ImageDataset, indices: np.ndarray,
         embeddings = np.concatenate(
             collect(scorer.image_embeddings(images).float().cpu().numpy() for images, _ in batches)
         )
-    once(keep)
+    once(lambda: keep(path, write))
     return embeddings
 
 

@@ -13,7 +13,7 @@ from scipy.stats import rankdata, spearmanr
 
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.datasets import ImageDataset, load_dataset
-from viscoin.errors import Refused, regular
+from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation
 from viscoin.inference.execution import exact
 from viscoin.inference.loading import SubjectWithImages
@@ -25,6 +25,7 @@ from viscoin.naming.adapter import ensemble_digest, image_embeddings
 from viscoin.program import program_name
 from viscoin.statistics.bootstrap import Estimate, bootstrap
 from viscoin.statistics.measures import auroc
+from viscoin.texts import read_lines, read_table
 
 CAPTIONS = Path(__file__).parents[1] / "captions"
 LEVEL = 0.2  # share of random directions that may pass for clear
@@ -169,10 +170,7 @@ def read_captions(path: Path) -> list[str]:
     Raises:
         ValueError: not readable as text, fewer than two captions, or one that comes twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused("names", path, f"cannot be read as UTF-8 text ({error})", "give a text file") from error
+    lines = read_lines(path, "names")
     first: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         caption = " ".join(line.partition("#")[0].split())
@@ -398,15 +396,15 @@ def read_names(path: Path) -> dict[int, str]:
     """Concept -> name, of the concepts that have one in a names.csv.
 
     Raises:
-        Refused: unreadable, or another table.
+        Refused: unreadable, another table, or a concept that is no number or comes twice.
     """
-    regular(path)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
-            if not {"concept", "name"} <= set(table.fieldnames or ()):
-                raise ValueError("columns")
-            return {int(row["concept"]): row["name"] for row in table if row["name"]}
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "expected the columns concept and name"
-        raise Refused("concept_names", path, f"cannot be read ({reason})", "give names.csv of concepts") from error
+    names: dict[int, str] = {}
+    for line, row in read_table(path, ("concept", "name"), "concept_names", "give names.csv of concepts"):
+        number, name = row["concept"].strip(), row["name"].strip()
+        if not number.isdecimal():
+            raise Refused("concept_names", path, f"line {line}: {number!r} is no number of a concept", "correct it")
+        if int(number) in names:
+            raise Refused("concept_names", path, f"line {line}: concept {number} has a name already", "remove one")
+        if name:
+            names[int(number)] = name
+    return names

@@ -193,7 +193,7 @@ def pages_of(count: int, most: int) -> list[slice]:
 def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[Figure]:
     """Images of each class (C,), the splits side by side in one bar; as many pages as the classes need."""
     names = _numbered(class_names)
-    highest = float(sum(counts.values(), np.zeros(len(names))).max())
+    highest = max(1.0, float(sum(counts.values(), np.zeros(len(names))).max()))
     return [
         _class_counts({split: values[page] for split, values in counts.items()}, names[page], highest)
         for page in pages_of(len(names), _rows_of_page(names))

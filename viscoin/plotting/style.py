@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
+from viscoin.errors import reason_of
 from viscoin.files import atomic_path
 from viscoin.plotting.fonts import fit_fonts, quiet
 
@@ -103,7 +104,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
         with mpl.rc_context(STYLE), quiet(), atomic_path(path) as partial:
             figure.savefig(partial, format=path.suffix.removeprefix("."))
     except OSError as error:
-        raise ValueError(f"cannot write figure {path} ({error.strerror or error}); choose another folder") from error
+        raise ValueError(f"cannot write figure {path} ({reason_of(error)}); choose another folder") from error
     return path
 
 

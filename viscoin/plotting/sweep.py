@@ -9,7 +9,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from viscoin.analysis.amplification import AmplificationResult
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 from viscoin.plotting.style import DARK, HEAT
 
@@ -52,7 +52,7 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], rate: int = RATE) -> Path
                 partial, format="GIF", save_all=True, append_images=pictures[1:], duration=1000 // rate, loop=0
             )
     except OSError as error:
-        raise Refused("gif", path, f"cannot be written ({error.strerror or error})", "choose another path") from error
+        raise Refused("gif", path, f"cannot be written ({reason_of(error)})", "choose another path") from error
     return path
 
 
@@ -92,7 +92,7 @@ def _make_folder(path: Path, parameter: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(parameter, path, f"cannot be written ({error.strerror})", "choose another path") from error
+        raise Refused(parameter, path, f"cannot be written ({reason_of(error)})", "choose another path") from error
 
 
 def _frame(result: AmplificationResult, position: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from viscoin.analysis.concepts import ConceptTable, collect_concepts
 from viscoin.attribution.heatmaps import concept_heatmaps
 from viscoin.config import DatasetConfig, Recipe, load_recipe
 from viscoin.datasets import ImageDataset, load_dataset
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.inference.batches import choose_images, evaluation, image_batches, pooled
 from viscoin.inference.devices import resolve_device
 from viscoin.kinds import CHAIN
@@ -182,7 +182,7 @@ def _prepare(out: Path) -> None:
                 with Run(out / kind).lock():  # not of a demo that is running
                     shutil.rmtree(out / kind)
     except OSError as error:
-        raise Refused("out", out, f"cannot write there ({error.strerror})", "choose another folder") from error
+        raise Refused("out", out, f"cannot write there ({reason_of(error)})", "choose another folder") from error
 
 
 def _load_data(saved: DatasetConfig, fresh: DatasetConfig, size: Size, seed: int, device: torch.device) -> Trial:

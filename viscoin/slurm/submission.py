@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 from viscoin.kinds import CHAIN, TRAINED
 from viscoin.runs.run import drop_folder, new_folder
@@ -144,7 +144,7 @@ class Submission:
             with atomic_path(path) as partial:
                 partial.write_text(self.job.script())
         except OSError as error:
-            reason = f"--out {self.folder}: cannot write there ({error.strerror})"
+            reason = f"--out {self.folder}: cannot write there ({reason_of(error)})"
             raise Refused("command", None, reason, "choose another folder") from error
         return path
 

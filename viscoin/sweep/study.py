@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 from viscoin.runs.run import NO_LOCKS, read_metrics
 from viscoin.sweep.results import SweepResult, TrialResult, write_results
 from viscoin.sweep.settings import Settings, check_settings, storage_file
@@ -65,7 +65,7 @@ class Study:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            reason = f"cannot write there ({error.strerror})"
+            reason = f"cannot write there ({reason_of(error)})"
             raise Refused("folder", settings.folder, reason, "choose another folder") from error
         # A soft lock, to which filelock falls back, would stay when its process is killed.
         self._turn = FileLock(settings.folder / ".lock", fallback_to_soft=False)

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from stylegan2_ada.metrics import InceptionFeatures, inception_weights
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
-from viscoin.datasets.base import cache_folder
+from viscoin.datasets.cache import cache_folder, is_cached, keep
 from viscoin.errors import Refused
-from viscoin.files import atomic_path
 from viscoin.inference.batches import own_batches
 from viscoin.inference.execution import precision_of
 from viscoin.models.classifier import Classifier
@@ -121,13 +120,15 @@ def real_features(
         for start in range(0, len(indices), 1024):
             digest.update(dataset.pixels[indices[start : start + 1024]].tobytes())
         path = cache_folder() / "features" / f"{digest.hexdigest()[:24]}.npy"
-        return path, path.is_file()
+        return path, is_cached(path)
 
-    def keep() -> np.ndarray:
-        if not known:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as partial, partial.open("wb") as file:
-                np.save(file, np.concatenate(rows))
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(rows))
+
+    def kept() -> np.ndarray:
+        if not known and not keep(path, write):
+            return np.concatenate(rows)
         return np.load(path, mmap_mode="r")
 
     path, known = once(kept_in)
@@ -142,7 +143,7 @@ def real_features(
     logger.info(
         "%s features of %d real images: %s %s", network.name, len(indices), "from" if known else "kept in", path
     )
-    return once(keep)
+    return once(kept)
 
 
 def network_digest(network: FeatureNetwork) -> str:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stylegan2_ada.distributed import from_first, mean_over_processes, rank, sum_over_processes, world_size
 from stylegan2_ada.together import ProcessGone, together
 from viscoin.config import Recipe
-from viscoin.errors import Refused, outside
+from viscoin.errors import Refused, outside, reason_of
 from viscoin.estimates import Estimate
 from viscoin.processes import is_first_process
 from viscoin.runs.run import Run
@@ -354,7 +354,7 @@ def _failures(run: Run | None) -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not _is_of_network(error):
             raise
-        said = " ".join(str(error).split())[:200]
+        said = reason_of(error)[:200]
         reason = f"another process of this training is gone ({said}); see its messages above"
     else:
         return

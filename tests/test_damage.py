@@ -1,6 +1,7 @@
 """Damaged files of run folders: each kind of file, each kind of damage, each command that reads it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ RECIPES: dict[str, Callable[[bytes], bytes]] = {
     "a text": lambda content: b"just text\n",
     "a date": lambda content: b"2024-99-99\n",
     "deep": lambda content: b"[" * 100_000,
-    "references": lambda content: b"a: &a [1, 1]\nb: [*a, *a]\nkind: classifier\n",
+    "references": lambda content: content.partition(b"\n")[2] + b"a: &a [1, 1]\nb: [*a, *a]\n",
     "another program's": lambda content: b"recipe: pancakes\nkind: [sweet]\n",
     "unsealed, a lost key": unsealed(lambda header: header["recipe"]["classifier"].pop("epochs")),
     "unsealed, a lost section": unsealed(lambda header: header["recipe"].pop("gan")),
@@ -156,6 +157,7 @@ def test_a_damaged_neighbour_is_passed_over_with_a_warning(
     assert newest_run("classifier", "birds") is not None
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and "runs/newer/recipe.yaml is damaged" in warnings[0] and "passed over" in warnings[0]
+    assert case != "latin-1" or "no UTF-8" in warnings[0]
     assert Answer("logs").went_well().out == "runs/good/figures/training.png\n"
 
 
@@ -196,6 +198,8 @@ def test_what_is_no_file_at_all() -> None:
     shutil.copytree("runs/good", "runs/newer")
     Path("runs/newer/recipe.yaml").unlink()
     Path("runs/newer/recipe.yaml").mkdir()
+    Path("runs/pipe").mkdir()
+    os.mkfifo("runs/pipe/recipe.yaml")
     Path("runs/third").write_text("a file")
     assert Answer("logs").went_well().out == "runs/good/figures/training.png\n"
 

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from viscoin.config import load_recipe
 from viscoin.errors import Refused
 from viscoin.runs.run import Run
 from viscoin.signals import Stopped
+from viscoin.slurm import queue
+from viscoin.sweep.results import TrialResult
+from viscoin.sweep.running import _progress
 from viscoin.training.loop import Failed
 
 ROOT = Path(__file__).parents[1]
@@ -126,3 +131,55 @@ def test_stopped_before_or_after_the_steps(tmp_path: Path, monkeypatch: pytest.M
         "stopped; resume with --resume --out run; only" if begun else "stopped before the first step; nothing is kept"
     )
     assert answer.err.splitlines()[-1].startswith(last)
+
+
+# --- jobs and sweeps ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2, 15])
+def test_signal_that_ends_following_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def follow(*arguments: object) -> None:
+        raise Stopped(number=number)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("viscoin.slurm.submission.Submission.submit", lambda self: "7")
+    monkeypatch.setattr("viscoin.slurm.following.follow_job", follow)
+    answer = Answer("submit", "--follow", "--", "train", "gan", "--out", "run")
+    assert answer.code == 128 + number
+    assert answer.err.splitlines()[-1] == "stopped following; job 7 continues"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("", None),
+        ("\n", None),
+        ("nonsense", None),
+        ("JobState= ExitCode=1:0", None),
+        ("JobState=FAILED ExitCode=x:y", 1),
+        ("JobState=FAILED ExitCode=", 1),
+        ("JobState=FAILED ExitCode=0:9", 137),
+        ("JobState=NODE_FAIL ExitCode=0:0", 75),
+        ("JobState=PREEMPTED", 75),
+        ("JobState=COMPLETED ExitCode=0:0", 0),
+    ],
+)
+def test_odd_answers_of_the_queue(monkeypatch: pytest.MonkeyPatch, said: str, code: int | None) -> None:
+    monkeypatch.setattr(queue, "_call", lambda *words: said)
+    watch = queue.Watch("7")
+    watch.state = queue.job_state("7")
+    assert (watch.state is None) == (code is None)
+    assert watch.exit_code == (code or 0)
+
+
+def test_progress_of_a_sweep_says_how_long_the_rest_takes() -> None:
+    trials = [
+        TrialResult(0, "finished", 0.5, {}, (), 100.0, Path("0")),
+        TrialResult(1, "failed", None, {}, (), 20.0, Path("1")),
+        TrialResult(2, "running", None, {}, (), None, Path("2")),
+    ]
+    settings = SimpleNamespace(metric="m", direction="maximize", trials=10)
+    study: Any = SimpleNamespace(results=lambda: trials, settings=settings)
+    assert _progress(study, 1, 20.0).endswith("2 of 10 trials done, about 4 min left")
+    settings.trials = 2
+    assert _progress(study, 1, 20.0).endswith("2 of 2 trials done")

@@ -27,6 +27,7 @@ from viscoin.cli import (
     train,
 )
 from viscoin.cli.app import Command, Commands, group
+from viscoin.cli.output import echo
 from viscoin.processes import is_first_process
 from viscoin.program import program_name
 from viscoin.signals import leave_on_signals, stop_on_signals
@@ -39,7 +40,7 @@ class Console(logging.Handler):
     """Plain lines on what is standard error at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(self.format(record), err=True)
+        echo(self.format(record), err=True)
 
 
 app = group(cls=Commands)
@@ -70,7 +71,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from viscoin.runs.revision import describe_version
 
-        typer.echo(describe_version())
+        echo(describe_version())
         raise typer.Exit
 
 

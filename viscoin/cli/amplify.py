@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 from viscoin.cli.results import results_folder
 from viscoin.errors import Refused
 
@@ -84,7 +85,7 @@ def amplify(
         figures = {"amplification": drawn}
         if curve:
             span = study.curves["chosen"].reliable_range
-            typer.echo(f"reliable multipliers: {'none' if span is None else f'{span[0]:g} to {span[1]:g}'}")
+            echo(f"reliable multipliers: {'none' if span is None else f'{span[0]:g} to {span[1]:g}'}")
             figures["amplification-curve"] = curve_figure(study.curves["chosen"], study.curves.get("random"))
         results.figures(figures, show)
         header = {"model": str(subject.path), "dataset": subject.config.name}
@@ -92,7 +93,7 @@ def amplify(
         if export is not None:
             from viscoin.analysis.amplification_files import export_images
 
-            typer.echo(export_images(export, found, study.pictures.names, names, labels))
+            echo(export_images(export, found, study.pictures.names, names, labels))
         _sweep(study, max(factors), gif, mp4)
 
 
@@ -104,11 +105,11 @@ def _sweep(study: "AmplificationStudy", largest: float, gif: Path | None, mp4: P
     if gif is None and mp4 is None:
         return
     if (rows := len(study.pictures.images)) > SWEEP_ROWS:
-        typer.echo(f"the sweep shows the first {SWEEP_ROWS} of {rows} rows", err=True)
+        echo(f"the sweep shows the first {SWEEP_ROWS} of {rows} rows", err=True)
     frames = sweep.sweep_frames(study.sweep(sweep.sweep_factors(largest)))
     for path, save in ((gif, sweep.save_gif), (mp4, sweep.save_mp4)):
         if path is not None:
-            typer.echo(save(path, frames))
+            echo(save(path, frames))
 
 
 def _parse_multipliers(values: Sequence[str] | None) -> list[float]:

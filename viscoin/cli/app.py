@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from viscoin.cli.output import echo
 from viscoin.errors import Refused, of_system, outside, renamed
 from viscoin.processes import is_first_process
 
@@ -128,7 +129,7 @@ def fail(message: str, code: int, cause: BaseException) -> NoReturn:
 def _say(line: str) -> None:
     """Print to standard error, if anybody is left to read it."""
     with suppress(OSError):
-        typer.echo(line, err=True)
+        echo(line, err=True)
 
 
 def _is_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 from viscoin.cli.results import print_table, results_folder
 from viscoin.errors import Refused, renamed
 from viscoin.files import without_nan
@@ -209,7 +210,7 @@ def _info(command: Any, config: "DatasetConfig", as_json: bool, out: Path | None
     found = inspect_dataset(config.name, config)
     text = json.dumps(without_nan(found.to_dict()), indent=2)
     diagnosis = renamed(describe_diagnosis(found.problems, found.commands), command.option)
-    typer.echo(text if as_json else f"{describe_inspection(found)}\n{diagnosis}")
+    echo(text if as_json else f"{describe_inspection(found)}\n{diagnosis}")
     if as_json and out is None and not show:
         return
     from viscoin.plotting.data import inspection_figures
@@ -235,7 +236,7 @@ def _show(
 
     selection = select_images(config, split, classes, count, parts, seed)
     for name in selection.empty:
-        typer.echo(f"class {name!r} has no {split} images", err=True)
+        echo(f"class {name!r} has no {split} images", err=True)
     with results_folder("data-show", config.name, out) as results:
         results.figures(contact_sheets(selection), show)
 
@@ -256,10 +257,10 @@ def _split(
         with results_folder("data-split", config.name, None) as results:
             return _split(config, shares, source, tree, seed, results.folder, force)
     written = split_dataset(config, out, shares, source, tree, seed, force)
-    typer.echo(describe_split(written.split))
-    typer.echo(out / CSV_NAME)
+    echo(describe_split(written.split))
+    echo(out / CSV_NAME)
     if written.tree != "none":
-        typer.echo(f"train on it with --dataset {out}")
+        echo(f"train on it with --dataset {out}")
 
 
 def _export(
@@ -279,7 +280,7 @@ def _export(
     table |= {"classes": len(done.class_names), "resolution": f"{done.resolution}x{done.resolution}"}
     print_table(str(done.path), table)
     if kind == "zip" and len(done.counts) > 1:
-        typer.echo("a zip holds no splits: whoever reads it splits it anew; export one --split, or --format folder")
+        echo("a zip holds no splits: whoever reads it splits it anew; export one --split, or --format folder")
 
 
 def prepare(
@@ -314,4 +315,4 @@ def prepare(
         from viscoin.plotting.data import contact_sheet
         from viscoin.plotting.style import save_figure
 
-        typer.echo(save_figure(contact_sheet(*sample_images(done.path, PREVIEW, seed)), preview))
+        echo(save_figure(contact_sheet(*sample_images(done.path, PREVIEW, seed)), preview))

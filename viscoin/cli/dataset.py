@@ -7,6 +7,7 @@ import typer
 
 from viscoin.cli import options
 from viscoin.cli.data import Crop, Labels, MaxImages, Preview, prepare
+from viscoin.cli.output import echo
 
 
 def dataset(
@@ -25,5 +26,5 @@ def dataset(
     force: options.Force = False,
 ) -> None:
     """Older name of: data SOURCE prepare --out FILE.zip"""
-    typer.echo(f"dataset is now: data {source} prepare --out {out}", err=True)
+    echo(f"dataset is now: data {source} prepare --out {out}", err=True)
     prepare(source, out, resolution, crop, labels, max_images, split, seed, preview, skip_bad_files, force)

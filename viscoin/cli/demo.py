@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 
 
 def demo(
@@ -26,7 +27,7 @@ def demo(
 
     size = library.QUICK if quick else library.FULL
     report = library.run_demo(out, size, from_scratch=from_scratch, seed=seed, device=device)
-    typer.echo(report)
-    typer.echo(f"open first: {report}", err=True)
+    echo(report)
+    echo(f"open first: {report}", err=True)
     if show:
         typer.launch(str(report))

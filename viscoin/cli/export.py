@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 from viscoin.cli.results import print_table
 
 if TYPE_CHECKING:
@@ -106,13 +107,13 @@ def export(
         tolerance=tolerance,
     )
     _print_differences(done)
-    typer.echo(f"\n{usage(done)}\n")
-    typer.echo(done.path)
+    echo(f"\n{usage(done)}\n")
+    echo(done.path)
 
 
 def _print_differences(done: "Exported") -> None:
-    typer.echo(f"{done.path}: {done.part.description}")
+    echo(f"{done.path}: {done.part.description}")
     for kind, outputs in done.differences.items():
         shown = {name: f"{one.absolute:.1e}, values up to {one.largest:.3g}" for name, one in outputs.items()}
         print_table(f"largest difference from PyTorch on {kind}", shown)
-    typer.echo(f"largest difference relative to the values: {done.largest:.1e} (tolerance: {done.tolerance:g})")
+    echo(f"largest difference relative to the values: {done.largest:.1e} (tolerance: {done.tolerance:g})")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from viscoin.cli.output import echo
+
 
 def from_pickle(
     pickle: Annotated[Path, typer.Argument(metavar="PICKLE", help="A pickle written by to-pickle.")],
@@ -22,4 +24,4 @@ def from_pickle(
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
     write_file(output, *read_file(load_model(pickle).path))
-    typer.echo(output)
+    echo(output)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from viscoin.cli.output import echo
 from viscoin.cli.results import print_table
 
 
@@ -44,14 +45,14 @@ def import_gan(
 
     for imported in import_generator(source, output, network, discriminator, dataset, sha256, force):
         print_table(imported.source, imported.facts)
-        typer.echo(imported.path)
+        echo(imported.path)
 
 
 def _print_list() -> None:
     from viscoin.models.published import LICENCE, PUBLISHED
 
     for name, network in PUBLISHED.items():
-        typer.echo(f"{name:<12} {network.resolution:>4} px  {network.megabytes} MB  {network.training}")
-        typer.echo(f"{'':<12} {network.address}")
-        typer.echo(f"{'':<12} SHA-256: {network.sha256 or 'not published; that of the first download counts'}")
-    typer.echo(f"All: {LICENCE}.")
+        echo(f"{name:<12} {network.resolution:>4} px  {network.megabytes} MB  {network.training}")
+        echo(f"{'':<12} {network.address}")
+        echo(f"{'':<12} SHA-256: {network.sha256 or 'not published; that of the first download counts'}")
+    echo(f"All: {LICENCE}.")

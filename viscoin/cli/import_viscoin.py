@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from viscoin.cli.output import echo
 from viscoin.cli.results import print_table
 
 
@@ -51,5 +52,5 @@ def import_viscoin(
     imported = import_checkpoint(source, output, classifier, classes, dataset, coarse_layer, mid_layer, force)
     print_table(imported.source, imported.facts)
     if imported.kind == "parts":
-        typer.echo(f"{source} holds no classifier, so this is no whole ensemble; --classifier MODEL adds one", err=True)
-    typer.echo(imported.path)
+        echo(f"{source} holds no classifier, so this is no whole ensemble; --classifier MODEL adds one", err=True)
+    echo(imported.path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 from viscoin.cli.results import results_folder, show_figures
 from viscoin.errors import Refused
 
@@ -80,11 +81,11 @@ def logs(
             return figure
 
         if follow:
-            typer.echo(f"figure: {file}, redrawn every {REDRAW:g} s; Ctrl-C stops this, not the training", err=True)
+            echo(f"figure: {file}, redrawn every {REDRAW:g} s; Ctrl-C stops this, not the training", err=True)
         found = _followed(paths, names, draw) if follow else [read_log(path) for path in paths]
         figure = draw(selected(found, names))
     for written in filter(None, (file, csv)):
-        typer.echo(written)
+        echo(written)
     if show:
         show_figures([figure])
 
@@ -101,7 +102,7 @@ def _followed(paths: list[Path], names: list[str], draw: "Callable[[list[Log]], 
     try:
         for lines, growth in followed_lines(paths, names):
             for line in lines:
-                typer.echo(line)
+                echo(line)
             found = [log for log in growth.logs if log.series]
             waiting |= bool(growth.fresh or growth.rewritten)
             chosen = [log for log in (log.only(names) if names else log for log in found) if log.series]
@@ -111,7 +112,7 @@ def _followed(paths: list[Path], names: list[str], draw: "Callable[[list[Log]], 
     except KeyboardInterrupt as stop:
         if getattr(stop, "signal", SIGINT) != SIGINT:
             raise
-        typer.echo("stopped following", err=True)
+        echo("stopped following", err=True)
     if not found:
         raise Refused(None, None, f"{' and '.join(map(str, paths))}: no line with numbers has come")
     return found

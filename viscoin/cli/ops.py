@@ -7,6 +7,7 @@ import typer
 
 from viscoin.cli import options
 from viscoin.cli.app import Command, group
+from viscoin.cli.output import echo
 
 app = group(help="Build or check the optional CUDA kernels.")
 
@@ -34,7 +35,7 @@ def build(
     from stylegan2_ada.ops.build import build_kernels
 
     built = build_kernels(arch, cuda_home, verbose)
-    typer.echo(f"{built.path}\nfor {built.architectures}, with {built.cuda_home}, in {built.seconds:.0f} s")
+    echo(f"{built.path}\nfor {built.architectures}, with {built.cuda_home}, in {built.seconds:.0f} s")
 
 
 @app.command(cls=Command)
@@ -52,20 +53,20 @@ def check(device: options.Device = "auto") -> None:
         obstacle(where.type, where.index) if where.type == "cuda" else f"the kernels need CUDA, and this is {where}"
     )
     if reason:
-        typer.echo(f"The operations run in plain PyTorch: {reason}.")
-        typer.echo("This is its speed, and a check of the registered operators, on the CPU.")
-    typer.echo(f"{'operation':15} {'type':9} {'layout':14} {'pass':8}  max error  PyTorch ms  kernel ms  speed-up")
+        echo(f"The operations run in plain PyTorch: {reason}.")
+        echo("This is its speed, and a check of the registered operators, on the CPU.")
+    echo(f"{'operation':15} {'type':9} {'layout':14} {'pass':8}  max error  PyTorch ms  kernel ms  speed-up")
     agree = True
     for row in compare_operations(where):
         layout, direction = ("contiguous", "channels-last")[row.channels_last], ("forward", "backward")[row.backward]
         speed = f"{'-':>9} {'-':>9}"
         if row.kernel_ms is not None:
             speed = f"{row.kernel_ms:9.3f} {row.reference_ms / row.kernel_ms:8.1f}x"
-        typer.echo(
+        echo(
             f"{row.operation:15} {str(row.dtype).removeprefix('torch.'):9} {layout:14} {direction:8} "
             f"{row.error:10.1e} {row.reference_ms:11.3f}  {speed}{'' if row.agrees else '  DIFFERS'}"
         )
         agree &= row.agrees
-    typer.echo("All agree." if agree else "Some differ: please report this table.")
+    echo("All agree." if agree else "Some differ: please report this table.")
     if not agree:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 from viscoin.cli.results import print_table, results_folder
 
 IMAGES = 4
@@ -82,5 +83,5 @@ def project(
         )  # fmt: skip
         print_table(f"{len(found)} images in {subject.path}, mean scores", projection.mean_scores(found))
         for path in projection.save_projections(results.folder, found):
-            typer.echo(path)
+            echo(path)
         results.figures({f"{one.name}-progress": progress_figure(one) for one in found}, show)

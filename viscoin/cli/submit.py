@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from viscoin.cli.output import echo
 from viscoin.errors import Refused
 from viscoin.program import program_name
 from viscoin.signals import Stopped
@@ -56,12 +57,12 @@ def submit(
         line, Limits(partition, account, gpus, nodes, time, mem, cpus_per_task), name, reserve=not dry_run
     )
     if dry_run:
-        typer.echo(submission.job.script(), nl=False)
+        echo(submission.job.script(), nl=False)
         return
     number = submission.submit()
-    typer.echo(f"job {number}: {submission.job.name}")
+    echo(f"job {number}: {submission.job.name}")
     for title, text in {"run folder": submission.folder, **submission.commands(number)}.items():
-        typer.echo(f"  {title:11} {text}")
+        echo(f"  {title:11} {text}")
     if follow:
         raise typer.Exit(_followed(number, submission))
 
@@ -71,11 +72,11 @@ def _followed(number: str, submission: "Submission") -> int:
     from viscoin.slurm.following import follow_job
     from viscoin.slurm.queue import Watch
 
-    typer.echo("Ctrl-C stops following, not the job", err=True)
+    echo("Ctrl-C stops following, not the job", err=True)
     watch = Watch(number)
     try:
         for news in follow_job(submission, watch):
-            typer.echo(news.text, err=news.about_job)
+            echo(news.text, err=news.about_job)
     except KeyboardInterrupt as stop:
         raise Stopped(f"stopped following; job {number} continues", getattr(stop, "signal", SIGINT)) from None
     return watch.exit_code

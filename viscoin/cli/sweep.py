@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 
 if TYPE_CHECKING:
     from viscoin.sweep.results import SweepResult
@@ -78,7 +79,7 @@ def sweep(
     request = Request(kind, space, trials, metric, direction, sampler, pruner, storage, timeout, keep_models)
     result = search(request, run, {"classifier": classifier, "gan": gan}, runtime, report)
     figures = sorted(result.settings.folder.glob("*.png"))
-    typer.echo(f"open first: {next(iter(figures), result.settings.folder / 'trials.csv')}", err=True)
+    echo(f"open first: {next(iter(figures), result.settings.folder / 'trials.csv')}", err=True)
 
 
 def report(result: "SweepResult") -> list[Path]:
@@ -93,18 +94,18 @@ def report(result: "SweepResult") -> list[Path]:
     from viscoin.sweep.results import text_table
 
     for line in text_table(result):
-        typer.echo(line)
+        echo(line)
     folder, best = result.settings.folder, result.best
     if best is None:
-        typer.echo("no trial has finished")
+        echo("no trial has finished")
     else:
-        typer.echo(f"best model:  {Run(best.folder).model_path}")
-        typer.echo(f"best recipe: {folder / 'best.yaml'}")
+        echo(f"best model:  {Run(best.folder).model_path}")
+        echo(f"best recipe: {folder / 'best.yaml'}")
         if not result.settings.keep_models:
-            typer.echo("models and checkpoints of the other trials are removed (--keep-models keeps them)", err=True)
-    typer.echo(folder / "trials.csv")
+            echo("models and checkpoints of the other trials are removed (--keep-models keeps them)", err=True)
+    echo(folder / "trials.csv")
     paths = []
     for name, figure in study_figures(result).items():
         paths.append(folder / f"{name}.png")
-        typer.echo(save_figure(figure, paths[-1]))
+        echo(save_figure(figure, paths[-1]))
     return paths

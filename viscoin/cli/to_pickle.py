@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from viscoin.cli import options
+from viscoin.cli.output import echo
 
 
 def to_pickle(
@@ -34,4 +35,4 @@ def to_pickle(
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
     path = find_model("viscoin", checkpoints, dataset_of_runs(dataset or DEFAULT_DATASET))
     write_file(output, *read_file(load_model(path).path))
-    typer.echo(output)
+    echo(output)

@@ -7,6 +7,7 @@ import typer
 
 from viscoin.cli import options
 from viscoin.cli.app import Command, group
+from viscoin.cli.output import echo
 from viscoin.cli.results import announce, open_first
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def gan(
     )
     check_gan(recipe, runtime)
     if dry_run:
-        typer.echo(f"{recipe.to_yaml()}\n{describe_gan(recipe)}")
+        echo(f"{recipe.to_yaml()}\n{describe_gan(recipe)}")
         return
     path = pipeline.train("gan", recipe, run, {"classifier": classifier}, runtime)
     announce(path)

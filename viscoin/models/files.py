@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -205,12 +206,12 @@ def _read(path: Path) -> _Content:
 def _whole(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], digest: str | None
 ) -> Iterator[None]:
-    """Compares the digest of a file while the block makes something of it, which costs hardly any time.
+    """Compares the digest of a file while the block makes something of it, unless VISCOIN_VERIFY is 0.
 
     Raises:
         ValueError: it differs; whatever the block raised then has that reason.
     """
-    if digest is None:
+    if digest is None or os.environ.get("VISCOIN_VERIFY") == "0":
         yield
         return
     with ThreadPoolExecutor(1) as other:

@@ -1,5 +1,8 @@
 """The order of tests: those that take longest begin first, so that no process waits for the last of them."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -11,6 +14,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: 2 * bool(item.get_closest_marker("long")) + bool(item.get_closest_marker("slow")), reverse=True
     )
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """Commands that run in this process set up loggers; the next test finds them as it would alone."""
+    kept = [
+        (logger := logging.getLogger(name), logger.level, logger.handlers[:]) for name in ("viscoin", "stylegan2_ada")
+    ]
+    yield
+    for logger, level, handlers in kept:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture

@@ -289,7 +289,7 @@ def test_codes_for_the_terminal_are_written_out_in_figures() -> None:
 @pytest.fixture
 def own_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those that come with matplotlib, whatever this system has."""
-    own = [font for font in fonts.fontManager.ttflist if font.fname.startswith(mpl.get_data_path())]
+    own = [font for font in fonts.fontManager.ttflist if "mpl-data" in Path(font.fname).parts]
     monkeypatch.setattr(fonts.fontManager, "ttflist", own)
     fonts._families.cache_clear()
     fonts._warn.cache_clear()

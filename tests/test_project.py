@@ -232,8 +232,10 @@ def test_main_prints_help_without_torch() -> None:
 
 def test_all_ways_to_start_are_the_same() -> None:
     module, _, function = PROJECT["scripts"]["viscoin"].partition(":")
-    for path in (ROOT / "main.py", ROOT / "viscoin" / "__main__.py"):
-        assert f"from {module} import {function}" in path.read_text()
+    assert f"from {module} import {function}\n" in (ROOT / "main.py").read_text()
+    own = ROOT / (module.replace(".", "/") + ".py")
+    assert own.name == "__main__.py" and f"def {function}() -> None:" in own.read_text()
+    assert own.read_text().endswith(f'if __name__ == "__main__":\n    {function}()\n')
 
 
 def test_packages_hold_the_shipped_models_and_the_marker_of_types() -> None:

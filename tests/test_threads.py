@@ -20,7 +20,15 @@ import viscoin.analysis
 import viscoin.attribution
 import viscoin.inference
 from stylegan2_ada.networks import Generator
-from viscoin.analysis import amplification, amplification_curve, amplification_study, concepts, gallery, projection
+from viscoin.analysis import (
+    amplification,
+    amplification_curve,
+    amplification_study,
+    concepts,
+    gallery,
+    projection,
+    quality,
+)
 from viscoin.attribution import cam, gradients, heatmaps, methods, occlusion
 from viscoin.attribution import concepts as concept_maps
 from viscoin.attribution.explained import Explained
@@ -145,6 +153,7 @@ CALLS: Mapping[str, Callable[[Shared], Any]] = {
     "analysis.amplification_curve.lambda_curve": lambda s: amplification_curve.lambda_curve(
         s.ensemble, s.images, s.selection, s.reference, (0.0, 2.0)
     ),
+    "analysis.quality.measure_quality": lambda s: vars(quality.measure_quality(s.ensemble, s.data, s.table)),
     "analysis.concepts.collect_concepts": lambda s: concepts.collect_concepts(s.ensemble, s.data, force=True),
     "analysis.gallery.view_concepts": lambda s: gallery.view_concepts(s.ensemble, s.data, s.table, s.table.order[:2]),
     "analysis.projection.classifier_distance": lambda s: projection.classifier_distance(s.ensemble.classifier).function(

@@ -17,11 +17,11 @@ def from_pickle(
 
     The same weights and metadata, bit for bit.
     """
-    from viscoin.models.files import load_model, read_file, write_file
+    from viscoin.models.files import read_model, write_file
 
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: a model file must end in .safetensors; to-pickle writes pickles")
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
-    write_file(output, *read_file(load_model(pickle).path))
+    write_file(output, *read_model(pickle))
     echo(output)

@@ -25,7 +25,7 @@ def to_pickle(
     """
     from viscoin.config import DEFAULT_DATASET
     from viscoin.datasets import dataset_of_runs
-    from viscoin.models.files import find_model, load_model, read_file, write_file
+    from viscoin.models.files import find_model, read_model, write_file
 
     if output.suffix == ".safetensors":
         raise ValueError(
@@ -34,5 +34,5 @@ def to_pickle(
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to overwrite it or choose another name")
     path = find_model("viscoin", checkpoints, dataset_of_runs(dataset or DEFAULT_DATASET))
-    write_file(output, *read_file(load_model(path).path))
+    write_file(output, *read_model(path))
     echo(output)

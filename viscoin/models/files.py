@@ -118,10 +118,14 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_model(path: Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a model, whose types and bounds are checked.
 
+    Of a file without a digest, which anybody may have written, the model is built once to see whether they fit.
+
     Raises:
         ValueError: as `read_file`, another kind than asked for, or metadata of which no model can be built.
     """
     found = _read(path)
+    if found.digest is None:
+        load_model(path, kind)
     with _whole(path, *found):
         _check(path, found.metadata, kind)
         return found.tensors, found.metadata

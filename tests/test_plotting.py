@@ -289,8 +289,9 @@ def test_codes_for_the_terminal_are_written_out_in_figures() -> None:
 @pytest.fixture
 def own_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those that come with matplotlib, whatever this system has."""
-    own = [font for font in fonts.fontManager.ttflist if "mpl-data" in Path(font.fname).parts]
-    monkeypatch.setattr(fonts.fontManager, "ttflist", own)
+    monkeypatch.setattr(fonts.fontManager, "ttflist", [])
+    for name in ("DejaVuSans", "STIXGeneral"):
+        fonts.fontManager.addfont(Path(mpl.get_data_path(), "fonts", "ttf", f"{name}.ttf"))
     fonts._families.cache_clear()
     fonts._warn.cache_clear()
 

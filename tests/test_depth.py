@@ -343,3 +343,17 @@ def test_only_one_huge_image_is_read_at_a_time(here, monkeypatch, caplog):
     monkeypatch.setattr(reading, "HUGE", 1000)
     read_rgb(Path("a.png"))
     assert held == [1, 0] and reading._one_huge._value == 1
+
+
+def test_bad_images_to_look_at_are_skipped_where_that_is_asked_for(here, caplog):
+    Image.new("RGB", (24, 24), "red").save("good.png")
+    Path("empty.png").touch()
+    os.mkfifo("pipe.png")
+    given = [Path(name) for name in ("empty.png", "good.png", "pipe.png", "gone.png")]
+    pictures = read_pictures(given, 8, skip_bad_files=True)
+    assert pictures.names == ["good"] and len(pictures.images) == 1
+    assert sum("left out" in record.message for record in caplog.records) == 3
+    with pytest.raises(ValueError, match="empty"):
+        read_pictures(given, 8)
+    with pytest.raises(ValueError, match="gone"):
+        read_pictures(given[-1:], 8, skip_bad_files=True)

@@ -326,3 +326,17 @@ def test_figures_say_which_image_is_which() -> None:
     ):
         words = "\n".join(text.get_text() for text in figure.findobj(Text))
         assert "cats-test-3-tom" in words and "…" in words
+
+
+def test_figures_say_which_measures_and_values_they_leave_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    steps, values = np.arange(4), np.array([1.0, 1e308, -1e308, 2.0])
+    many = {f"train.m{i}": (steps, values if i == 0 else steps * 1.0) for i in range(70)}
+    figure = training.training_figure([Log(many, 0, Path("a.jsonl"))])
+    style.figure_bytes(figure)
+    assert sum(axes.get_visible() for axes in figure.axes) == training.MOST_PANELS
+    assert [record.message for record in caplog.records] == [
+        "the figure shows the first 60 of 70 measures; choose others by name",
+        "train.m0 of a.jsonl: 2 values beyond 1e30 are left out of the figure",
+    ]

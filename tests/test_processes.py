@@ -1,6 +1,7 @@
 """Trainings by several processes, in parts or compiled: the same as by one; and what happens when one dies."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -139,3 +140,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(here):
     train(here, *options, "--accumulate", "2", "--out", "parts")
     same(here / "whole", here / "parts", 2e-3)
     assert Run(here / "parts").recipe.viscoin.accumulate == 2
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_missing_streams_lead_nowhere(streams: str, tmp_path: Path) -> None:
+    """A file that is opened must not get the number of standard error, into which libraries print."""
+    code = (
+        "import sys; from viscoin.processes import open_missing_streams; open_missing_streams(); "
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); assert file.fileno() > 2; print('out'); "
+        "print('err', file=sys.stderr); sys.stdin.read(); file.write('whole')"
+    )
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {streams}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0 and (tmp_path / "file").read_text() == "whole"

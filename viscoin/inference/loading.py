@@ -205,30 +205,42 @@ def load_pictures(
     dataset, dataset_path = locate_dataset(dataset, dataset_path)
     if files and dataset is None:
         alone = load_alone(kind, model, device)
-        return alone, read_pictures(files, alone.config.resolution)
+        return alone, read_pictures(files, alone.config.resolution, skip_bad_files)
     subject = load_subject(
         kind, model, dataset, dataset_path, device=device, skip_bad_files=skip_bad_files, parameter=parameter
     )
     if files:
-        return subject, read_pictures(files, subject.config.resolution)
+        return subject, read_pictures(files, subject.config.resolution, skip_bad_files)
     return subject, choose_pictures(subject, indices, count, seed)
 
 
-def read_pictures(files: Sequence[Path | bytes], resolution: int) -> Pictures:
+def read_pictures(files: Sequence[Path | bytes], resolution: int, skip_bad_files: bool = False) -> Pictures:
     """Images from files or their bytes, centre-cropped and resized, which is logged, with their names.
 
+    Args:
+        skip_bad_files: leave out files that are missing or no images, with a warning.
+
     Raises:
-        Refused: a file that is missing or no image.
+        Refused: a file that is missing or no image, or all are.
     """
-    sources = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else regular(file) for i, file in enumerate(files)]
-    whites = report_whites(sources, "of the given images")
-    pixels = np.stack([_read(source, resolution, whites) for source in sources])
+    given = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else file for i, file in enumerate(files)]
+    there = [file for file in given if isinstance(file, _Bytes) or file.is_file()]
+    whites = report_whites(there, "of the given images")
+    pixels, sources = [], []
+    for number, source in enumerate(given):
+        try:
+            pixels.append(_read(source if isinstance(source, _Bytes) else regular(source), resolution, whites))
+            sources.append(source)
+        except Refused as error:
+            if not skip_bad_files or (number == len(given) - 1 and not sources):
+                raise
+            logger.warning("left out: %s", error)
     names: list[str] = []
     for source in sources:
         stem = source.stem
         candidates = chain([stem], (f"{stem}-{i}" for i in count(2)))
         names.append(next(name for name in candidates if name not in names))
-    return Pictures(to_images(pixels), names)
+    return Pictures(to_images(np.stack(pixels)), names)
 
 
 def choose_pictures(subject: SubjectWithImages, indices: Sequence[int] | None, count: int, seed: int) -> Pictures:

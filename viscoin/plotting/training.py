@@ -1,5 +1,6 @@
 """Figures of training curves."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,9 @@ from viscoin.runs.metrics import Log, run_names, smooth, split_name
 COLOURS = {"train": BLUE, "validation": VERMILION, "test": GREEN, "": GREY}
 DASHES = {"train": "-", "validation": "--", "test": ":", "": "-"}
 FEW = 30  # points, which are marked and not smoothed
+MOST_PANELS = 60  # that a figure has room for
+LARGEST = 1e30  # beyond it, a value is the trace of a fault, and no axis can hold it
+logger = logging.getLogger(__name__)
 
 
 @styled
@@ -44,6 +48,11 @@ def training_figure(
     measures = found if names is None else [name for name in names if name in found]
     if not measures:
         raise ValueError(f"no measure to draw; the logs hold {', '.join(found)}")
+    if len(measures) > MOST_PANELS:
+        logger.warning(
+            "the figure shows the first %d of %d measures; choose others by name", MOST_PANELS, len(measures)
+        )
+        measures = measures[:MOST_PANELS]
     columns = min(columns, len(measures))
     rows = -(-len(measures) // columns)
     figure = new_figure(width * min(1, columns / 3), 0.25 + 1.25 * rows + _legend_height(logs))
@@ -75,6 +84,11 @@ def _panel(axes: Axes, measure: str, logs: Sequence[Log], smoothing: float, log_
             split, rest = split_name(name)
             if rest != measure:
                 continue
+            if (absurd := np.abs(values) > LARGEST).any():
+                logger.warning(
+                    "%s of %s: %d values beyond 1e30 are left out of the figure", name, log.source, absurd.sum()
+                )
+                values = np.where(absurd, np.nan, values)
             splits[split] = None
             positive |= bool((values > 0).any())
             colour, dashes = (PALETTE[i], DASHES[split]) if len(logs) > 1 else (COLOURS[split], "-")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
-from viscoin.inference.batches import evaluation, own_batches
+from viscoin.inference.batches import TooFewImages, evaluation, own_batches
 from viscoin.models.ensemble import VisCoIN
 
 # Images (B, 3, H, W) in [-1, 1] -> activations (B, K) of each concept function, by its name.
@@ -67,6 +67,9 @@ def concept_functions(
         pooled, vectors = maps.mean((2, 3)), _vectors(maps)
         k = min(ensemble.n_concepts, pooled.shape[1])
         pca = PCA(min(k, len(pooled)), random_state=seed).fit(pooled)
+        if len(vectors) < k:
+            places = f"{len(pooled)} images have {len(vectors)} places of the feature map"
+            raise TooFewImages(f"{places}, {k} factors need as many; take more images")
         sample = np.random.default_rng(seed).permutation(len(vectors))[:POSITIONS]
         nmf = _without_warning(MiniBatchNMF(k, init="nndsvda", random_state=seed, max_iter=50).fit, vectors[sample])
         return pca, nmf, np.sort(np.argsort(-pooled.var(0), kind="stable")[:k])

@@ -43,6 +43,9 @@ def unsealed(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
 
 
 NOISE = bytes(range(256)) * 4
+REFERENCES = b"a0: &a0 1\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 10)
+)
 RECIPES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda content: content[: len(content) // 2],
     "half at a line": lambda content: b"".join(content.splitlines(True)[:60]),
@@ -58,7 +61,7 @@ RECIPES: dict[str, Callable[[bytes], bytes]] = {
     "a text": lambda content: b"just text\n",
     "a date": lambda content: b"2024-99-99\n",
     "deep": lambda content: b"[" * 100_000,
-    "references": lambda content: content.partition(b"\n")[2] + b"a: &a [1, 1]\nb: [*a, *a]\n",
+    "references": lambda content: content.partition(b"\n")[2] + REFERENCES,  # 10^9 values
     "another program's": lambda content: b"recipe: pancakes\nkind: [sweet]\n",
     "unsealed, a lost key": unsealed(lambda header: header["recipe"]["classifier"].pop("epochs")),
     "unsealed, a lost section": unsealed(lambda header: header["recipe"].pop("gan")),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -173,6 +174,16 @@ def test_info_of_a_damaged_list_of_labels(here):
     found = json.loads(answer.out)
     assert found["images"] == {"images": 10} and found["class_names"] == ["ant", "bee"]
     assert "dataset.json is not valid JSON" in found["problems"][0] and all(found["commands"].values())
+
+
+def test_info_of_folders_whose_names_are_no_text(here):
+    data = write_images(here / "data", {os.fsdecode(b"caf\xe9"): 8, os.fsdecode(b"\xff"): 8})
+    if not data.is_dir() or len(list(data.iterdir())) != 2:
+        pytest.skip("this file system takes no such names")
+    for options in ([], ["--skip-bad-files"]):
+        found = json.loads(Answer("data", "data", "info", "--json", *options).went_well().out)
+        assert found["class_names"] == ["\\xff", "caf\\xe9"] and found["images"] == {"images": 16}
+        assert {entry["file"] for entry in found["broken_files"]} == {"data/\\xff", "data/caf\\xe9"}
 
 
 def test_info_of_drawn_images(here):

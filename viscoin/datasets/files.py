@@ -296,7 +296,7 @@ def fingerprint(files: Sequence[ImageFile], purpose: str) -> str:
     code = b"".join(Path(module.__file__ or "").read_bytes() for module in (reading, depth))
     digest = hashlib.sha256(code + FORMAT + purpose.encode())
     for file in files:
-        digest.update(_stamp(file).encode())
+        digest.update(_stamp(file).encode(errors="surrogateescape"))  # names that are no UTF-8
     return digest.hexdigest()[:24]
 
 

@@ -102,6 +102,17 @@ def test_16_bits_that_are_transparent(here):
     assert corners(Path("alpha.png")) == [[0, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_grey_of_few_bits_may_be_transparent(here, depth):
+    per_byte, most = 8 // depth, 2**depth - 1
+    values = np.zeros((24, 32), np.uint8)
+    values[:, 16:] = clear = most // 2
+    packed = sum(values[:, i::per_byte].astype(int) << (depth * (per_byte - 1 - i)) for i in range(per_byte))
+    Path("a.png").write_bytes(png(32, 24, depth, 0, packed.astype(np.uint8), chunk(b"tRNS", struct.pack(">H", clear))))
+    assert corners(Path("a.png"))[1] == [255] * 3
+    assert corners(Path("a.png"))[0] == ([0] * 3 if clear else [255] * 3)
+
+
 def test_what_a_tiff_declares_counts(here):
     dark = Image.fromarray((RAMP * 900).astype(np.uint16))
     dark.save("declared.tif", tiffinfo={281: 4095})

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from viscoin.datasets.depth import Deep, Extent, Whites, deep_values, described, extent, is_deep, to_8_bits
+from viscoin.datasets.depth import Deep, Extent, Whites, deep_values, described, extent, is_deep, raw_mode, to_8_bits
 from viscoin.errors import reason_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -76,6 +76,7 @@ def _upright_rgb(image: Image.Image, stream: IO[bytes], least: int, whites: Whit
     deep = _deep(image, stream)
     shown = image
     if deep is None:
+        _widen_clear_grey(image)
         image.load()
     else:
         if whites is None and (assumed := described(extent(deep), name)):
@@ -91,6 +92,14 @@ def _upright_rgb(image: Image.Image, stream: IO[bytes], least: int, whites: Whit
         ImageOps.exif_transpose(rgb, in_place=True)
     rgb.load()
     return rgb
+
+
+def _widen_clear_grey(image: Image.Image) -> None:
+    """Pillow makes 8 bits of a PNG's greys of 2 and 4 bits, but not of the one among them that is transparent."""
+    bits = {"L;2": 2, "L;4": 4}.get(raw_mode(image))
+    clear = image.info.get("transparency")
+    if bits is not None and isinstance(clear, int) and clear < 2**bits:
+        image.info["transparency"] = clear * 255 // (2**bits - 1)
 
 
 def _deep(image: Image.Image, stream: IO[bytes]) -> Deep | None:

@@ -221,6 +221,20 @@ def test_images_to_look_at_are_of_one_brightness(here, caplog):
     assert [record.message[:24] for record in caplog.records] == ["2 of the given images: t"]
 
 
+def test_files_of_several_pictures_are_reported(here, caplog):
+    pages = [Image.new("RGB", (32, 24), colour) for colour in ("red", "blue")]
+    Path("data").mkdir()
+    for name in ("a.tif", "b.gif", "c.webp", "d.png"):
+        pages[0].save(f"data/{name}", save_all=True, append_images=pages[1:])
+        pages[0].save(f"data/one{name}")
+    pages[0].save("data/e.jpg")
+    prepare_dataset("data", Path("out"), 16)
+    (said,) = [record.message for record in caplog.records if "several" in record.message]
+    assert said.startswith("4 images of data are files of several pictures, of which the first is used (first: ")
+    read_pictures([Path("data/a.tif"), Path("data/e.jpg")], 16)
+    assert "1 of the given images are files of several" in caplog.text
+
+
 def test_black_images_are_reported(here, caplog):
     for name, value in (("cat", 1), ("dog", 200)):
         Path("data", name).mkdir(parents=True)

@@ -1,5 +1,7 @@
 """Recipes: what they hold, what they refuse, and that they come back from YAML unchanged."""
 
+import os
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -132,8 +134,49 @@ def test_sections_may_be_left_empty(tmp_path):
     assert load_recipe(str(tmp_path / "r.yaml"), {"dataset.seed": 4}) == parse_recipe(
         {"gan": {"kimg": 3}, "dataset": {"seed": 4}}, "x"
     )
-    (tmp_path / "r.yaml").write_text("")
-    assert load_recipe(str(tmp_path / "r.yaml")) == Recipe()
+
+
+@pytest.mark.parametrize("text", ["", "null", "# nothing\n", "{}", "gan:\n"])
+def test_an_empty_file_is_no_recipe(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    assert "r.yaml is empty; write what to change" in refusal(str(tmp_path / "r.yaml"))
+
+
+def test_what_is_no_file_is_called_by_its_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert "run: a folder, not a file; give a YAML file" in refusal("run")
+    (tmp_path / "run" / "recipe.yaml").write_text("base: birds")
+    assert "give run/recipe.yaml" in refusal("run")
+    os.mkfifo("pipe.yaml")
+    assert "pipe.yaml: a named pipe, not a file" in refusal("pipe.yaml")
+    (tmp_path / "birds").mkdir()
+    assert load_recipe("birds").dataset.name == "birds"
+
+
+def test_errors_tell_settings_from_the_file(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("gan: {kimg: 0}")
+    message = refusal(str(file), {"classifier.epochs": "0", "gan.epohcs": "3", "dataset.resolution": 5})
+    of_file, *others = message.split("; ")
+    assert of_file.startswith(f"recipe {file}: gan.kimg = '0'")
+    assert [text.partition(" ")[0] for text in others] == ["dataset.resolution", "`settings`:", "`settings`:"]
+    assert "`settings`: unknown key 'gan.epohcs'" in message
+    assert refusal("birds", {"gan.augment": "fixed"}).startswith("`settings`: gan.augment = fixed needs")
+    with pytest.raises(Refused, match="^`settings`: seed = 'abc'"):
+        override_recipe(load_recipe("birds"), {"seed": "abc"})
+
+
+def test_numbers_that_no_library_can_hold_are_refused():
+    assert load_recipe("birds", {"seed": 2**32 - 1}).seed == 2**32 - 1
+    for key in ("seed", "dataset.seed"):
+        assert f"{key} = '4294967296': input should be less than or equal to 4294967295" in refusal(
+            "birds", {key: str(2**32)}
+        )
+    for key in ("dataset.train", "classifier.epochs", "gan.batch_size", "dataset.seed"):
+        assert f"{key} = '{9 * 10**30}'" in refusal("birds", {key: str(9 * 10**30)})
+
+
 
 
 def test_unknown_key_of_another_section_names_that():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -19,7 +20,7 @@ from viscoin.datasets.export import in_turns
 from viscoin.datasets.inspection import inspect_dataset
 from viscoin.datasets.listing import list_images, warn_once
 from viscoin.datasets.selection import parse_classes, select_images
-from viscoin.datasets.splitting import class_folders, parse_shares
+from viscoin.datasets.splitting import Row, Split, class_folders, parse_shares, write_tree
 from viscoin.datasets.zip import open_zip
 from viscoin.errors import Refused
 from viscoin.plotting.data import (
@@ -173,6 +174,16 @@ def test_info_of_a_damaged_list_of_labels(here):
     found = json.loads(answer.out)
     assert found["images"] == {"images": 10} and found["class_names"] == ["ant", "bee"]
     assert "dataset.json is not valid JSON" in found["problems"][0] and all(found["commands"].values())
+
+
+def test_info_of_folders_whose_names_are_no_text(here):
+    data = write_images(here / "data", {os.fsdecode(b"caf\xe9"): 8, os.fsdecode(b"\xff"): 8})
+    if not data.is_dir() or len(list(data.iterdir())) != 2:
+        pytest.skip("this file system takes no such names")
+    for options in ([], ["--skip-bad-files"]):
+        found = json.loads(Answer("data", "data", "info", "--json", *options).went_well().out)
+        assert found["class_names"] == ["\\xff", "caf\\xe9"] and found["images"] == {"images": 16}
+        assert {entry["file"] for entry in found["broken_files"]} == {"data/\\xff", "data/caf\\xe9"}
 
 
 def test_info_of_drawn_images(here):
@@ -565,6 +576,23 @@ def test_force_deletes_nothing_but_datasets(here):
 def test_class_folders():
     assert class_folders(["a/b", "a:b", "..", " x. ", "A-B"]) == ["a-b", "a-b~1", "class", "x", "A-B~4"]
     assert len(class_folders(["x" * 500])[0]) == 120
+    assert class_folders(["a-", "a-~2", "a:", "b"]) == ["a-", "a-~2", "a-~3", "b"]
+    for names in (["a:", "a:~1", "a-", "a-~3", "A?", "a-~2"], ["~1", ".", "class~1", "class", ".."]):
+        assert len({folder.lower() for folder in class_folders(names)}) == len(names)
+
+
+@pytest.mark.parametrize("tree", ["copy", "link"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_images_of_one_name_in_a_class_are_all_written(tmp_path, tree, order):
+    files = [tmp_path / "data" / name for name in ("1/x.png", "2/X.png", "x~2.png")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(file))
+    rows = [Row(str(files[i]), 0, "train", files[i]) for i in order]
+    write_tree(Split("data", tmp_path, ["alpha"], rows), tmp_path / "out", tree)
+    written = list((tmp_path / "out" / "train" / "alpha").iterdir())
+    assert sorted(path.read_text() for path in written) == sorted(map(str, files))
+    assert len({path.name.lower() for path in written}) == 3
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------

@@ -102,6 +102,17 @@ def test_16_bits_that_are_transparent(here):
     assert corners(Path("alpha.png")) == [[0, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_grey_of_few_bits_may_be_transparent(here, depth):
+    per_byte, most = 8 // depth, 2**depth - 1
+    values = np.zeros((24, 32), np.uint8)
+    values[:, 16:] = clear = most // 2
+    packed = sum(values[:, i::per_byte].astype(int) << (depth * (per_byte - 1 - i)) for i in range(per_byte))
+    Path("a.png").write_bytes(png(32, 24, depth, 0, packed.astype(np.uint8), chunk(b"tRNS", struct.pack(">H", clear))))
+    assert corners(Path("a.png"))[1] == [255] * 3
+    assert corners(Path("a.png"))[0] == ([0] * 3 if clear else [255] * 3)
+
+
 def test_what_a_tiff_declares_counts(here):
     dark = Image.fromarray((RAMP * 900).astype(np.uint16))
     dark.save("declared.tif", tiffinfo={281: 4095})
@@ -208,6 +219,20 @@ def test_images_to_look_at_are_of_one_brightness(here, caplog):
     pictures = read_pictures([Path("dark.png"), Path("bright.png").read_bytes()], 8)
     assert np.abs(pictures.images.mean((1, 2, 3)).numpy() - (np.array([400, 4000]) / 4095 * 2 - 1)).max() < 0.01
     assert [record.message[:24] for record in caplog.records] == ["2 of the given images: t"]
+
+
+def test_files_of_several_pictures_are_reported(here, caplog):
+    pages = [Image.new("RGB", (32, 24), colour) for colour in ("red", "blue")]
+    Path("data").mkdir()
+    for name in ("a.tif", "b.gif", "c.webp", "d.png"):
+        pages[0].save(f"data/{name}", save_all=True, append_images=pages[1:])
+        pages[0].save(f"data/one{name}")
+    pages[0].save("data/e.jpg")
+    prepare_dataset("data", Path("out"), 16)
+    (said,) = [record.message for record in caplog.records if "several" in record.message]
+    assert said.startswith("4 images of data are files of several pictures, of which the first is used (first: ")
+    read_pictures([Path("data/a.tif"), Path("data/e.jpg")], 16)
+    assert "1 of the given images are files of several" in caplog.text
 
 
 def test_black_images_are_reported(here, caplog):

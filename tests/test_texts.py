@@ -66,12 +66,13 @@ def test_names_of_concepts(here, encoding, separator):
         ("number,name\n1,a\n", "its first line holds number, name; give names.csv"),
         ("concept,name\nx,a\n", "line 2: 'x' is no number of a concept"),
         ("concept,name\n1,a\n1,b\n", "line 3: concept 1 has a name already"),
+        ("concept,name\n1,a\n8,b\n", "line 3: there is no concept 8, the ensemble has 8"),
         ('concept,name\n1,"a\n2,b\n', "is no row of a table"),
     ],
 )
 def test_tables_that_cannot_be_meant(here, text, reason):
     with pytest.raises(Refused) as refused:
-        read_names(save("names.csv", text))
+        read_names(save("names.csv", text), 8)
     assert reason in str(refused.value) and str(refused.value).startswith("concept_names names.csv: ")
     with pytest.raises(Refused, match=r"cannot be read \(No such file"):
         read_table(Path("absent.csv"), ("a",), "source")

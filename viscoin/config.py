@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.files import is_whole
 from viscoin.texts import NotText, read_text
 
 MOST_VALUES, MOST_TEXT = 20_000, 1_000_000  # of a YAML file; recipes have 150 values in 5,000 characters
+LARGEST_SEED = 2**32 - 1  # what all libraries take that draw by a seed
+LARGEST_WHOLE = 2**63 - 1  # what numpy and torch hold
 LARGEST, MOST_CONCEPTS = 2**20, 10_000  # of networks that fit into any memory; Psi grows by the square
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DATASET = "birds"
@@ -28,6 +31,13 @@ AugmentPreset = Literal["blit", "geom", "color", "filter", "noise", "cutout", "b
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _can_be_held(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > LARGEST_WHOLE:
+            raise PydanticCustomError("too_large", f"Input should be at most {LARGEST_WHOLE}")
+        return value
+
 
 class DatasetConfig(Section):
     """Which images, how many and how large. `None` counts mean all that the dataset has."""
@@ -38,7 +48,7 @@ class DatasetConfig(Section):
     train: int | None = Field(None, ge=1)
     validation: int | None = Field(None, ge=1)
     test: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0, description="seed of generated images and of automatic splits")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of generated images and of automatic splits")
     skip_bad_files: bool = Field(False, description="leave unreadable images out instead of stopping")
     attribute: str = Field("Young", description="attribute that is the class of celeba_hq")
     path: str | None = Field(None, description="folder with the files of the dataset; None: the cache, or a download")
@@ -223,7 +233,7 @@ class Recipe(Section):
     gan: GanConfig = GanConfig()
     viscoin: ViscoinConfig = ViscoinConfig()
     concept2clip: Concept2ClipConfig = Concept2ClipConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     expected: dict[str, float] = Field(default_factory=dict, description="results to expect, by name")
 
     @model_validator(mode="after")
@@ -253,14 +263,13 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
         overrides: dotted key -> value (`{"viscoin.steps": 500}`); text is read as the key's type, "null" as None.
 
     Raises:
-        ValueError: unknown recipe, unknown key (the nearest one is named) or a value of the wrong type or range.
+        ValueError: unknown recipe, an empty one, unknown key (the nearest one is named) or a value of the wrong type
+            or range.
     """
-    path = Path(name_or_path)
-    if not path.is_file():
-        path = RECIPES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        raise ValueError(f"no recipe or file named {name_or_path!r}; {_other_recipes(name_or_path)}")
+    path = _recipe_file(name_or_path)
     filled = {key: value for key, value in _read(path).items() if value is not None}
+    if not filled:
+        raise ValueError(f"recipe {path} is empty; write what to change, as in `base: birds`, or give no recipe")
     if base := filled.pop("base", None):
         if base not in recipe_names():
             raise ValueError(f"recipe {path}: base = {base!r} is no shipped recipe; {_other_recipes(str(base))}")
@@ -269,7 +278,21 @@ def load_recipe(name_or_path: str = "birds", overrides: Mapping[str, Any] | None
         if _subject(merged) != _subject(inherited):
             merged["expected"] = filled.get("expected", {})
         filled = merged
-    return _override(filled, overrides or {}, str(path))
+    return _override(filled, overrides or {}, str(path), of_caller=True)
+
+
+def _recipe_file(name_or_path: str) -> Path:
+    path, shipped = Path(name_or_path), RECIPES / f"{name_or_path}.yaml"
+    if path.is_file():
+        return path
+    if shipped.is_file():
+        return shipped
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        raise Refused("recipe", path, "a folder, not a file", f"give {inside if inside.is_file() else 'a YAML file'}")
+    if regular(path).exists():
+        raise Refused("recipe", path, "not a file", "give a YAML file")
+    raise ValueError(f"no recipe or file named {name_or_path!r}; {_other_recipes(name_or_path)}")
 
 
 def _other_recipes(name: str) -> str:
@@ -359,18 +382,22 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def override_recipe(recipe: Recipe, overrides: Mapping[str, Any], source: str = "of the saved run") -> Recipe:
-    """A copy of a recipe with some values changed; keys, values and errors, which name `source`, as `load_recipe`."""
-    return _override(recipe.model_dump(), overrides, source)
+def override_recipe(recipe: Recipe, overrides: Mapping[str, Any], source: str | None = None) -> Recipe:
+    """A copy of a recipe with some values changed; keys, values and errors as `load_recipe`.
+
+    Args:
+        source: where the overrides come from, for errors, as in "of this space"; None: the caller.
+    """
+    return _override(recipe.model_dump(), overrides, source or "of the saved run", of_caller=source is None)
 
 
-def _override(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> Recipe:
+def _override(values: dict[str, Any], overrides: Mapping[str, Any], source: str, of_caller: bool) -> Recipe:
     before = _subject(values)
     for key, value in overrides.items():
         _assign(values, key, _parse(value))
     if _subject(values) != before and not any(key.startswith("expected") for key in overrides):
         values.pop("expected", None)
-    return parse_recipe(values, source)
+    return parse_recipe(values, source, overrides if of_caller else {})
 
 
 def _subject(values: Mapping[str, Any]) -> list[str]:
@@ -379,13 +406,21 @@ def _subject(values: Mapping[str, Any]) -> list[str]:
     return [str(section.get(key)).lower() for key in ("name", "attribute")] if isinstance(section, dict) else []
 
 
-def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:
-    """Validate plain values into a Recipe; `source` names them in the error."""
+def parse_recipe(values: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Validate plain values into a Recipe; `source` names them in the error, but not those that come from overrides."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        reasons = "; ".join(_explain(item) for item in error.errors())
-        raise Refused(None, None, f"recipe {source}: {reasons}") from None
+        reasons = [_explain(item) for item in error.errors()]
+    of_source, others = list[str](), list[str]()
+    for reason in reasons:
+        given = [value for key, value in (overrides or {}).items() if key in re.findall(r"[\w.]+", reason)]
+        if given:
+            others.append(f"`settings`: {reason}" if any(isinstance(value, str) for value in given) else reason)
+        else:
+            of_source.append(reason)
+    own = [f"recipe {source}: {'; '.join(of_source)}"] if of_source else []
+    raise Refused(None, None, "; ".join(own + others))
 
 
 def _parse(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and what may be written into JSON."""
 
+import errno
 import glob
 import hashlib
 import math
@@ -7,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import time
 import uuid
 import zlib
@@ -39,20 +41,59 @@ def write_tensors(content: Mapping[str, Any], path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends well, and vanishes when not.
 
-    What killed processes have left of the same file is cleared away.
+    A link stays, and what it leads to is replaced; a device, a pipe or standard output is `path` itself, written to
+    as it comes. What killed processes have left of the same file is cleared away.
+
+    Raises:
+        OSError: `path` is a folder, or cannot be written to; names `path`, or what the link leads to.
     """
+    if _takes_a_stream(path):
+        yield path
+        return
+    path = end_of_links(path)
     clear_partials(path.parent, path.name)
     partial = partial_path(path)
     try:
-        yield partial
-        with held():
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-            _sync_folder(path.parent)
+        with writing(path, partial):
+            yield partial
+            with held():
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+                _sync_folder(path.parent)
     finally:
         with held():
             partial.unlink(missing_ok=True)
+
+
+def _takes_a_stream(path: Path) -> bool:
+    """Whether something that is no file is written to, or a file that another program has opened for it."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return not stat.S_ISREG(mode) or os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+
+
+def end_of_links(path: Path) -> Path:
+    """What a link leads to, there or not; anything else as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@contextmanager
+def writing(path: Path, partial: Path) -> Iterator[None]:
+    """Have errors of the system within the block name `path`, where they name `partial` or say that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        names = [name for name in (error.filename2, error.filename) if str(name).startswith(str(partial))]
+        if names:
+            error.filename, error.filename2 = f"{path}{str(names[0]).removeprefix(str(partial))}", None
+        elif error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(path)
+        raise
 
 
 def partial_path(path: Path) -> Path:

@@ -64,7 +64,7 @@ def concept_heatmaps(
     check_page(len(pictures.images), count)
     classes, labels = subject.model.class_names, pictures.labels
     outlines = None if part is None else part_outlines(subject, pictures, part)
-    named = None if concept_names is None else read_names(concept_names)
+    named = None if concept_names is None else read_names(concept_names, known)
     with results_folder("concept-heatmaps", subject.config.name, out) as results:
         found = heatmaps.concept_heatmaps(
             subject.model, pictures.images, None if indices is None else torch.tensor([indices] * len(pictures.images)),

@@ -42,7 +42,7 @@ Accumulate = Annotated[
     int | None,
     typer.Option("--accumulate", min=1, metavar="N", help="Accumulate gradients over N micro-batches, to save memory."),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Random seed.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for the results; default: a new one in runs/.")
@@ -154,7 +154,7 @@ RUN: Mapping[str, tuple[Any, Any]] = {
     "settings": (None, Settings),
     "seed": (
         None,
-        Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Random seed; default: the recipe's.")],
+        Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Random seed; default: the recipe's.")],
     ),
     "out": (
         None,

@@ -94,12 +94,15 @@ def _first(value: object, default: float = 0) -> float:
 
 def is_deep(image: Image.Image) -> bool:
     """Whether Pillow leaves out the lower half of 16 bits, as it does of colours."""
+    return image.mode in ("RGB", "RGBA", "RGBX", "LA") and ";16" in raw_mode(image)
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How an image that is not loaded yet is stored, as Pillow calls it: "L;4", "RGB;16B"; "" if nothing says so."""
     tiles = getattr(image, "tile", None)
-    if not tiles or image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
-        return False
-    arguments = tiles[0].args
-    rawmode = arguments if isinstance(arguments, str) else (arguments or [""])[0]
-    return isinstance(rawmode, str) and ";16" in rawmode
+    arguments = tiles[0].args if tiles else ""
+    raw = arguments if isinstance(arguments, str) else (arguments or [""])[0]
+    return raw if isinstance(raw, str) else ""
 
 
 def _array(image: Image.Image) -> np.ndarray:

@@ -25,6 +25,7 @@ from viscoin.datasets.reading import (
     BadImage,
     Box,
     ImageFile,
+    has_several,
     image_size,
     read_region,
     square,
@@ -145,12 +146,21 @@ def select_rows(pixels: np.ndarray, rows: np.ndarray, files: Sequence[ImageFile]
 def find_whites(files: Sequence[ImageFile], what: str) -> tuple[Whites, list[str]]:
     """What is white in images of more than 8 bits, by kind, and what had to be assumed for it (see `depth`).
 
+    That files hold more pictures than the first is said there, too.
+
     Args:
         what: these files in messages, as in "images of photos".
     """
     bar = tqdm(files, desc="looking for pixels of more than 8 bits", unit="image", leave=False, disable=None)
-    extents = joined(found for found in in_threads(stored_extent, bar) if found is not None)
-    texts = (described(found, f"{found.files} {what}") for found in extents)
+    looked = list(in_threads(lambda file: (stored_extent(file), has_several(file)), bar))
+    extents = joined(found for found, _ in looked if found is not None)
+    texts = [described(found, f"{found.files} {what}") for found in extents]
+    several = [file for file, (_, more) in zip(files, looked) if more]
+    if several:
+        texts.append(
+            f"{len(several)} {what} are files of several pictures, of which the first is used (first: {several[0]}); "
+            "save the others as files of their own"
+        )
     return whites_of(extents), [text for text in texts if text]
 
 
@@ -296,7 +306,7 @@ def fingerprint(files: Sequence[ImageFile], purpose: str) -> str:
     code = b"".join(Path(module.__file__ or "").read_bytes() for module in (reading, depth))
     digest = hashlib.sha256(code + FORMAT + purpose.encode())
     for file in files:
-        digest.update(_stamp(file).encode())
+        digest.update(_stamp(file).encode(errors="surrogateescape"))  # names that are no UTF-8
     return digest.hexdigest()[:24]
 
 

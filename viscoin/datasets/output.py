@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from viscoin.errors import Refused
-from viscoin.files import clear_partials, partial_path
+from viscoin.files import clear_partials, end_of_links, partial_path, writing
 
 COMPRESSION = 1  # of zlib; more takes twice as long and saves a tenth
 
@@ -19,17 +19,22 @@ COMPRESSION = 1  # of zlib; more takes twice as long and saves a tenth
 def new_folder(output: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `output` when the block ends well and vanishes otherwise.
 
-    What killed processes have left of it is cleared away.
+    A link stays, and the folder it leads to is replaced. What killed processes have left of it is cleared away.
+
+    Raises:
+        OSError: it cannot be written; names `output` where the disk is full.
     """
+    output = end_of_links(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     clear_partials(output.parent, output.name)
     partial, old = partial_path(output), output.with_name(f".{output.name}.{uuid.uuid4().hex}.old")
     try:
-        partial.mkdir()
-        yield partial
-        if output.exists():
-            output.rename(old)
-        partial.rename(output)
+        with writing(output, partial):
+            partial.mkdir()
+            yield partial
+            if output.exists():
+                output.rename(old)
+            partial.rename(output)
     finally:
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -12,12 +12,13 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from viscoin.datasets.depth import Deep, Extent, Whites, deep_values, described, extent, is_deep, to_8_bits
+from viscoin.datasets.depth import Deep, Extent, Whites, deep_values, described, extent, is_deep, raw_mode, to_8_bits
 from viscoin.errors import reason_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Photographs that need more than Pillow to be read.
 UNREAD = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".psd"}
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such files begin
 MINIMUM_SIDE = 8  # pixels; less shows nothing, whatever the magnification
 MOST_PIXELS = 178_956_970  # where Pillow stops, too; some 700 MB when decoded
 LARGE = 2**22  # pixels from which on an image is reduced before its colours are converted
@@ -76,6 +77,7 @@ def _upright_rgb(image: Image.Image, stream: IO[bytes], least: int, whites: Whit
     deep = _deep(image, stream)
     shown = image
     if deep is None:
+        _widen_clear_grey(image)
         image.load()
     else:
         if whites is None and (assumed := described(extent(deep), name)):
@@ -91,6 +93,14 @@ def _upright_rgb(image: Image.Image, stream: IO[bytes], least: int, whites: Whit
         ImageOps.exif_transpose(rgb, in_place=True)
     rgb.load()
     return rgb
+
+
+def _widen_clear_grey(image: Image.Image) -> None:
+    """Pillow makes 8 bits of a PNG's greys of 2 and 4 bits, but not of the one among them that is transparent."""
+    bits = {"L;2": 2, "L;4": 4}.get(raw_mode(image))
+    clear = image.info.get("transparency")
+    if bits is not None and isinstance(clear, int) and clear < 2**bits:
+        image.info["transparency"] = clear * 255 // (2**bits - 1)
 
 
 def _deep(image: Image.Image, stream: IO[bytes]) -> Deep | None:
@@ -130,7 +140,21 @@ def _bad(error: BaseException, file: ImageFile) -> BadImage:
 
 def _is_tiff(file: ImageFile) -> bool:
     with file.open("rb") as stream:
-        return stream.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return stream.read(4) in TIFF
+
+
+def has_several(file: ImageFile) -> bool:
+    """Whether a file holds several pictures, as pages or an animation, of which the first is read; not of JPEGs."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(41)
+            if start[:4] not in (*TIFF, b"RIFF", b"GIF8") and start[37:41] != b"acTL":
+                return False
+            stream.seek(0)
+            with Image.open(stream) as image:
+                return bool(getattr(image, "is_animated", False))
+    except UNREADABLE:
+        return False
 
 
 def stored_extent(file: ImageFile) -> Extent | None:

@@ -4,7 +4,6 @@ import csv
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from viscoin.datasets import SPLITS, check_dataset_name, dataset_names, load_dat
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import list_images, stratified, stratified_groups, warn_once
 from viscoin.datasets.output import check_output, new_folder
-from viscoin.datasets.walking import composed
+from viscoin.datasets.walking import composed, free_name
 from viscoin.datasets.zip import open_zip
 from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
@@ -282,18 +281,16 @@ def write_tree(split: Split, output: Path, tree: str = "link") -> Path:
             f"{output}: {len(renamed)} of {len(folders)} classes get another name, as folders need it "
             f"(first: {folder!r} for {name!r})"
         )
-    used: Counter[str] = Counter()
+    used: set[str] = set()
     with new_folder(output) as partial:
         for name in SPLITS:
             for folder in folders:
                 (partial / name / folder).mkdir(parents=True)
         for row in tqdm(split.rows, desc=f"writing {output.name}", unit="image", leave=False, disable=None):
             path = row.path or Path()
-            folder = Path(row.split) / folders[row.label]
-            used[f"{folder / path.name}".lower()] += 1
-            copies = used[f"{folder / path.name}".lower()]
-            name = path.name if copies == 1 else f"{path.stem}~{copies}{path.suffix}"
-            _place(path, partial / folder / name, tree)
+            file = free_name(f"{row.split}/{folders[row.label]}/{path.name}", used, str.lower)
+            used.add(file.lower())
+            _place(path, partial / file, tree)
         write_csv(split, partial / CSV_NAME)
     return output
 
@@ -310,9 +307,18 @@ def _place(path: Path, target: Path, tree: str) -> None:
 
 def class_folders(class_names: Sequence[str]) -> list[str]:
     """A name for the folder of each class: the class name, without what file systems do not take."""
+    plain = [_without_marks(name) for name in class_names]
     folders: list[str] = []
-    for name in class_names:
-        plain = "".join("-" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")[:120] or "class"
-        taken = sum(plain.lower() == folder.lower() for folder in folders)
-        folders.append(f"{plain}~{len(folders)}" if taken else plain)
+    used, wanted = set[str](), {name.lower() for name in plain}
+    for number, name in enumerate(plain):
+        folder = name
+        while folder.lower() in used or (folder != name and folder.lower() in wanted):
+            folder = f"{name}~{number}"
+            number += 1
+        folders.append(folder)
+        used.add(folder.lower())
     return folders
+
+
+def _without_marks(name: str) -> str:
+    return "".join("-" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")[:120] or "class"

@@ -8,7 +8,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,11 +63,15 @@ def not_a_file(mode: int) -> str | None:
     return f"{kind}, not a file" if kind else None
 
 
-def free_name(name: str, taken: Container[str]) -> str:
-    """The name, or "cat/1~2.png" where there is a "cat/1.png" already: two spellings of one name are two files."""
+def free_name(name: str, taken: Container[str], key: Callable[[str], str] = str) -> str:
+    """The name, or "cat/1~2.png" where there is a "cat/1.png" already: two spellings of one name are two files.
+
+    Args:
+        key: in what form names are in `taken`, as `str.lower` where case makes no difference.
+    """
     stem, suffix = os.path.splitext(name)
     number, free = 1, name
-    while free in taken:
+    while key(free) in taken:
         number += 1
         free = f"{stem}~{number}{suffix}"
     return free

@@ -392,17 +392,23 @@ def names_csv(names: Sequence[ConceptName]) -> str:
     return text.getvalue()
 
 
-def read_names(path: Path) -> dict[int, str]:
+def read_names(path: Path, n_concepts: int | None = None) -> dict[int, str]:
     """Concept -> name, of the concepts that have one in a names.csv.
 
+    Args:
+        n_concepts: of the ensemble that the names are for; None: not known.
+
     Raises:
-        Refused: unreadable, another table, or a concept that is no number or comes twice.
+        Refused: unreadable, another table, or a concept that is no number, comes twice or is none of the ensemble.
     """
     names: dict[int, str] = {}
     for line, row in read_table(path, ("concept", "name"), "concept_names", "give names.csv of concepts"):
         number, name = row["concept"].strip(), row["name"].strip()
         if not number.isdecimal():
             raise Refused("concept_names", path, f"line {line}: {number!r} is no number of a concept", "correct it")
+        if n_concepts is not None and int(number) >= n_concepts:
+            reason = f"line {line}: there is no concept {number}, the ensemble has {n_concepts}, counted from 0"
+            raise Refused("concept_names", path, reason, "give the names of this ensemble")
         if int(number) in names:
             raise Refused("concept_names", path, f"line {line}: concept {number} has a name already", "remove one")
         if name:

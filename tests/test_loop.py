@@ -377,9 +377,7 @@ def test_no_trained_run_is_trained_again_from_the_start(run, kept):
         if path.name != kept:
             path.unlink()
     before = (run.path / kept).read_bytes()
-    with pytest.raises(
-        ValueError, match=r"no checkpoint to go on from; restore that, choose another folder, or remove"
-    ):
+    with pytest.raises(ValueError, match=r"no checkpoint to go on from; restore that, .*, or remove"):
         train(run, Toy())
     assert (run.path / kept).read_bytes() == before
 

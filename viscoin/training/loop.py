@@ -290,9 +290,7 @@ def _check_unsaved(run: Run, evaluate_every: int) -> None:
             "train anew",
         )  # fmt: skip
     if step:
-        logger.warning(
-            "%s has no checkpoint yet and begins again; its metrics up to step %d are dropped", run.path, step
-        )
+        logger.warning("%s has no checkpoint and begins again; its metrics up to step %d are dropped", run.path, step)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from tiny_models import Answer, set_options
 
 from viscoin.config import load_recipe, override_recipe
 from viscoin.files import is_whole, sealed
+from viscoin.models.files import read_file
 from viscoin.runs import run as runs
 from viscoin.runs.run import Run, newest_run, read_metrics
 from viscoin.runs.tracking import followers
@@ -270,17 +271,39 @@ def test_damaged_checkpoints_give_a_reason(content: bytes) -> None:
     assert "()" not in answer.err
 
 
+@pytest.mark.parametrize("how", [Path.unlink, lambda path: path.write_bytes(b"torn")], ids=["gone", "damaged"])
+def test_finished_run_without_its_best_checkpoint(how: Callable[[Path], object]) -> None:
+    """The same command does not call the last weights the best ones."""
+    how(Path("runs/good/checkpoints/best.pt"))
+    answer = Answer(*TRAIN, "--resume", "--out", "runs/good")
+    if answer.code:
+        answer.refused("best.pt is damaged (", "remove it to do without")
+        Path("runs/good/checkpoints/best.pt").unlink()
+        answer = Answer(*TRAIN, "--resume", "--out", "runs/good")
+    assert "best.pt is gone" in answer.went_well().err
+    assert "selection" not in read_file(Path("runs/good/model.safetensors"))[1]
+
+
+def test_finished_run_without_checkpoints_is_left_alone() -> None:
+    for path in Path("runs/good/checkpoints").glob("*.pt"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in Path("runs/good").glob("*.*") if path.name != "log.txt"}
+    for options in (["--resume"], set_options()):
+        Answer(*TRAIN, *options, "--out", "runs/good").refused("--out runs/good", "no checkpoint to go on from")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 @pytest.mark.parametrize("name", ["study.db", "trials/0000/metrics.jsonl", "trials/0000/recipe.yaml"])
 @pytest.mark.parametrize("content", [b"", NOISE], ids=["empty", "binary"])
 def test_damaged_sweep(name: str, content: bytes) -> None:
-    """A study that cannot be read is refused, an empty one begins; damaged runs of ended trials stop nothing."""
+    """A study that cannot be read or lost its trials is refused; damaged runs of ended trials stop nothing."""
     Path("space.yaml").write_text("classifier.learning_rate: [0.001, 0.01]\n")
     words = ["sweep", "classifier", "--space", "space.yaml", "--device", "cpu", "--out", "study", *set_options()]
     Answer(*words, "--trials", "1").went_well()
     Path("study", name).write_bytes(content)
     answer = Answer(*words, "--trials", "2", "--track", "tensorboard")
-    if name == "study.db" and content:
-        answer.refused("study.db", "cannot be read")
+    if name == "study.db":
+        answer.refused("study.db", "cannot be read" if content else "is gone or does not know of it")
     else:
         assert answer.code == 0, answer.err
 

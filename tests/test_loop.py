@@ -278,7 +278,7 @@ def test_training_in_a_thread_leaves_signals_alone(run, uninterrupted):
 @pytest.mark.parametrize(("seconds", "looks"), [(0.001, [1, 11, 21]), (2, [1, 3, 5, 7]), (60, [1, 2, 3, 4])])
 def test_processes_agree_often_enough_where_steps_are_slow(run, monkeypatch, seconds, looks):
     """A warning comes two minutes before the end; whoever has it must be heard before that is over."""
-    of = loop._Loop(run, Toy(), batches(), 100, torch.device("cpu"), "toy", LOG_EVERY, 60)
+    of = loop._Loop(run, Toy(), batches(), 100, torch.device("cpu"), "toy", EVALUATE_EVERY, LOG_EVERY, 60)
     of.alone, seen = False, []
     clock = of.began
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock)
@@ -356,6 +356,39 @@ def test_without_scores_the_last_is_the_best(run):
         task.weight.zero_()
     assert load_best(run, task) == STEPS
     assert torch.equal(task.weight, last)
+
+
+def test_lost_best_weights_are_told_and_the_best_of_the_rest_is_taken(run, caplog):
+    scores = [0.1, 0.9, 0.2, 0.3]
+    with pytest.raises(Interrupted):
+        train(run, Toy(at(13, lambda: signal.raise_signal(signal.SIGTERM)), scores))
+    (run.checkpoints / "best.pt").unlink()
+    train(run, Toy(scores=scores))
+    assert "best.pt is gone" in caplog.text
+    assert run.load_checkpoint("best")["step"] == STEPS
+
+
+@pytest.mark.parametrize("kept", ["model.safetensors", "metrics.jsonl"])
+def test_no_trained_run_is_trained_again_from_the_start(run, kept):
+    """Its model, or metrics of more than one evaluation, prove that there were checkpoints."""
+    train(run, Toy(scores=[0.1, 0.3, 0.2, 0.0]))
+    run.model_path.write_bytes(b"weights")
+    for path in (run.checkpoints / "last.pt", run.checkpoints / "previous.pt", run.model_path, run.metrics_path):
+        if path.name != kept:
+            path.unlink()
+    before = (run.path / kept).read_bytes()
+    with pytest.raises(ValueError, match=r"no checkpoint to go on from; restore that, .*, or remove"):
+        train(run, Toy())
+    assert (run.path / kept).read_bytes() == before
+
+
+def test_run_that_was_killed_before_its_first_checkpoint_begins_again(run, caplog):
+    run.log(4, {"train.fit": 9.0})
+    run.log(EVALUATE_EVERY, {"validation.sum": 9.0})
+    run.save_checkpoint("best", {"step": EVALUATE_EVERY})  # comes before the first last.pt
+    train(run, Toy())
+    assert "begins again" in caplog.text
+    assert metrics(run)[0]["step"] == 4 and all(9.0 not in line.values() for line in metrics(run))
 
 
 def test_no_checkpoint_at_all(run):

@@ -4,11 +4,12 @@ import errno
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -267,6 +268,49 @@ def test_storages_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write there"):
         Study(settings(tmp_path / "file" / "x"))
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_trials_of_a_lost_study_are_not_trained_over(tmp_path: Path, storage: str) -> None:
+    given = settings(tmp_path, storage=storage, trials=2)
+    run_sweep(Study(given), train)
+    (path,) = (path for path in tmp_path.glob("study.*") if path.is_file())
+    before = (tmp_path / "trials.csv").read_bytes()
+    for lose in (Path.unlink, lambda path: path.write_bytes(b"")):
+        lose(path)
+        with pytest.raises(ValueError, match=r"study\.\w+ is gone or does not know of it; restore the study"):
+            Study(given)
+    assert (tmp_path / "trials.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("DELETE FROM trial_params", "trial 0 lacks classifier.learning_rate"),
+        ("DELETE FROM trial_values", "trial 0 lacks its value"),
+        ("DELETE FROM trials WHERE number = 1", "does not know of it"),
+        ("DROP TABLE trials", "does not know of it"),
+    ],
+)
+def test_study_that_lost_rows_is_refused(tmp_path: Path, statement: str, reason: str) -> None:
+    given = settings(tmp_path, storage="sqlite", trials=2)
+    run_sweep(Study(given), train)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute(statement)
+    with pytest.raises(ValueError, match=reason):
+        run_sweep(Study(given), train)
+
+
+def test_damage_amid_a_study_is_no_failure_that_passes(tmp_path: Path) -> None:
+    given = settings(tmp_path, storage="sqlite", trials=2)
+    run_sweep(Study(given), train)
+    content = (tmp_path / "study.db").read_bytes()
+    for start in range(4096, len(content) - 4096, 4096):
+        (tmp_path / "study.db").write_bytes(content[:start] + b"\xa5" * 4096 + content[start + 4096 :])
+        try:
+            run_sweep(Study(given), train)
+        except ValueError as error:
+            assert "study" in str(error), start
 
 
 def test_one_storage_may_hold_several_studies(tmp_path: Path) -> None:

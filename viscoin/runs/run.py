@@ -235,10 +235,14 @@ class Run:
         for listener in self.listeners:
             listener(step, values)
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """What is logged so far, as of `read_metrics`."""
+        return read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
+
     def truncate_metrics(self, step: int) -> None:
         """Drop lines after `step`: a resumed run writes them again."""
         if self.metrics_path.is_file():
-            lines = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
+            lines = [line for line in self.metrics() if line["step"] <= step]
             with atomic_path(self.metrics_path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -257,12 +261,15 @@ class Run:
                     _link(path, second)
         self._damaged.discard(name)
 
+    def has_checkpoint(self, name: str) -> bool:
+        return (self.checkpoints / f"{name}.pt").is_file()
+
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """The checkpoint, or None when there is none; ValueError when its check sums say that it is damaged."""
         try:
             return self._read_checkpoint(name)
         except ValueError as error:
-            raise ValueError(f"{error}; remove it and resume without it") from error
+            raise ValueError(f"{error}; restore it from a copy, or remove it to do without") from error
 
     def _read_checkpoint(self, name: str) -> dict[str, Any] | None:
         path = self.checkpoints / f"{name}.pt"

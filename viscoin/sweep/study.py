@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import socket
+import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,7 @@ class Study:
         with self._alone():
             self.study = self._open()
             self._check_same()
+            self._check_whole()
         self.study.pruner = self._pruner()
 
     @contextmanager
@@ -89,25 +91,55 @@ class Study:
             if getattr(error, "errno", None) in NO_LOCKS:
                 reason = "its file system has no locks, which a study needs"
                 raise Refused("folder", self.settings.folder, reason, "choose another") from error
-            cause = first_line(error.__cause__ or error)
+            cause = error.__cause__ or error
+            if _is_damaged(cause):
+                raise self._unreadable(cause) from error
             raise Failed(
-                f"the study in {self.settings.folder} cannot be written ({cause}); make that possible, and the same "
-                "command resumes it"
+                f"the study in {self.settings.folder} cannot be written ({first_line(cause)}); make that possible, "
+                "and the same command resumes it"
             ) from error
 
     def _open(self) -> "optuna.Study":
         path, kind = storage_file(self.settings.folder, self.settings.storage)
         inside = path.parent == self.settings.folder  # else it may hold the studies of several folders
         name = "sweep" if inside else str(self.settings.folder.resolve())
+        if not path.exists():
+            self._check_lost(path, 0)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.storage = self._storage(path, kind)
-            return self.optuna.create_study(
+            study = self.optuna.create_study(
                 storage=self.storage, study_name=name, direction=self.settings.direction, load_if_exists=True
             )
+            known = len(study.get_trials(deepcopy=False))
         except Exception as error:  # what databases say of damaged files is of many types
-            reason = f"study {path} cannot be read or written ({first_line(error)})"
-            raise Refused(None, None, reason, "repair it, or choose another `folder`") from error
+            raise self._unreadable(error) from error
+        self._check_lost(path, known)
+        return study
+
+    def _unreadable(self, error: BaseException) -> Refused:
+        path, _ = storage_file(self.settings.folder, self.settings.storage)
+        reason = f"study {path} cannot be read or written ({first_line(error)})"
+        return Refused(None, None, reason, "repair it, or choose another `folder`")
+
+    def _check_lost(self, path: Path, known: int) -> None:
+        """Raise Refused where the folder holds more trials than the study, which would be trained over."""
+        lost = [run.name for run in self.runs.iterdir() if run.name.isdecimal() and int(run.name) >= known]
+        lost += [name for name in ("trials.csv",) if not known and (self.settings.folder / name).exists()]
+        if lost:
+            raise Refused(
+                "folder", self.settings.folder,
+                f"holds {lost[0]} of a sweep whose study {path} is gone or does not know of it",
+                "restore the study, or choose another folder",
+            )  # fmt: skip
+
+    def _check_whole(self) -> None:
+        """Raise Refused where trials that ended well lack parameters or their value."""
+        for trial in self.study.get_trials(deepcopy=False, states=(self.states.COMPLETE, self.states.PRUNED)):
+            missing = [key for key in self.settings.space if key not in trial.params]
+            missing += ["its value"] if trial.values is None and trial.state == self.states.COMPLETE else []
+            if missing:
+                raise self._unreadable(ValueError(f"trial {trial.number} lacks {', '.join(missing)}"))
 
     def _storage(self, path: Path, kind: str) -> "optuna.storages.BaseStorage":
         storages = self.optuna.storages
@@ -146,6 +178,7 @@ class Study:
             if len(self.results()) > 1:
                 return False
             self.optuna.delete_study(study_name=self.study.study_name, storage=self.storage)
+            (self.settings.folder / "trials.csv").unlink(missing_ok=True)
             for number in list(self._held):
                 shutil.rmtree(self.folder(number), ignore_errors=True)
                 self._unlock(number)
@@ -333,6 +366,12 @@ class Study:
             return importance.get_param_importances(
                 self.study, evaluator=importance.FanovaImportanceEvaluator(seed=0), params=varied
             )
+
+
+def _is_damaged(error: BaseException) -> bool:
+    """Whether SQLite says that the file itself is wrong; other failures may pass."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def first_line(error: BaseException) -> str:

@@ -86,10 +86,11 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     step = load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     measure = f"validation.{config.best_metric}"
+    selected = run.has_checkpoint("best")  # else these are the last weights, by no measure
     if fabric.global_rank == 0:
         save_model(
             run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores,
-            selection={"metric": measure, "value": scores[measure], "step": step},
+            selection={"metric": measure, "value": scores[measure], "step": step} if selected else None,
         )  # fmt: skip
     fabric.barrier()
     return run.model_path

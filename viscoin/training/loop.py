@@ -94,10 +94,11 @@ def fit(
     Raises:
         Interrupted: a signal came; all is saved.
         Failed: the disk is full, the run folder is gone, or another process of this training is.
-        ValueError: another process trains in this folder, its checkpoint fits another recipe, or a loss is not finite.
+        ValueError: another process trains in this folder, its checkpoint fits another recipe or is gone although the
+            run was trained, or a loss is not finite.
     """
     with run.lock() if batches.rank == 0 else nullcontext(), _failures(run):
-        loop = _Loop(run, task, batches, steps, device, title, log_every, report_seconds)
+        loop = _Loop(run, task, batches, steps, device, title, evaluate_every, log_every, report_seconds)
         with _stop_signals() as received, _progress(steps, loop.done, title, loop.first) as bar:
             saved_at = time.monotonic()
             for step in range(loop.done, steps):
@@ -134,7 +135,7 @@ class _Loop:
 
     def __init__(
         self, run: Run, task: Task, batches: StepBatches, steps: int, device: torch.device, title: str,
-        log_every: int, report_seconds: float,
+        evaluate_every: int, log_every: int, report_seconds: float,
     ) -> None:  # fmt: skip
         self.run, self.task, self.batches, self.steps, self.title = run, task, batches, steps, title
         self.log_every, self.report_seconds = log_every, report_seconds
@@ -143,14 +144,14 @@ class _Loop:
         self.done = self.stale = 0
         self.meter: list[dict[str, Tensor]] = []  # terms not logged yet
         self.results: dict[str, float] = {}
-        self._restore()
+        self._restore(evaluate_every)
         self.start, self.began = self.done, time.monotonic()
         self.reported_at = self.began
         self.estimate = Estimate(title, steps, "step", self.done)
         self.looked, self.look_at = (self.done, self.began), self.done  # at what all want: last time, and next step
 
-    def _restore(self) -> None:
-        state = _read_once(self.run.last_checkpoint)
+    def _restore(self, evaluate_every: int) -> None:
+        state = _read_once(lambda: _saved(self.run, evaluate_every))
         if state is None:
             if self.first:
                 self.run.truncate_metrics(0)
@@ -254,6 +255,42 @@ def load_best(run: Run, task: Task) -> int:
     with _fitting(run):
         task.load_state_dict(state["task"])
         return int(state["step"])
+
+
+def _saved(run: Run, evaluate_every: int) -> dict[str, Any] | None:
+    """The state to go on from, or None where the training has yet to begin.
+
+    Raises:
+        Refused: what the run holds shows that it was saved, but its checkpoints are gone.
+    """
+    state = run.last_checkpoint()
+    if state is None:
+        _check_unsaved(run, evaluate_every)
+    elif state.get("best") is not None and not run.has_checkpoint("best"):
+        logger.warning(
+            "%s/best.pt is gone, and with it the weights of the best score so far; the best of the steps that are left "
+            "is taken, and without any the last weights, which may be worse",
+            run.checkpoints,
+        )  # fmt: skip
+        state |= {"best": None, "stale": 0}
+    return state
+
+
+def _check_unsaved(run: Run, evaluate_every: int) -> None:
+    """Raise Refused where a training from step 0 on would overwrite one that went further.
+
+    Every evaluation is followed by a checkpoint, so that metrics beyond the first one come from a run that had some.
+    """
+    step = max((line["step"] for line in run.metrics()), default=0)
+    if run.model_path.exists() or step > evaluate_every:
+        found = run.model_path.name if run.model_path.exists() else f"metrics up to step {step}"
+        raise Refused(
+            "out", run.path, f"holds {found}, but no checkpoint to go on from",
+            f"restore that, choose another folder, or remove {run.model_path.name} and {run.metrics_path.name} to "
+            "train anew",
+        )  # fmt: skip
+    if step:
+        logger.warning("%s has no checkpoint and begins again; its metrics up to step %d are dropped", run.path, step)
 
 
 @contextmanager

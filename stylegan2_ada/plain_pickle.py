@@ -65,6 +65,14 @@ class RefusedError(ValueError):
     """The pickle asks for something that data does not need."""
 
 
+class DamagedError(ValueError):
+    """A file that is not what it should be. `reason` says why, without the name of the file."""
+
+    def __init__(self, path: Path, otherwise: str, reason: str) -> None:
+        super().__init__(f"{path} is damaged, or {otherwise}: {reason}")
+        self.reason = reason
+
+
 class _Storage(NamedTuple):
     """Numbers of one type; `fetch` gives their bytes."""
 
@@ -157,6 +165,8 @@ def read_plain_pickle(path: Path) -> Any:
             which is then named.
     """
     data = _bytes(path)
+    if not data:
+        raise ValueError(f"{path} is no pickle: it is empty")
     if data[:4] == ZIP_START:
         raise ValueError(f"{path} is a zip file, as torch.save writes it, not a pickle")
     if data[:1] != pickle.PROTO:
@@ -179,7 +189,8 @@ def read_tensor_file(path: Path) -> Any:
     if start == ZIP_START:
         return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_zip(path))
     if start[:1] != pickle.PROTO:
-        raise ValueError(f"{path} is damaged, or no file of tensors: it starts with {_printable(start.hex(' '))}")
+        reason = f"it starts with {start.hex(' ')}" if start else "it is empty"
+        raise DamagedError(path, "no file of tensors", reason)
     data = _bytes(path)
     return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_pickle(data))
 
@@ -200,7 +211,7 @@ def _explained(path: Path, what: str, otherwise: str, read: Callable[[], Any]) -
         raise ValueError(f"{path} {error}, which is not part of {what}; refused") from None
     except Exception as error:  # damaged bytes may raise anything
         reason = _printable(error) if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged, or {otherwise}: {reason}") from error
+        raise DamagedError(path, otherwise, reason) from error
 
 
 def _read_pickle(data: bytes) -> Any:

@@ -267,7 +267,8 @@ def test_damaged_checkpoints_give_a_reason(content: bytes) -> None:
     for path in Path("runs/good/checkpoints").glob("*.pt"):
         path.write_bytes(content)
     answer = Answer(*TRAIN, "--resume", "--out", "runs/good")
-    answer.refused("no checkpoint in", "last.pt is damaged (", "start a new run")
+    reason = "" if content.startswith(b"PK") else f"it starts with {content[:4].hex(' ')}" if content else "it is empty"
+    answer.refused("no checkpoint in", f"last.pt is damaged ({reason}", "start a new run")
     assert "()" not in answer.err
 
 
@@ -282,6 +283,15 @@ def test_finished_run_without_its_best_checkpoint(how: Callable[[Path], object])
         answer = Answer(*TRAIN, "--resume", "--out", "runs/good")
     assert "best.pt is gone" in answer.went_well().err
     assert "selection" not in read_file(Path("runs/good/model.safetensors"))[1]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".owner.json", "recipe.yaml", "checkpoints/last.pt"])
+@pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "a named pipe"), (os.mkdir, "a folder")])
+def test_what_is_no_file_in_a_run(name: str, make: Callable[[Path], None], said: str) -> None:
+    path = Path("runs/good", name)
+    path.unlink(missing_ok=True)
+    make(path)
+    Answer(*TRAIN, *set_options(), "--out", "runs/good").refused(f"runs/good/{name}: {said}, not a file")
 
 
 def test_finished_run_without_checkpoints_is_left_alone() -> None:

@@ -147,6 +147,27 @@ def test_files_of_older_versions_have_no_digest_and_load(small: Any, tmp_path: P
     assert load_model(tmp_path / "old.safetensors", "gan").metadata == metadata
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pkl"])
+def test_any_changed_bit_of_the_word_digest_is_noticed(small: Any, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    write_file(path, *small[0]["gan"])
+    content = path.read_bytes()
+    place = content.index(b"digest")
+    for bit in range(8 * len(b"digest")):
+        changed = bytearray(content)
+        changed[place + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"model\.\w+ is damaged"):
+            read_file(path)
+
+
+def test_empty_files_are_called_so_once(tmp_path: Path) -> None:
+    for read, name in ((read_checkpoint, "e.pt"), (load_model, "e.pkl")):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=rf"{name} is damaged(?!.*is damaged).*: it is empty$"):
+            read(tmp_path / name)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.system, ("touch canary",)

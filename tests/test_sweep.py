@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -801,6 +802,8 @@ def test_the_command_sweeps_and_goes_on(here: Path) -> None:
     assert "2 of 2" not in Answer(*given, "--trials", 2).went_well().err  # nothing is left to do
     names = {path.name for path in Path("runs/birds-classifier-sweep").iterdir()}
     assert {"study.db", "trials.csv", "best.yaml", "history.png", "parameters.png"} <= names
+    shutil.rmtree("runs/birds-classifier-sweep/trials")
+    assert "best model:  gone, " in Answer(*given, "--trials", 2).went_well().out
 
 
 @pytest.mark.slow

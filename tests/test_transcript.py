@@ -2,10 +2,11 @@
 
 import io
 import logging
+import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,8 +79,13 @@ def test_each_folder_gets_what_is_its_own(tmp_path: Path) -> None:
     assert said == [["in one", "in two"], ["in one", "ValueError: a reason"], ["in two", "the end"]]
 
 
-def test_log_that_cannot_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "log.txt").mkdir()
+@pytest.mark.parametrize(
+    "make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/full")], ids=["folder", "pipe", "full"]
+)
+def test_log_that_cannot_be_written_is_told(
+    make: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "log.txt")
     with listening():
         transcript.keep_in(tmp_path)
         print("goes on")

@@ -99,7 +99,8 @@ def report(result: "SweepResult") -> list[Path]:
     if best is None:
         echo("no trial has finished")
     else:
-        echo(f"best model:  {Run(best.folder).model_path}")
+        model = Run(best.folder).model_path
+        echo(f"best model:  {model if model.is_file() else f'gone, {model} is not there; its recipe trains it anew'}")
         echo(f"best recipe: {folder / 'best.yaml'}")
         if not result.settings.keep_models:
             echo("models and checkpoints of the other trials are removed (--keep-models keeps them)", err=True)

@@ -1,5 +1,6 @@
 """Types and bounds of what a model file says of its model, checked before anything is built from it."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -122,6 +123,11 @@ class Metadata(BaseModel):
         if count and count != len(self.class_names):
             raise ValueError(f"there are {count} classes and {len(self.class_names)} class names")
         return self
+
+
+def unknown_keys(metadata: Mapping[str, Any]) -> list[str]:
+    """Keys that no version of before check sums wrote into a model file."""
+    return [key for key in metadata if key not in {"format", *Metadata.model_fields}]
 
 
 def check_metadata(metadata: Any) -> None:

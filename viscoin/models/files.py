@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stylegan2_ada.plain_pickle import read_tensor_file
+from stylegan2_ada.plain_pickle import DamagedError, read_tensor_file
 from viscoin.config import Recipe
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import KINDS, Kind
-from viscoin.models.architecture import check_metadata
+from viscoin.models.architecture import check_metadata, unknown_keys
 from viscoin.program import program_name
 from viscoin.runs.revision import code_revision
 from viscoin.runs.run import Run, newest_run
@@ -193,7 +193,8 @@ def _read(path: Path) -> _Content:
         tensors, text = _content(path)
         metadata = json.loads(text) if text is not None else {}
     except Exception as error:  # damaged bytes may raise anything
-        reason = " ".join(str(error).split()).removeprefix(f"{path} ")[:200] or type(error).__name__
+        said = error.reason if isinstance(error, DamagedError) else str(error)
+        reason = " ".join(said.split()).removeprefix(f"{path} ")[:200] or type(error).__name__
         raise ValueError(f"{path} is damaged or not a model file of viscoin: {reason}") from error
     if text is None:
         raise ValueError(
@@ -203,6 +204,8 @@ def _read(path: Path) -> _Content:
     found = metadata.get("format") if isinstance(metadata, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} has the format {found!r:.60}, this version of viscoin reads {FORMAT!r}")
+    if "digest" not in metadata and (unknown := unknown_keys(metadata)):
+        raise ValueError(f"{path} is damaged: its metadata hold {unknown[0]!r:.60}, which nobody wrote, and no digest")
     return _Content(tensors, metadata, metadata.pop("digest", None))
 
 

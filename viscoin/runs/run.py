@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from viscoin.config import Recipe
-from viscoin.errors import Refused
+from viscoin.errors import Refused, regular
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import TRAINED
 from viscoin.runs.header import read_header, recipe_of_header, write_header
@@ -140,9 +140,11 @@ class Run:
         killed, and keep the job out that resumes the run on another node.
 
         Raises:
-            ValueError: a live process has it; names process and host. Or the folder cannot be written.
+            ValueError: a live process has it; names process and host. Or the folder cannot be written, or a pipe, a
+                device or a folder is in the place of one of its files.
         """
         lock, owner = self._lock(), self.path / ".owner.json"
+        self._check_files(owner)
         try:
             lock.acquire()
         except Timeout as error:
@@ -169,6 +171,13 @@ class Run:
                     owner.unlink(missing_ok=True)
                 self._identity = None
             lock.release()
+
+    def _check_files(self, *more: Path) -> None:
+        """Raise Refused where opening one of the files that grow would wait for ever, or fail after long work."""
+        checkpoints = [self.checkpoints / f"{name}.pt" for name in ("last", "previous", "best")]
+        for path in (*more, self.recipe_path, self.metrics_path, self.model_path, *checkpoints):
+            if regular(path).is_dir():
+                raise Refused(None, path, "a folder, not a file", "move it away")
 
     def is_gone(self) -> bool:
         """Whether the folder that was locked is no longer there; another run may be in its place."""
@@ -275,14 +284,14 @@ class Run:
         path = self.checkpoints / f"{name}.pt"
         if not path.is_file():
             return None
-        from stylegan2_ada.plain_pickle import read_tensor_file  # here, as most users of a run do without
+        from stylegan2_ada.plain_pickle import DamagedError, read_tensor_file  # most users of a run do without
 
         try:
             state = read_tensor_file(path)
             if not isinstance(state, dict):
                 raise ValueError(f"it holds a {type(state).__name__}")
         except (ValueError, OSError) as error:
-            reason = str(error).removeprefix(f"{path} ")
+            reason = error.reason if isinstance(error, DamagedError) else str(error).removeprefix(f"{path} ")
             raise ValueError(f"checkpoint {path} is damaged ({reason})") from error
         return state
 
@@ -349,7 +358,7 @@ def _link(path: Path, second: Path) -> None:
 
 def _owner(path: Path) -> str:
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(regular(path).read_text())
         return f"process {facts['process']} on {facts['host']} since {str(facts['since']).partition('.')[0]}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
@@ -403,7 +412,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A broken last line (of a killed run) is left out; other lines that hold no step, and values that are no numbers, are
     left out with a warning.
     """
-    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    texts = regular(path).read_text(encoding="utf-8", errors="replace").split("\n")
     lines = [_parse_line(text) for text in texts]
     odd = [line is None for line, text in zip(lines[:-1], texts) if text.strip()]
     if any(odd) or any(left_out for _, left_out in filter(None, lines)):

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from viscoin.errors import Refused, regular
 from viscoin.program import program_name
 
 logger = logging.getLogger(__name__)
@@ -116,17 +117,25 @@ def _open(folder: Path) -> int | None:
     """The log of a folder, with a line that says which command begins here."""
     from viscoin.runs.revision import code_revision
 
-    try:
-        file = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    except OSError as error:
-        logger.warning("%s cannot be written (%s); what this command prints is not kept", folder / FILE, error.strerror)
-        return None
     command = f"{program_name()} {shlex.join(sys.argv[1:])}"
-    _write(file, f"--- {datetime.now():%Y-%m-%d %H:%M:%S}, revision {code_revision()}: {command}\n")
+    first, file = f"--- {datetime.now():%Y-%m-%d %H:%M:%S}, revision {code_revision()}: {command}\n", None
+    try:
+        file = os.open(regular(folder / FILE), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.write(file, _bytes(first))
+    except (OSError, Refused) as error:
+        reason = error.reason if isinstance(error, Refused) else error.strerror
+        logger.warning("%s cannot be written (%s); what this command prints is not kept", folder / FILE, reason)
+        if file is not None:
+            os.close(file)
+        return None
     return file
 
 
 def _write(file: int | None, text: str) -> None:
     if file is not None:
         with suppress(OSError):  # a full disk ends what has to be saved, not what is only told
-            os.write(file, text.encode("utf-8", "backslashreplace"))
+            os.write(file, _bytes(text))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")

@@ -163,7 +163,7 @@ def test_errors_tell_settings_from_the_file(tmp_path):
     assert [text.partition(" ")[0] for text in others] == ["dataset.resolution", "`settings`:", "`settings`:"]
     assert "`settings`: unknown key 'gan.epohcs'" in message
     assert refusal("birds", {"gan.augment": "fixed"}).startswith("`settings`: gan.augment = fixed needs")
-    with pytest.raises(Refused, match="^`settings`: seed = 'abc'"):
+    with pytest.raises(Refused, match=r"^`settings`: seed = 'abc'"):
         override_recipe(load_recipe("birds"), {"seed": "abc"})
 
 
@@ -175,8 +175,6 @@ def test_numbers_that_no_library_can_hold_are_refused():
         )
     for key in ("dataset.train", "classifier.epochs", "gan.batch_size", "dataset.seed"):
         assert f"{key} = '{9 * 10**30}'" in refusal("birds", {key: str(9 * 10**30)})
-
-
 
 
 def test_unknown_key_of_another_section_names_that():

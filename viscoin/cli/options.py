@@ -154,7 +154,10 @@ RUN: Mapping[str, tuple[Any, Any]] = {
     "settings": (None, Settings),
     "seed": (
         None,
-        Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Random seed; default: the recipe's.")],
+        Annotated[
+            int | None,
+            typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Random seed; default: the recipe's."),
+        ],
     ),
     "out": (
         None,

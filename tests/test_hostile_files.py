@@ -118,7 +118,7 @@ def test_many_hostile_files(small: Any, tmp_path: Path, guarded: None) -> None:
     outcomes = attack(small, tmp_path, 1500)
     print(dict(outcomes))
     assert outcomes["error"] > 1100 and outcomes["result"] > 10, outcomes
-    assert outcomes["checkpoint result"] == 0 and outcomes["network result"] > 5, outcomes
+    assert outcomes["checkpoint result"] == 0 and outcomes["network result"] > 0, outcomes
 
 
 @pytest.mark.parametrize("kind", ["classifier", "gan", "viscoin"])

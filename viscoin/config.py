@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from viscoin.errors import Refused, regular
 from viscoin.files import is_whole
@@ -28,6 +27,10 @@ ACCUMULATE = "parts in which a batch goes through the networks one after the oth
 AugmentPreset = Literal["blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"]
 
 
+class _TooLarge(ValueError):
+    """A number that no library can hold."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -35,7 +38,7 @@ class Section(BaseModel):
     @classmethod
     def _can_be_held(cls, value: Any) -> Any:
         if isinstance(value, int) and value > LARGEST_WHOLE:
-            raise PydanticCustomError("too_large", f"Input should be at most {LARGEST_WHOLE}")
+            raise _TooLarge(f"input should be at most {LARGEST_WHOLE}")
         return value
 
 
@@ -450,9 +453,12 @@ def _explain(item: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_suggest(item['loc'])}"
+    reason = item["msg"].lower()
     if item["type"] == "value_error":
-        return str(item["ctx"]["error"])
-    return f"{key} = {item['input']!r:.100}: {item['msg'].lower()}"
+        reason = str(item["ctx"]["error"])
+        if not isinstance(item["ctx"]["error"], _TooLarge):
+            return reason
+    return f"{key} = {item['input']!r:.100}: {reason}"
 
 
 def _suggest(location: tuple[str | int, ...]) -> str:

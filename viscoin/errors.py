@@ -2,6 +2,7 @@
 
 import errno
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 # What people mend outside of this program, such as a full disk or a server that is gone; then the same command works.
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 PARAMETER = re.compile(r"`([a-z][a-z0-9_.]*)`")
+KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 class Refused(ValueError):
@@ -84,18 +88,22 @@ def _shown(value: Any) -> str:
     return repr(value) if plain else str(value)
 
 
+def not_a_file(mode: int) -> str | None:
+    """What a path of this `st_mode` is instead of a file, as in "a named pipe, not a file"; None for files, folders."""
+    kind = KINDS.get(stat.S_IFMT(mode))
+    return f"{kind}, not a file" if kind else None
+
+
 def regular(path: Path) -> Path:
     """The same path, unless opening it might wait for ever.
 
     Raises:
         Refused: it is a named pipe, a socket or a device.
     """
-    kinds = {
-        "a named pipe": path.is_fifo,
-        "a socket": path.is_socket,
-        "a device": lambda: path.is_char_device() or path.is_block_device(),
-    }
-    for kind, is_that in kinds.items():
-        if is_that():
-            raise Refused(None, path, f"{kind}, not a file", "give a file")
+    try:
+        reason = not_a_file(path.stat().st_mode)
+    except (OSError, ValueError):  # whoever opens it will say why it cannot be
+        return path
+    if reason:
+        raise Refused(None, path, reason, "give a file")
     return path

@@ -1,6 +1,6 @@
 """Class activation maps: A a feature map, G = d score / d A, both (B, C, h, w)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ def layercam(feature_map: Tensor, gradient: Tensor) -> Tensor:
 
 
 Weighing = Callable[[Tensor, Tensor], Tensor]
-WEIGHINGS: Mapping[str, Weighing] = {"hirescam": hirescam, "gradcam": gradcam, "layercam": layercam}
 
 
 def activation_maps(explained: Explained, weighing: Weighing, stages: Sequence[Stage]) -> Tensor:

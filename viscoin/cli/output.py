@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from viscoin.files import without_nan
-from viscoin.text import printable
+from viscoin.printing import printable
 
 _json_alone: ContextVar[bool] = ContextVar("json_alone", default=False)
 

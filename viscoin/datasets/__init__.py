@@ -11,8 +11,8 @@ from pathlib import Path
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset, to_images, to_pixels
 from viscoin.datasets.layouts import known_layout
-from viscoin.datasets.walking import not_a_file, why_not
-from viscoin.errors import Refused
+from viscoin.datasets.walking import why_not
+from viscoin.errors import Refused, not_a_file
 
 __all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "to_images", "to_pixels"]
 

@@ -13,9 +13,9 @@ from viscoin.datasets import SPLITS, load_dataset
 from viscoin.datasets.files import draw, read_files
 from viscoin.datasets.folder import folder_tree
 from viscoin.datasets.listing import Listing, Tree, list_images
-from viscoin.datasets.reading import EXTENSIONS, ImageFile
+from viscoin.datasets.reading import ImageFile
 from viscoin.datasets.splitting import drawn_split, own_split, parse_shares
-from viscoin.datasets.walking import is_leftover, readable
+from viscoin.datasets.walking import is_image, is_leftover, readable
 from viscoin.datasets.zip import open_zip
 
 SOME = 10  # names of classes in one line
@@ -83,7 +83,7 @@ def _plain_tree(root: Path) -> Tree:
     for place, inside, names in os.walk(root):
         inside[:] = sorted(name for name in inside if not is_leftover(name))
         paths = [Path(place, name) for name in sorted(names) if not is_leftover(name)]
-        images = [path for path in paths if path.suffix.lower() in EXTENSIONS]
+        images = [path for path in paths if is_image(path.name)]
         files |= {readable(path.relative_to(root).as_posix()): path for path in images}
     return Tree(root, files, set(), None)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from viscoin.datasets.reading import EXTENSIONS
+from viscoin.errors import not_a_file
 
 # Files and folders, in any case, that systems and programs leave beside photographs.
 LEFTOVERS = (
@@ -31,9 +32,6 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 INDEX = "dataset.json"
-KINDS = {
-    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-}  # fmt: skip
 NOT_UTF8 = "its name is no UTF-8; rename it"
 
 
@@ -55,12 +53,6 @@ def composed(name: str) -> str:
 def readable(name: str) -> str:
     """A name with bytes that are no UTF-8 written as \\xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def not_a_file(mode: int) -> str | None:
-    """What a path of this `st_mode` is instead of a file, as in "a named pipe, not a file"; None for files, folders."""
-    kind = KINDS.get(stat.S_IFMT(mode))
-    return f"{kind}, not a file" if kind else None
 
 
 def free_name(name: str, taken: Container[str], key: Callable[[str], str] = str) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.text import Text
 
-from viscoin.text import printable
+from viscoin.printing import printable
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
 logger = logging.getLogger(__name__)

@@ -299,9 +299,8 @@ def _fitting(run: Run) -> Iterator[None]:
     try:
         yield
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise Refused(
-            None, None, f"the checkpoint of {run.path} does not fit this recipe or version ({reason})",
+            None, None, f"the checkpoint of {run.path} does not fit this recipe or version ({reason_of(error, 300)})",
             "give the settings that it was started with, or start a new run in another folder (`out`)",
         ) from error  # fmt: skip
 

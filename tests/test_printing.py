@@ -2,7 +2,7 @@
 
 import pytest
 
-from viscoin.text import printable
+from viscoin.printing import printable
 
 
 @pytest.mark.parametrize(

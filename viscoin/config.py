@@ -178,7 +178,16 @@ class ViscoinConfig(Section):
     weight_norm: bool = False
     dropout: float = Field(0.01, ge=0, lt=1)
     steps: int = Field(100_000, ge=1)
-    initialisation: Literal["random", "channels"] = Field("random", description="Psi starts from single channels of f")
+    support_width: int | None = Field(
+        None, ge=1, description="numbers of the support Phi'; default: 9 for each concept"
+    )
+    initialisation: Literal["random", "channels", "pursuit"] = Field(
+        "random", description="Psi starts from single channels of f, or from two-valued directions of its last layer"
+    )
+    pursuit_dimensions: int | None = Field(None, ge=2, description="of that search; default: by a rule")
+    hold_concepts: float = Field(
+        0.0, ge=0, le=1, description="concepts stay as they were initialised for this share of the steps; 1: for good"
+    )
     batch_size: int = Field(8, ge=1, description="real images of a step on all devices together")
     accumulate: int = Field(1, ge=1, description=ACCUMULATE)
     reconstructed: int | None = Field(None, ge=1, description="so many of them go through G; default: all")

@@ -37,6 +37,7 @@ class ExplainingArchitecture(Settings):
     generator: AdaptedArchitecture
     n_concepts: Size
     latent_channels: Size
+    support_width: Size | None = None  # files of older versions have none: 9 for each concept
     dropout: Share
     weight_norm: bool
 

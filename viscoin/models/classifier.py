@@ -12,7 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from viscoin.errors import reason_of
+from viscoin.errors import Refused, reason_of
 from viscoin.models.concept_extractor import CONCEPT_GRID
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
@@ -107,6 +107,28 @@ class Classifier(nn.Module):
     def _look(self, normalised: Tensor) -> ClassifierOutput:
         last, maps = self.model.forward_intermediates(normalised, indices=N_MAPS, norm=False, output_fmt="NCHW")
         return ClassifierOutput(self.model.forward_head(last), tuple(maps))
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The linear layer that makes the logits.
+
+        Raises:
+            Refused: the backbone ends in something else.
+        """
+        layer = self.model.get_classifier()
+        if not isinstance(layer, nn.Linear):
+            raise Refused(
+                "classifier.backbone", self.architecture["backbone"], f"its last layer is {type(layer).__name__}",
+                "a linear last layer is needed here, as resnet50 or viscoin_resnet10 have",
+            )  # fmt: skip
+        return layer
+
+    def last_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last layer reads, (B, D), and the coarsest feature map, (B, C, h, w), of images in [-1, 1]."""
+        last, maps = self.model.forward_intermediates(
+            self._normalised(images), indices=N_MAPS, norm=False, output_fmt="NCHW"
+        )
+        return self.model.forward_head(last, pre_logits=True), maps[-1]
 
     def pooled(self, images: Tensor, stage: int = -1) -> Tensor:
         """Features (B, C) of one of the three maps (0 fine, 2 or -1 coarse), averaged over positions."""

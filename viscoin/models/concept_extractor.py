@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from viscoin.errors import Refused
+
 CONCEPT_GRID = 3  # side of the concept maps
 
 
@@ -19,9 +21,16 @@ class ConceptExtractor(nn.Module):
         feature_shapes: (C, H, W) of the three maps, from fine to coarse.
         n_concepts: K.
         latent_channels: channels of each map on the common grid.
+        support_width: S, numbers of the support; by default 9K as published, whose layers then grow with K^2.
     """
 
-    def __init__(self, feature_shapes: Sequence[tuple[int, int, int]], n_concepts: int, latent_channels: int) -> None:
+    def __init__(
+        self,
+        feature_shapes: Sequence[tuple[int, int, int]],
+        n_concepts: int,
+        latent_channels: int,
+        support_width: int | None = None,
+    ) -> None:
         super().__init__()
         if len(feature_shapes) != 3:
             raise ValueError(f"Psi takes three feature maps, not {len(feature_shapes)}")
@@ -30,12 +39,12 @@ class ConceptExtractor(nn.Module):
         self.conv1, self.conv2, self.conv3 = (self._to_grid(*shape) for shape in feature_shapes)
         self.conv4 = nn.Conv2d(3 * latent_channels, 3 * latent_channels, 3, padding=1)
         self.conv5 = nn.Conv2d(3 * latent_channels, n_concepts, 1)
-        width = n_concepts * CONCEPT_GRID**2
-        self.linear1 = nn.Linear(3 * latent_channels * CONCEPT_GRID**2, width)
-        self.linear2 = nn.Linear(width, width, bias=False)
+        self.support_width = support_width or n_concepts * CONCEPT_GRID**2
+        self.linear1 = nn.Linear(3 * latent_channels * CONCEPT_GRID**2, self.support_width)
+        self.linear2 = nn.Linear(self.support_width, self.support_width, bias=False)
 
     def forward(self, maps: Sequence[Tensor], supported: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0, support (B, 9K) >= 0, and `latent`.
+        """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0, support (B, S) >= 0, and `latent`.
 
         Args:
             supported: number of leading images to give the support of; None for all.
@@ -55,7 +64,7 @@ class ConceptExtractor(nn.Module):
         return F.adaptive_avg_pool2d(self.conv5(latent).relu(), CONCEPT_GRID)
 
     def support(self, latent: Tensor) -> Tensor:
-        """Phi' (B, 9K) >= 0, which the generator alone needs."""
+        """Phi' (B, S) >= 0, which the generator alone needs."""
         pooled = F.adaptive_avg_pool2d(latent, CONCEPT_GRID).flatten(1)
         return self.linear2(self.linear1(pooled).relu()).relu()
 
@@ -84,6 +93,50 @@ class ConceptExtractor(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
+
+    @torch.no_grad()
+    def start_from_directions(self, basis: Tensor, offset: Tensor, directions: Tensor, lift: float) -> None:
+        """Initialise so that each concept reads one direction of the coarsest map of f, exactly, and no other.
+
+        Scores of every place are map^T basis + offset. ReLUs on the way pass them on because they are lifted first.
+        Concepts k and k + K/2 are the two signs of a direction. Other latents, which the support reads too, keep their
+        weights, and so does the support.
+
+        Args:
+            basis: (C, d), d <= latent_channels; offset: (d,).
+            directions: (d, k) with 2k = K, or one more where K is odd.
+            lift: larger than what scores fall below zero; what lies below it is cut off.
+
+        Raises:
+            Refused: more dimensions than latent channels.
+        """
+        d, n = basis.shape[1], self.latent_channels
+        if d > n:
+            raise Refused("viscoin.latent_channels", n, f"the pursuit searches {d} dimensions", f"choose {d} or more")
+        own = slice(2 * n, 2 * n + d)
+        middle = self.conv3.kernel_size[0] // 2
+        self.conv3.weight[:d] = 0
+        self.conv3.weight[:d, :, middle, middle] = basis.T
+        self._bias(self.conv3)[:d] = offset + lift
+        self.conv4.weight[own] = 0
+        self.conv4.weight[own, own, 1, 1] = torch.eye(d)
+        self._bias(self.conv4)[own] = 0
+        signed = torch.cat([directions, -directions], 1)[:, : self.n_concepts]
+        self.conv5.weight.zero_()
+        self.conv5.weight[:, own, 0, 0] = signed.T
+        self._bias(self.conv5)[:] = -lift * signed.sum(0)
+
+    def concept_path(self, d: int) -> list[tuple[Tensor, slice]]:
+        """The parameters that concepts depend on after `start_from_directions` of d dimensions, with their rows."""
+        first, own = slice(0, d), slice(2 * self.latent_channels, 2 * self.latent_channels + d)
+        parts = ((self.conv3, first), (self.conv4, own), (self.conv5, slice(None)))
+        return [(weight, rows) for conv, rows in parts for weight in (conv.weight, self._bias(conv))]
+
+    @staticmethod
+    def _bias(conv: nn.Conv2d) -> Tensor:
+        if conv.bias is None:
+            raise TypeError("convolutions of Psi have a bias")
+        return conv.bias
 
     def _to_grid(self, channels: int, height: int, width: int) -> nn.Conv2d:
         stride = max(1, min(height, width) // self.grid)

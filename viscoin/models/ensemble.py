@@ -18,7 +18,7 @@ class Encoding(NamedTuple):
     logits: Tensor  # of f, (B, n_classes)
     maps: tuple[Tensor, ...]  # the three feature maps of f, (B, C_i, H_i, W_i)
     concept_maps: Tensor  # Phi, (B, K, 3, 3), >= 0
-    support: Tensor  # Phi', (B, 9K)
+    support: Tensor  # Phi', (B, S)
     latent: Tensor  # of Psi, what concepts and support are read from, (B, C, h, w)
 
 
@@ -56,12 +56,12 @@ class VisCoIN(nn.Module):
     def from_architecture(cls, architecture: Mapping[str, Any], class_names: Sequence[str]) -> "VisCoIN":
         """Rebuild an ensemble, with random weights, from its `architecture`."""
         classifier = Classifier(**architecture["classifier"])
-        n_concepts = architecture["n_concepts"]
+        n_concepts, width = architecture["n_concepts"], architecture.get("support_width")
         return cls(
             classifier,
-            ConceptExtractor(classifier.feature_shapes, n_concepts, architecture["latent_channels"]),
+            ConceptExtractor(classifier.feature_shapes, n_concepts, architecture["latent_channels"], width),
             Explainer(n_concepts, classifier.n_classes, architecture["dropout"], architecture["weight_norm"]),
-            AdaptedGenerator(n_concepts=n_concepts, **architecture["generator"]),
+            AdaptedGenerator(n_concepts=n_concepts, support_width=width, **architecture["generator"]),
             class_names,
         )
 
@@ -73,6 +73,7 @@ class VisCoIN(nn.Module):
             "generator": self.generator.architecture,
             "n_concepts": self.n_concepts,
             "latent_channels": self.concept_extractor.latent_channels,
+            "support_width": self.concept_extractor.support_width,
             "dropout": self.explainer.dropout.p,
             "weight_norm": self.explainer.weight_norm,
         }
@@ -111,7 +112,7 @@ class VisCoIN(nn.Module):
             return self.classifier.features(images)
 
     def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
-        """Concept maps (B, K, 3, 3) and support (B, 9K) -> images (B, 3, H, W) around [-1, 1], not clamped."""
+        """Concept maps (B, K, 3, 3) and support (B, S) -> images (B, 3, H, W) around [-1, 1], not clamped."""
         return self.generator(concept_maps, support, noise_mode)
 
     def explain(self, concept_maps: Tensor) -> Tensor:

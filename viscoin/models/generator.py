@@ -22,6 +22,7 @@ class ConceptTranslator(nn.Module):
         n_concepts: K.
         num_ws, w_dim: number and width of the style vectors.
         coarse_layer, mid_layer: first and last style that concepts control.
+        support_width: S; 9K by default.
 
     Raises:
         ValueError: the range of concept styles is empty, so that concepts would change nothing.
@@ -29,7 +30,15 @@ class ConceptTranslator(nn.Module):
 
     fixed_w_avg: Tensor
 
-    def __init__(self, n_concepts: int, num_ws: int, w_dim: int, coarse_layer: int, mid_layer: int) -> None:
+    def __init__(
+        self,
+        n_concepts: int,
+        num_ws: int,
+        w_dim: int,
+        coarse_layer: int,
+        mid_layer: int,
+        support_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.concept_styles = range(num_ws)[coarse_layer : mid_layer + 1]
         if not self.concept_styles:
@@ -38,13 +47,15 @@ class ConceptTranslator(nn.Module):
                 f"the generator's {num_ws} styles; choose 0 <= coarse_layer <= mid_layer, coarse_layer < {num_ws}"
             )
         self.num_ws, self.coarse_layer, self.mid_layer = num_ws, coarse_layer, mid_layer
+        concepts = n_concepts * CONCEPT_GRID**2
         for i in range(num_ws):
-            layer = FullyConnected(n_concepts * CONCEPT_GRID**2, w_dim, activation="lrelu", lr_multiplier=0.01)
+            width = concepts if i in self.concept_styles else support_width or concepts
+            layer = FullyConnected(width, w_dim, activation="lrelu", lr_multiplier=0.01)
             self.add_module(f"s{i}", nn.Sequential(layer))
         self.register_buffer("fixed_w_avg", torch.zeros(w_dim))
 
     def forward(self, concept_maps: Tensor, support: Tensor) -> Tensor:
-        """Concept maps (B, K, 3, 3) and support (B, 9K) -> style vectors (B, num_ws, w_dim), float32."""
+        """Concept maps (B, K, 3, 3) and support (B, S) -> style vectors (B, num_ws, w_dim), float32."""
         concepts, support = _normalised(concept_maps.flatten(1)), _normalised(support)
         styles = [
             self.get_submodule(f"s{i}")(concepts if i in self.concept_styles else support) for i in range(self.num_ws)
@@ -57,10 +68,17 @@ class AdaptedGenerator(nn.Module):
 
     Args:
         synthesis: keywords of `stylegan2_ada.networks.Synthesis`.
-        n_concepts, coarse_layer, mid_layer: see `ConceptTranslator`.
+        n_concepts, coarse_layer, mid_layer, support_width: see `ConceptTranslator`.
     """
 
-    def __init__(self, synthesis: Mapping[str, Any], n_concepts: int, coarse_layer: int, mid_layer: int) -> None:
+    def __init__(
+        self,
+        synthesis: Mapping[str, Any],
+        n_concepts: int,
+        coarse_layer: int,
+        mid_layer: int,
+        support_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.architecture: dict[str, Any] = {
             "synthesis": dict(synthesis),
@@ -69,11 +87,18 @@ class AdaptedGenerator(nn.Module):
         }
         self.img_resolution, self.img_channels = synthesis["img_resolution"], synthesis["img_channels"]
         self.synthesis = Synthesis(**synthesis).requires_grad_(False).eval()
-        self.mapping = ConceptTranslator(n_concepts, self.synthesis.num_ws, synthesis["w_dim"], coarse_layer, mid_layer)
+        self.mapping = ConceptTranslator(
+            n_concepts, self.synthesis.num_ws, synthesis["w_dim"], coarse_layer, mid_layer, support_width
+        )
 
     @classmethod
     def from_pretrained(
-        cls, generator: Generator, n_concepts: int, coarse_layer: int, mid_layer: int
+        cls,
+        generator: Generator,
+        n_concepts: int,
+        coarse_layer: int,
+        mid_layer: int,
+        support_width: int | None = None,
     ) -> "AdaptedGenerator":
         """A fresh Omega around a copy of a generator's synthesis network, starting at its mean style.
 
@@ -88,13 +113,13 @@ class AdaptedGenerator(nn.Module):
             )
         keys = ("w_dim", "img_resolution", "img_channels")
         synthesis = {key: generator.config[key] for key in keys} | generator.config["synthesis_kwargs"]
-        adapted = cls(synthesis, n_concepts, coarse_layer, mid_layer)
+        adapted = cls(synthesis, n_concepts, coarse_layer, mid_layer, support_width)
         adapted.synthesis.load_state_dict(generator.synthesis.state_dict())
         adapted.mapping.fixed_w_avg.copy_(mean_style)
         return adapted.to(mean_style.device)
 
     def forward(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
-        """Concept maps (B, K, 3, 3) and support (B, 9K) -> images (B, 3, H, W) around [-1, 1], not clamped."""
+        """Concept maps (B, K, 3, 3) and support (B, S) -> images (B, 3, H, W) around [-1, 1], not clamped."""
         return self.synthesis(self.mapping(concept_maps, support), noise_mode=noise_mode)
 
     def train(self, mode: bool = True) -> "AdaptedGenerator":

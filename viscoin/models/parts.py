@@ -30,6 +30,10 @@ class EnsembleParts(nn.Module):
         }
         n_concepts = architecture["n_concepts"]
         shapes = [(channels, height, width) for channels, height, width in feature_shapes]
-        self.concept_extractor = ConceptExtractor(shapes, n_concepts, architecture["latent_channels"])
+        self.concept_extractor = ConceptExtractor(
+            shapes, n_concepts, architecture["latent_channels"], architecture.get("support_width")
+        )
         self.explainer = Explainer(n_concepts, n_classes, architecture["dropout"], architecture["weight_norm"])
-        self.generator = AdaptedGenerator(n_concepts=n_concepts, **architecture["generator"])
+        self.generator = AdaptedGenerator(
+            n_concepts=n_concepts, support_width=architecture.get("support_width"), **architecture["generator"]
+        )

@@ -53,14 +53,17 @@ def build_ensemble(
     config: ViscoinConfig, classifier: Classifier, generator: Generator, class_names: list[str]
 ) -> VisCoIN:
     """A fresh ensemble around trained f and G."""
-    extractor = ConceptExtractor(classifier.feature_shapes, config.n_concepts, config.latent_channels)
+    shapes = classifier.feature_shapes
+    extractor = ConceptExtractor(shapes, config.n_concepts, config.latent_channels, config.support_width)
     if config.initialisation == "channels":
         extractor.start_from_channels()
     return VisCoIN(
         classifier,
         extractor,
         Explainer(config.n_concepts, len(class_names), config.dropout, config.weight_norm),
-        AdaptedGenerator.from_pretrained(generator, config.n_concepts, config.coarse_layer, config.mid_layer),
+        AdaptedGenerator.from_pretrained(
+            generator, config.n_concepts, config.coarse_layer, config.mid_layer, config.support_width
+        ),
         class_names,
     )
 

@@ -36,7 +36,9 @@ SPELLINGS = {
     **{f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")},
 }
 
-default_cfgs = generate_default_cfgs({"viscoin_resnet10": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}})
+default_cfgs = generate_default_cfgs(
+    {name: {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)} for name in ("viscoin_resnet10", "viscoin_resnet10w")}
+)
 
 
 @register_model
@@ -44,6 +46,16 @@ def viscoin_resnet10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Small ResNet for images around 64 px: one basic block a stage, stride-2 stem, no max-pool; 0.67 M weights."""
     kwargs = {"block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (24, 48, 96, 192), **kwargs}
     return build_model_with_cfg(_small_resnet, "viscoin_resnet10", pretrained, **kwargs)
+
+
+@register_model
+def viscoin_resnet10w(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """`viscoin_resnet10` with widths that are multiples of 32, which fill the vector registers of CPUs; 0.71 M weights.
+
+    Nearly the same work in less time: of half-filled registers half of the arithmetic is wasted.
+    """
+    kwargs = {"block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (32, 64, 96, 192), **kwargs}
+    return build_model_with_cfg(_small_resnet, "viscoin_resnet10w", pretrained, **kwargs)
 
 
 def _small_resnet(**kwargs: Any) -> nn.Module:

@@ -29,6 +29,11 @@ class AdaptedArchitecture(Settings):
     synthesis: WholeSynthesisSettings
     coarse_layer: Style
     mid_layer: Style
+    # files of older versions have none of these: Omega as published
+    linear: bool = False
+    inputs: Literal["second_moment", "scaled", "whitened"] = "second_moment"
+    rank: Size | None = None
+    directions: bool = False
 
 
 class ExplainingArchitecture(Settings):
@@ -37,7 +42,8 @@ class ExplainingArchitecture(Settings):
     generator: AdaptedArchitecture
     n_concepts: Size
     latent_channels: Size
-    support_width: Size | None = None  # files of older versions have none: 9 for each concept
+    support_width: Size | None = None  # files of older versions have neither: 9 for each concept, learned
+    support: Literal["learned", "components"] = "learned"
     dropout: Share
     weight_norm: bool
 

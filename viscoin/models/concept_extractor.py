@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from viscoin.errors import Refused
+from viscoin.models.whitening import PooledComponents
 
 CONCEPT_GRID = 3  # side of the concept maps
+OPPOSITE = -0.999  # cosine of two directions that count as the signs of one
 
 
 class ConceptExtractor(nn.Module):
@@ -22,6 +24,8 @@ class ConceptExtractor(nn.Module):
         n_concepts: K.
         latent_channels: channels of each map on the common grid.
         support_width: S, numbers of the support; by default 9K as published, whose layers then grow with K^2.
+        support: how the support is read: "learned" by two layers from the latent as published, or "components",
+            whitened principal components of the maps, which need no training.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class ConceptExtractor(nn.Module):
         n_concepts: int,
         latent_channels: int,
         support_width: int | None = None,
+        support: str = "learned",
     ) -> None:
         super().__init__()
         if len(feature_shapes) != 3:
@@ -40,17 +45,22 @@ class ConceptExtractor(nn.Module):
         self.conv4 = nn.Conv2d(3 * latent_channels, 3 * latent_channels, 3, padding=1)
         self.conv5 = nn.Conv2d(3 * latent_channels, n_concepts, 1)
         self.support_width = support_width or n_concepts * CONCEPT_GRID**2
-        self.linear1 = nn.Linear(3 * latent_channels * CONCEPT_GRID**2, self.support_width)
-        self.linear2 = nn.Linear(self.support_width, self.support_width, bias=False)
+        self.components = None
+        if support == "components":
+            self.components = PooledComponents(feature_shapes, CONCEPT_GRID, self.support_width)
+        else:
+            self.linear1 = nn.Linear(3 * latent_channels * CONCEPT_GRID**2, self.support_width)
+            self.linear2 = nn.Linear(self.support_width, self.support_width, bias=False)
 
     def forward(self, maps: Sequence[Tensor], supported: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0, support (B, S) >= 0, and `latent`.
+        """Maps (B, C_i, H_i, W_i) -> concept maps (B, K, 3, 3) >= 0, support (B, S), and `latent`.
 
         Args:
             supported: number of leading images to give the support of; None for all.
         """
         latent = self.latent(maps)
-        return self.concept_maps(latent), self.support(latent[:supported]), latent
+        some = [part[:supported] for part in maps]
+        return self.concept_maps(latent), self.support(some, latent[:supported]), latent
 
     def latent(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i) -> what concepts and support are both read from, (B, 3 latent_channels, H, W)."""
@@ -63,8 +73,10 @@ class ConceptExtractor(nn.Module):
         """Phi (B, K, 3, 3) >= 0."""
         return F.adaptive_avg_pool2d(self.conv5(latent).relu(), CONCEPT_GRID)
 
-    def support(self, latent: Tensor) -> Tensor:
-        """Phi' (B, S) >= 0, which the generator alone needs."""
+    def support(self, maps: Sequence[Tensor], latent: Tensor) -> Tensor:
+        """Phi' (B, S), which the generator alone needs; learned, it is >= 0."""
+        if self.components is not None:
+            return self.components(maps)
         pooled = F.adaptive_avg_pool2d(latent, CONCEPT_GRID).flatten(1)
         return self.linear2(self.linear1(pooled).relu()).relu()
 
@@ -131,6 +143,16 @@ class ConceptExtractor(nn.Module):
         first, own = slice(0, d), slice(2 * self.latent_channels, 2 * self.latent_channels + d)
         parts = ((self.conv3, first), (self.conv4, own), (self.conv5, slice(None)))
         return [(weight, rows) for conv, rows in parts for weight in (conv.weight, self._bias(conv))]
+
+    def opposites(self) -> list[int | None]:
+        """For each concept the one that reads the other sign of the same direction, as after `start_from_directions`.
+
+        Both are never there together at one place: turning one on means turning the other off.
+        """
+        rows = self.conv5.weight.detach().flatten(1)
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        values, columns = (rows @ rows.T).min(1)
+        return [int(j) if value < OPPOSITE else None for value, j in zip(values, columns, strict=True)]
 
     @staticmethod
     def _bias(conv: nn.Conv2d) -> Tensor:

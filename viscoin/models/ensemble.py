@@ -57,9 +57,10 @@ class VisCoIN(nn.Module):
         """Rebuild an ensemble, with random weights, from its `architecture`."""
         classifier = Classifier(**architecture["classifier"])
         n_concepts, width = architecture["n_concepts"], architecture.get("support_width")
+        support, channels = architecture.get("support", "learned"), architecture["latent_channels"]
         return cls(
             classifier,
-            ConceptExtractor(classifier.feature_shapes, n_concepts, architecture["latent_channels"], width),
+            ConceptExtractor(classifier.feature_shapes, n_concepts, channels, width, support),
             Explainer(n_concepts, classifier.n_classes, architecture["dropout"], architecture["weight_norm"]),
             AdaptedGenerator(n_concepts=n_concepts, support_width=width, **architecture["generator"]),
             class_names,
@@ -74,6 +75,7 @@ class VisCoIN(nn.Module):
             "n_concepts": self.n_concepts,
             "latent_channels": self.concept_extractor.latent_channels,
             "support_width": self.concept_extractor.support_width,
+            "support": "learned" if self.concept_extractor.components is None else "components",
             "dropout": self.explainer.dropout.p,
             "weight_norm": self.explainer.weight_norm,
         }
@@ -112,8 +114,19 @@ class VisCoIN(nn.Module):
             return self.classifier.features(images)
 
     def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
-        """Concept maps (B, K, 3, 3) and support (B, S) -> images (B, 3, H, W) around [-1, 1], not clamped."""
+        """Concept maps (B, K, 3, 3) and support (B, S) -> images (B, 3, H, W) around [-1, 1], not clamped.
+
+        By Omega alone, as published.
+        """
         return self.generator(concept_maps, support, noise_mode)
+
+    def edit(self, code: Encoding, concept_maps: Tensor, noise_mode: str = "const") -> Tensor:
+        """The images of a code with these concept maps (B, K, 3, 3) instead, (B, 3, H, W), not clamped.
+
+        What changes is drawn by Omega and, where the ensemble has them, by the directions of the changed concepts.
+        With the code's own maps it is what `decode` draws.
+        """
+        return self.generator(concept_maps, code.support, noise_mode, code.concept_maps)
 
     def explain(self, concept_maps: Tensor) -> Tensor:
         """Concept maps (B, K, 3, 3) -> logits (B, n_classes) of g."""

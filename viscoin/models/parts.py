@@ -31,8 +31,9 @@ class EnsembleParts(nn.Module):
         n_concepts = architecture["n_concepts"]
         shapes = [(channels, height, width) for channels, height, width in feature_shapes]
         self.concept_extractor = ConceptExtractor(
-            shapes, n_concepts, architecture["latent_channels"], architecture.get("support_width")
-        )
+            shapes, n_concepts, architecture["latent_channels"], architecture.get("support_width"),
+            architecture.get("support", "learned"),
+        )  # fmt: skip
         self.explainer = Explainer(n_concepts, n_classes, architecture["dropout"], architecture["weight_norm"])
         self.generator = AdaptedGenerator(
             n_concepts=n_concepts, support_width=architecture.get("support_width"), **architecture["generator"]

@@ -1,0 +1,62 @@
+"""Directions of single concepts in w+: what changes the image when one concept changes, and little else."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from viscoin.models.concept_extractor import CONCEPT_GRID
+
+LARGE, STRONG = 0.975, 0.9  # quantiles of activations that count as the largest, and as those of a concept that is there
+TOP = 0.1  # share of images whose maps make the template of a concept
+SMALLEST = 1e-3
+
+
+class ConceptDirections(nn.Module):
+    """One offset for each concept and each style that concepts control, and what activations are usual.
+
+    Args:
+        n_concepts: K.
+        styles: which of the style vectors, in order.
+        w_dim: their width.
+
+    Attributes:
+        vectors: (K, S, w_dim); what `scale` more of a concept adds to its styles.
+        scale: (K,) 97.5 % quantile of each activation, at least 0.001: the unit of changes.
+        strong: (K,) 90 % quantile: an image that has the concept.
+        templates: (K, 3, 3) mean concept map of the images in which it is strongest, its maximum `strong`.
+        correlation: (K, K) absolute correlation of activations.
+    """
+
+    scale: Tensor
+    strong: Tensor
+    templates: Tensor
+    correlation: Tensor
+
+    def __init__(self, n_concepts: int, styles: Sequence[int], w_dim: int) -> None:
+        super().__init__()
+        self.styles = list(styles)
+        self.vectors = nn.Parameter(torch.zeros(n_concepts, len(self.styles), w_dim))
+        self.register_buffer("scale", torch.ones(n_concepts))
+        self.register_buffer("strong", torch.ones(n_concepts))
+        self.register_buffer("templates", torch.ones(n_concepts, CONCEPT_GRID, CONCEPT_GRID))
+        self.register_buffer("correlation", torch.eye(n_concepts))
+
+    def forward(self, ws: Tensor, change: Tensor) -> Tensor:
+        """Style vectors (B, num_ws, w_dim) moved by a change (B, K) of the activations; no change moves nothing."""
+        moved = ws.clone()
+        moved[:, self.styles] += torch.einsum("bk,ksw->bsw", change / self.scale, self.vectors)
+        return moved
+
+    @torch.no_grad()
+    def measure(self, concept_maps: Tensor) -> None:
+        """Take what is usual from concept maps (N, K, 3, 3) of many images."""
+        phi = concept_maps.float().amax((2, 3))
+        self.scale.copy_(torch.quantile(phi, LARGE, 0).clamp_min(SMALLEST))
+        self.strong.copy_(torch.quantile(phi, STRONG, 0))
+        top = phi.topk(max(1, int(TOP * len(phi))), 0).indices
+        means = torch.stack([concept_maps[rows, k].float().mean(0) for k, rows in enumerate(top.T)])
+        peaks = means.amax((1, 2), keepdim=True).clamp_min(SMALLEST)
+        self.templates.copy_(means / peaks * self.strong[:, None, None])
+        standard = (phi - phi.mean(0)) / (phi.std(0) + 1e-6)
+        self.correlation.copy_((standard.T @ standard / len(phi)).abs())

@@ -56,7 +56,7 @@ def test_few_classes_are_searched_over_images(caplog):
     weight, features, _ = world()
     with caplog.at_level(logging.WARNING):
         assert pursue(weight[:6], features, 1, d=4).over == "images"
-    assert "6 classes are too few for 4 directions; searching over 3000 images" in caplog.text
+    assert "6 classes are too few for 4 dimensions; searched over 3000 images" in caplog.text
 
 
 def test_classes_that_are_all_alike_are_refused():

@@ -220,7 +220,12 @@ def test_classifier_learns_a_folder_of_colours(tmp_path, monkeypatch):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(30):
             Image.new("RGB", (20, 20), tuple(v + i for v in colour)).save(tmp_path / "data" / name / f"{i}.png")
-    changes = {"dataset.name": str(tmp_path / "data"), "dataset.train": None, "classifier.epochs": 4}
+    changes = {
+        "dataset.name": str(tmp_path / "data"),
+        "dataset.train": None,
+        "classifier.epochs": 4,
+        "classifier.batch_size": 16,
+    }
     path = train("classifier", tmp_path / "run", override_recipe(RECIPE, changes))
     loaded = load_model(path, "classifier")
     assert loaded.class_names == ["blue", "red"] and loaded.metadata["dataset"] == str(tmp_path / "data")
@@ -420,7 +425,7 @@ def test_rate_falls_in_the_second_half():
     """Paper: from half of the steps on, x 0.8 every 1000."""
     task = viscoin_task(steps=100_000, decay_every=1000, decay_factor=0.8)
     factors = {0: 1, 50_000: 1, 50_999: 1, 51_000: 0.8, 52_999: 0.64, 53_000: 0.512}
-    assert {step: pytest.approx(task._rate(step)) for step in factors} == factors
+    assert {step: pytest.approx(task._rate(step, 100_000)) for step in factors} == factors
 
 
 def test_terms_of_the_ensemble_and_their_warm_up():

@@ -179,15 +179,35 @@ class ViscoinConfig(Section):
     dropout: float = Field(0.01, ge=0, lt=1)
     steps: int = Field(100_000, ge=1)
     support_width: int | None = Field(
-        None, ge=1, description="numbers of the support Phi'; default: 9 for each concept"
+        None, ge=1, le=MOST_CONCEPTS, description="numbers of the support Phi'; default: 9 for each concept"
+    )
+    support: Literal["learned", "components"] = Field(
+        "learned", description="Phi' by trained layers as published, or whitened principal components of f's maps"
     )
     initialisation: Literal["random", "channels", "pursuit"] = Field(
         "random", description="Psi starts from single channels of f, or from two-valued directions of its last layer"
     )
-    pursuit_dimensions: int | None = Field(None, ge=2, description="of that search; default: by a rule")
+    pursuit_dimensions: int | None = Field(None, ge=2, le=1000, description="of that search; default: by a rule")
     hold_concepts: float = Field(
-        0.0, ge=0, le=1, description="concepts stay as they were initialised for this share of the steps; 1: for good"
+        0.0, ge=0, le=1, description="concepts of the pursuit stay as they are for this share of the steps; 1: for good"
     )
+    translator_activation: Literal["lrelu", "linear"] = Field("lrelu", description="of Omega; published: lrelu")
+    translator_inputs: Literal["second_moment", "scaled", "whitened"] = Field(
+        "second_moment",
+        description="what Omega reads: normalised in each image (published), scaled, or whitened",
+    )
+    translator_rank: int | None = Field(
+        None, ge=1, description="principal components of concept maps that a whitened Omega reads; default: all"
+    )
+    translator_start: Literal["random", "closed_form"] = Field(
+        "random", description="closed_form: Omega starts as the regression of G's styles on what f sees in its samples"
+    )
+    direction_steps: int = Field(
+        0, ge=0, description="so many last steps also learn one direction of w+ for each concept, to draw it alone"
+    )
+    direction_images: int = Field(24, ge=1, description="edited images of such a step, on all devices together")
+    direction_rate: float = Field(0.03, gt=0, description="learning rate of the directions")
+    schedule: Literal["step", "cosine"] = Field("step", description="of the learning rates; step: as published")
     batch_size: int = Field(8, ge=1, description="real images of a step on all devices together")
     accumulate: int = Field(1, ge=1, description=ACCUMULATE)
     reconstructed: int | None = Field(None, ge=1, description="so many of them go through G; default: all")
@@ -207,6 +227,25 @@ class ViscoinConfig(Section):
     perceptual_loss: Literal["auto", "lpips", "classifier"] = "auto"
     horizontal_flip: bool = True
     evaluate_every: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _concepts_that_can_be_held(self) -> "ViscoinConfig":
+        if self.hold_concepts and self.initialisation != "pursuit":
+            raise ValueError(
+                f"viscoin.hold_concepts = {self.hold_concepts:g} holds the concepts of the pursuit, but "
+                f"viscoin.initialisation is {self.initialisation}; set it to pursuit, or viscoin.hold_concepts to 0"
+            )
+        if self.direction_steps and self.hold_concepts < 1:
+            raise ValueError(
+                f"viscoin.direction_steps = {self.direction_steps} needs concepts that no longer change; set "
+                "viscoin.hold_concepts to 1, or viscoin.direction_steps to 0"
+            )
+        if self.direction_steps > self.steps:
+            raise ValueError(
+                f"viscoin.direction_steps = {self.direction_steps} must not be above viscoin.steps = {self.steps}, "
+                "of which it is a part"
+            )
+        return self
 
 
 class Concept2ClipConfig(Section):

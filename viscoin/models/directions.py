@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from viscoin.models.concept_extractor import CONCEPT_GRID
 
-LARGE, STRONG = 0.975, 0.9  # quantiles of activations that count as the largest, and as those of a concept that is there
+LARGE, STRONG = 0.975, 0.9  # quantiles: the largest activations, and those of images that have a concept
 TOP = 0.1  # share of images whose maps make the template of a concept
 SMALLEST = 1e-3
 

@@ -88,18 +88,19 @@ class PooledComponents(nn.Module):
         self.register_buffer("spread", torch.ones(len(feature_shapes)))
         self.whitening = Whitening(grid**2 * sum(shape[0] for shape in feature_shapes), rank, floor=0.1)
 
-    def pool(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C_i, H_i, W_i) -> rows (B, C_i grid^2) of each, float32."""
-        return [F.adaptive_avg_pool2d(part.float(), self.grid).flatten(1) for part in maps]
-
     @torch.no_grad()
     def fit(self, pooled: Sequence[Tensor]) -> float:
-        """Fit to what `pool` gives of many images; returns the share of the variance that is kept."""
+        """Fit to averaged maps (M, C_i grid^2) of many images; returns the share of the variance that is kept."""
         self.spread.copy_(torch.stack([part.std(0).square().sum().sqrt().clamp_min(EPSILON) for part in pooled]))
         return self.whitening.fit(self._joined(pooled))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        return self.whitening(self._joined(self.pool(maps)))
+        with torch.autocast(maps[0].device.type, enabled=False):  # components of small variance would be noise
+            return self.of_pooled([F.adaptive_avg_pool2d(part.float(), self.grid).flatten(1) for part in maps])
+
+    def of_pooled(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Components (B, rank) of maps (B, C_i, grid, grid) that are averaged and flattened already."""
+        return self.whitening(self._joined(pooled))
 
     def _joined(self, pooled: Sequence[Tensor]) -> Tensor:
         return torch.cat([part / spread for part, spread in zip(pooled, self.spread, strict=True)], 1)

@@ -147,6 +147,11 @@ def pursue(weight: np.ndarray, features: np.ndarray, count: int, d: int | None =
             "viscoin.n_concepts", None, f"the pursuit finds {len(found.values)} directions, two concepts each",
             f"choose at most {2 * len(found.values)}",
         )  # fmt: skip
+    if found.over == "images":
+        logger.warning(
+            "pursuit: %d classes are too few for %d dimensions; searched over %d images instead, which determines "
+            "concepts less well", len(weight), found.basis.shape[1], len(features),
+        )  # fmt: skip
     return replace(found, directions=found.directions[:, :count], values=found.values[:count])
 
 
@@ -156,9 +161,40 @@ def _search(weight: np.ndarray, features: np.ndarray, d: int | None, seed: int) 
     points = classes * np.sqrt(len(classes))
     if len(points) < CLASSES_PER_DIMENSION * basis.shape[1]:
         over, points = "images", (features - mean) @ basis
-        logger.warning(
-            "pursuit: %d classes are too few for %d directions; searching over %d images instead, which determines "
-            "concepts less well", len(weight), basis.shape[1], len(features),
-        )  # fmt: skip
     directions, values = two_valued(points, seed=seed)
     return Pursuit(basis, mean, directions, values, over)
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How well other searches find the same directions: |correlation| over images with the nearest one, mean of all.
+
+    Attributes:
+        seed: of a search with another seed.
+        halves: of searches with one half of the classes each; None for fewer than 8 classes.
+    """
+
+    seed: float
+    halves: float | None
+
+
+def stability(weight: np.ndarray, features: np.ndarray, found: Pursuit, seed: int = 0) -> Stability:
+    """Search again with another seed, and in each half of the classes.
+
+    Args:
+        weight, features, seed: as they were for `pursue`.
+    """
+    d = found.basis.shape[1]
+    again = _nearest(found, _search(weight, features, d, seed + 1), features)
+    if len(weight) < 8:
+        return Stability(again, None)
+    order = np.random.default_rng(seed).permutation(len(weight))
+    halves = [order[: len(order) // 2], order[len(order) // 2 :]]
+    others = [_search(weight[half], features, min(d, len(half) - 1), seed) for half in halves]
+    return Stability(again, float(np.mean([_nearest(found, other, features) for other in others])))
+
+
+def _nearest(found: Pursuit, other: Pursuit, features: np.ndarray) -> float:
+    scores = [(features - part.mean) @ part.basis @ part.directions for part in (found, other)]
+    one, two = ((part - part.mean(0)) / (part.std(0) * np.sqrt(len(part)) + 1e-12) for part in scores)
+    return float(np.abs(one.T @ two).max(1).mean())

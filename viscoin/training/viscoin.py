@@ -1,19 +1,23 @@
 """Training of Psi, Theta and Omega on a frozen classifier and a frozen generator (Parekh et al. 2025, Sec. 3)."""
 
+import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from stylegan2_ada.distributed import average_gradients, gather, gather_objects, rank, world_size
 from stylegan2_ada.networks import Generator
 from stylegan2_ada.optimizer import load_optimizer
+from stylegan2_ada.together import once, together
 from viscoin.config import Recipe, ViscoinConfig
 from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
@@ -29,6 +33,7 @@ from viscoin.models.perceptual import Perceptual, find_perceptual
 from viscoin.runs.run import Run
 from viscoin.training import losses
 from viscoin.training.data import StepBatches, batch_workers
+from viscoin.training.directions import random_edits, readback_terms
 from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
@@ -43,10 +48,12 @@ from viscoin.training.runtime import (
     setup_optimizer,
     whole_batch,
 )
+from viscoin.training.starting import start_drawing, start_from_pursuit
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_IMAGES = 1000
+RISE = 20  # steps in which rates of the cosine schedule rise
 
 
 def build_ensemble(
@@ -54,18 +61,50 @@ def build_ensemble(
 ) -> VisCoIN:
     """A fresh ensemble around trained f and G."""
     shapes = classifier.feature_shapes
-    extractor = ConceptExtractor(shapes, config.n_concepts, config.latent_channels, config.support_width)
+    extractor = ConceptExtractor(
+        shapes, config.n_concepts, config.latent_channels, config.support_width, config.support
+    )
     if config.initialisation == "channels":
         extractor.start_from_channels()
-    return VisCoIN(
-        classifier,
-        extractor,
-        Explainer(config.n_concepts, len(class_names), config.dropout, config.weight_norm),
-        AdaptedGenerator.from_pretrained(
-            generator, config.n_concepts, config.coarse_layer, config.mid_layer, config.support_width
-        ),
-        class_names,
-    )
+    adapted = AdaptedGenerator.from_pretrained(
+        generator, config.n_concepts, config.coarse_layer, config.mid_layer,
+        support_width=config.support_width, linear=config.translator_activation == "linear",
+        inputs=config.translator_inputs, rank=config.translator_rank, directions=config.direction_steps > 0,
+    )  # fmt: skip
+    explainer = Explainer(config.n_concepts, len(class_names), config.dropout, config.weight_norm)
+    return VisCoIN(classifier, extractor, explainer, adapted, class_names)
+
+
+def start_ensemble(
+    ensemble: VisCoIN, generator: Generator, train: ImageDataset, recipe: Recipe, run: Run, device: torch.device
+) -> int | None:
+    """Give Psi, Theta and Omega the start that the recipe asks for, beyond random weights.
+
+    Returns:
+        Dimensions of the pursuit, for `ConceptExtractor.concept_path`, or None.
+    """
+    config, found = recipe.viscoin, None
+
+    def start() -> tuple[dict[str, Tensor], int | None]:
+        nonlocal found
+        if config.initialisation == "pursuit":
+            found = start_from_pursuit(ensemble, train, config, device, recipe.seed)
+            with atomic_path(run.path / "pursuit.json") as partial:
+                partial.write_text(json.dumps(asdict(found), indent=2) + "\n")
+        if _starts_drawing(config):
+            start_drawing(ensemble, generator, train, config, device, recipe.seed)
+        return ensemble.state_dict(), None if found is None else found.dimensions
+
+    with together():
+        state, dimensions = once(start)
+    ensemble.load_state_dict(state)
+    return dimensions
+
+
+def _starts_drawing(config: ViscoinConfig) -> bool:
+    """Whether any part of the support or of Omega is fitted before it trains."""
+    fitted = config.support == "components" or config.translator_inputs != "second_moment"
+    return fitted or config.translator_start == "closed_form" or config.direction_steps > 0
 
 
 @recoverable
@@ -92,7 +131,10 @@ def train_viscoin(
     _check_fit(classifier, generator, train)
     seed_step(recipe.seed, 0)
     ensemble = build_ensemble(config, classifier, generator, train.class_names)
-    task = ViscoinTask(ensemble, generator, config, fabric, validation, runtime.compile)
+    dimensions = None
+    if not any(run.checkpoints.glob("*.pt")):
+        dimensions = start_ensemble(ensemble, generator, train, recipe, run, fabric.device)
+    task = ViscoinTask(ensemble, generator, config, fabric, validation, runtime.compile, dimensions)
     batches = StepBatches(
         train, whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate), recipe.seed,
         config.horizontal_flip, rank=fabric.global_rank, world_size=fabric.world_size,
@@ -157,21 +199,20 @@ class ViscoinTask:
 
     def __init__(
         self, ensemble: VisCoIN, generator: Generator, config: ViscoinConfig, fabric: Fabric, validation: ImageDataset,
-        compiled: bool = False,
+        compiled: bool = False, dimensions: int | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.fabric, self.validation = config, fabric, validation
+        self.config, self.fabric, self.validation, self.dimensions = config, fabric, validation, dimensions
         self.ensemble = fast_layout(ensemble).to(fabric.device)
         self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
         self.perceptual, self.perceptual_name = perceptual_distance(config.perceptual_loss, self.ensemble.classifier)
+        self.opposites = self.ensemble.concept_extractor.opposites()
         groups: list[dict[str, Any]] = [
-            {"params": [*self.ensemble.concept_extractor.parameters(), *self.ensemble.explainer.parameters()]},
-            {
-                "params": list(self.ensemble.generator.mapping.parameters()),
-                "lr": config.learning_rate * config.translator_rate,
-            },
+            {"params": self._explaining()},
+            {"params": list(self.ensemble.generator.mapping.parameters()), "lr": self._rates()[1]},
         ]
+        if self.ensemble.generator.directions is not None:
+            groups.append({"params": [self.ensemble.generator.directions.vectors], "lr": config.direction_rate})
         self.trained = [weight for group in groups for weight in group["params"]]
-        self.rates = [config.learning_rate, config.learning_rate * config.translator_rate]
         self.optimizer = setup_optimizer(fabric, torch.optim.Adam(groups, config.learning_rate, fused=True))
         self.frozen = digest(classifier=ensemble.classifier, generator=generator)
         if compiled:
@@ -179,8 +220,8 @@ class ViscoinTask:
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self._rate(step)
+        for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=False):
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         count, means = self.config.accumulate, dict[str, Tensor]()
         # The samples of all processes together, so that the step is the same on any number of them.
@@ -193,8 +234,28 @@ class ViscoinTask:
             self.fabric.backward(terms["total"] / count)
             means = {key: means.get(key, 0) + value.detach() / count for key, value in terms.items()}
         average_gradients(self.trained)
+        self._hold(step)
         self.optimizer.step()
         return means
+
+    def _explaining(self) -> list[nn.Parameter]:
+        """What of Psi and Theta ever trains."""
+        if self.config.hold_concepts < 1:
+            return [*self.ensemble.concept_extractor.parameters(), *self.ensemble.explainer.parameters()]
+        self.ensemble.explainer.requires_grad_(False)
+        # A support of components reads nothing that trains.
+        trains = self.ensemble.concept_extractor.components is None
+        return list(self.ensemble.concept_extractor.requires_grad_(trains).parameters()) if trains else []
+
+    def _hold(self, step: int) -> None:
+        """Leave no gradient to what concepts and Theta depend on, while they are held."""
+        if self.dimensions is None or step >= self.config.hold_concepts * self.config.steps:
+            return
+        for weight, rows in self.ensemble.concept_extractor.concept_path(self.dimensions):
+            if weight.grad is not None:
+                weight.grad[rows] = 0
+        for weight in self.ensemble.explainer.parameters():
+            weight.grad = None
 
     @torch.no_grad()
     def _samples(self, z: Tensor) -> Tensor:
@@ -207,7 +268,9 @@ class ViscoinTask:
         if config.reconstructed is not None:
             count = generated + config.reconstructed // (world_size() * config.accumulate)
         code = ensemble.encode(images, count)
-        terms = self._reconstruction_terms(images[:count], code)
+        terms = self._reconstruction_terms(images[:count], code, step)
+        if config.hold_concepts == 1:
+            return terms
         terms["orthogonality"] = config.orthogonality * losses.concept_orthogonality(
             ensemble.concept_extractor.conv5.weight
         )
@@ -222,20 +285,57 @@ class ViscoinTask:
                 terms["bimodality"] = config.bimodality * losses.bimodality(phi)
         return terms
 
-    def _reconstruction_terms(self, images: Tensor, code: Encoding) -> dict[str, Tensor]:
+    def _reconstruction_terms(self, images: Tensor, code: Encoding, step: int) -> dict[str, Tensor]:
         """The terms of the images that G reconstructs, the first ones of the code."""
         config, ensemble, count = self.config, self.ensemble, len(images)
         logits, maps = code.logits[:count], [part[:count] for part in code.maps]
         ws = ensemble.generator.mapping(code.concept_maps[:count], code.support)
         rebuilt = ensemble.generator.synthesis(ws, noise_mode="const").float()
         again = ensemble.classifier.features(rebuilt)
-        return {
+        terms = {
             "l1": losses.reconstruction_l1(rebuilt, images),
             "l2": losses.reconstruction_l2(rebuilt, images),
             "perceptual": config.perceptual * self.perceptual(rebuilt, images, again.maps, maps).mean(),
             "reconstruction_class": config.reconstruction_class * losses.reconstruction_class(again.logits, logits),
             "style": config.style * losses.style_regularization(ws, ensemble.generator.mapping.fixed_w_avg),
         }
+        if step >= config.steps - config.direction_steps:
+            chosen = slice(count - self._share(config.direction_images), count)  # real images where there are enough
+            terms |= self._direction_terms(
+                code.concept_maps[:count][chosen], code.support[chosen], rebuilt.detach()[chosen],
+                [part.detach()[chosen] for part in again.maps],
+            )  # fmt: skip
+        return terms
+
+    def _direction_terms(
+        self, concept_maps: Tensor, support: Tensor, unedited: Tensor, maps: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Those of random edits, by which directions learn and nothing else.
+
+        Args:
+            unedited, maps: reconstructions, and what f makes of them.
+        """
+        generator = self.ensemble.generator
+        if generator.directions is None:
+            raise RuntimeError("an ensemble without directions cannot train them")
+        with torch.no_grad():
+            phi = activations(concept_maps)
+            edits = random_edits(phi, generator.directions, self.opposites)
+            edited = edits.apply(concept_maps, generator.directions.templates)
+            ws, plain = generator.mapping(edited, support), self._read(maps)
+        moved = generator.directions(ws, activations(edited) - phi)
+        images = generator.synthesis(moved, noise_mode="const").float()
+        seen = self._read(self.ensemble.classifier.features(images).maps)
+        return readback_terms(seen, plain, edits, generator.directions, images, unedited)
+
+    def _read(self, maps: Sequence[Tensor]) -> Tensor:
+        """Activations (B, K) of maps of f, in float32: the pursuit's lifted scores lose too much in half precision."""
+        extractor = self.ensemble.concept_extractor
+        with torch.autocast(self.fabric.device.type, enabled=False):
+            return activations(extractor.concept_maps(extractor.latent([part.float() for part in maps])))
+
+    def _share(self, images: int) -> int:
+        return max(1, images // (world_size() * self.config.accumulate))
 
     @torch.no_grad()
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
@@ -267,9 +367,21 @@ class ViscoinTask:
             code = self.ensemble.encode(images.to(self.fabric.device))
             return self.ensemble.decode(code.concept_maps, code.support).float().cpu()
 
-    def _rate(self, step: int) -> float:
-        """x decay_factor every decay_every steps of the second half."""
-        late = step - self.config.steps // 2
+    def _rates(self, step: int = 0) -> list[float]:
+        """Learning rates of Psi and Theta, of Omega, and of the directions."""
+        config = self.config
+        first = config.steps - config.direction_steps
+        rate = config.learning_rate * self._rate(step, config.steps)
+        return [
+            rate, rate * config.translator_rate,
+            config.direction_rate * self._rate(max(0, step - first), config.direction_steps),
+        ]  # fmt: skip
+
+    def _rate(self, step: int, steps: int) -> float:
+        """A cosine to 0 after a short rise, or x decay_factor every decay_every steps of the second half."""
+        if self.config.schedule == "cosine":
+            return min(1.0, (step + 1) / RISE) * (0.5 + 0.5 * math.cos(math.pi * step / max(1, steps)))
+        late = step - steps // 2
         return self.config.decay_factor ** (late // self.config.decay_every) if late > 0 else 1.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -278,6 +390,7 @@ class ViscoinTask:
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler_state(self.fabric),
             "frozen": self.frozen,
+            "dimensions": self.dimensions,
         }
 
     def _trained_state(self) -> dict[str, Tensor]:
@@ -292,5 +405,7 @@ class ViscoinTask:
                 f"give the same one ({', '.join(f'`{name}`' for name in other)}), or start a new run",
             )  # fmt: skip
         self.ensemble.load_state_dict(self.ensemble.state_dict() | state["ensemble"])
+        self.dimensions = state.get("dimensions")
+        self.opposites = self.ensemble.concept_extractor.opposites()
         load_optimizer(self.optimizer, state["optimizer"])
         load_scaler(self.fabric, state.get("scaler", {}))

@@ -220,12 +220,7 @@ def test_classifier_learns_a_folder_of_colours(tmp_path, monkeypatch):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(30):
             Image.new("RGB", (20, 20), tuple(v + i for v in colour)).save(tmp_path / "data" / name / f"{i}.png")
-    changes = {
-        "dataset.name": str(tmp_path / "data"),
-        "dataset.train": None,
-        "classifier.epochs": 4,
-        "classifier.batch_size": 16,
-    }
+    changes = {"dataset.name": str(tmp_path / "data"), "dataset.train": None, "classifier.epochs": 12}
     path = train("classifier", tmp_path / "run", override_recipe(RECIPE, changes))
     loaded = load_model(path, "classifier")
     assert loaded.class_names == ["blue", "red"] and loaded.metadata["dataset"] == str(tmp_path / "data")
@@ -426,6 +421,15 @@ def test_rate_falls_in_the_second_half():
     task = viscoin_task(steps=100_000, decay_every=1000, decay_factor=0.8)
     factors = {0: 1, 50_000: 1, 50_999: 1, 51_000: 0.8, 52_999: 0.64, 53_000: 0.512}
     assert {step: pytest.approx(task._rate(step, 100_000)) for step in factors} == factors
+
+
+def test_cosine_rates_and_those_of_directions_which_begin_late():
+    task = viscoin_task(
+        steps=100, schedule="cosine", translator_rate=2.0, initialisation="pursuit", hold_concepts=1.0,
+        direction_steps=50, direction_rate=0.5, learning_rate=1.0,
+    )  # fmt: skip
+    assert task._rates(50) == pytest.approx([0.5, 1.0, 0.5 / 20])
+    assert task._rates(75) == pytest.approx([0.5 - 0.5 * math.sqrt(0.5), 1 - math.sqrt(0.5), 0.25])
 
 
 def test_terms_of_the_ensemble_and_their_warm_up():

@@ -76,6 +76,7 @@ def dimensions(spectrum: np.ndarray) -> int:
     return SMALLEST + int(drops.argmax())
 
 
+@torch.enable_grad()
 def two_valued(points: np.ndarray, starts: int = STARTS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Distinct local optima of kurtosis - 0.85 skewness^2 over directions, from random starts.
 

@@ -265,6 +265,7 @@ def _activations(ensemble: VisCoIN, dataset: ImageDataset, indices: np.ndarray, 
     return torch.cat(parts)
 
 
+@torch.enable_grad()
 def fit_explainer(ensemble: VisCoIN, phi: Tensor, logits: Tensor, seed: int = 0) -> float:
     """Fit Theta, linear on activations phi (N, K), to the softmax of f's logits (N, n).
 

@@ -22,6 +22,7 @@ from viscoin.testing.table import TITLES, markdown_table, table_rows, text_table
 from viscoin.training import gan as gan_module
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import build_discriminator, build_generator, check_gan, train_gan
+from viscoin.training import starting
 from viscoin.training.pipeline import RunOptions, resolve_recipe
 from viscoin.training.runtime import Runtime
 from viscoin.training.viscoin import train_viscoin
@@ -66,6 +67,7 @@ def surroundings(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(os, "fsync", lambda file: None)
         patch.setattr(gan_module, "EVALUATION_SAMPLES", 16)
+        patch.setattr(starting, "DRAWN", 32)
         yield
 
 
@@ -74,7 +76,10 @@ def toy(name: str) -> Recipe:
     own = load_recipe(name)
     backbone = STAND_INS.get(own.classifier.backbone, own.classifier.backbone)
     warm_start = min(own.gan.warm_start, 0.008)
-    return load_recipe(name, TOY | {"classifier.backbone": backbone, "gan.warm_start": warm_start})
+    sizes = {"classifier.backbone": backbone, "gan.warm_start": warm_start}
+    if own.viscoin.initialisation == "pursuit":
+        sizes |= {"viscoin.pursuit_dimensions": 3, "viscoin.support_width": 9, "viscoin.translator_rank": 9}
+    return load_recipe(name, TOY | sizes)
 
 
 def steps(run: Run) -> int:
@@ -85,11 +90,11 @@ def steps(run: Run) -> int:
 
 
 def test_datasets_and_recipes_go_together():
-    assert set(NAMES) == {*dataset_names(), *WIDER, "birds256"}
+    assert set(NAMES) == {*dataset_names(), *WIDER, "birds256", "cub_pursuit"}
     for name in dataset_names():
         assert load_recipe(default_recipe(name)).dataset.name == name
     assert default_recipe("some/folder") == default_recipe("photos.zip") == "folder"
-    assert load_recipe("birds256").dataset.name == "birds"
+    assert load_recipe("birds256").dataset.name == "birds" and load_recipe("cub_pursuit").dataset.name == "cub"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,7 +31,7 @@ OURS = {
     "viscoin.translator_rank": 11,
     "viscoin.translator_start": "closed_form",
     "viscoin.schedule": "cosine",
-    "viscoin.direction_steps": 5,
+    "viscoin.directions": 0.5,
 }
 
 
@@ -110,7 +110,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(finished, tmp_path, monkeyp
 def test_concepts_held_for_a_share_of_the_steps_are_free_afterwards(tmp_path):
     def concepts_after(steps: int, folder: str) -> Tensor:
         wanted = recipe(
-            viscoin__hold_concepts=0.5, viscoin__direction_steps=0, viscoin__steps=steps, viscoin__support="learned",
+            viscoin__hold_concepts=0.5, viscoin__directions=0, viscoin__steps=steps, viscoin__support="learned",
             viscoin__evaluate_every=100,
         )  # fmt: skip
         ensemble = load_model(train("viscoin", tmp_path / folder, wanted)).model.eval()
@@ -120,7 +120,7 @@ def test_concepts_held_for_a_share_of_the_steps_are_free_afterwards(tmp_path):
     with torch.no_grad():
         started = concepts_at_the_start().concept_maps(images_of())[1]
     assert not torch.allclose(concepts_after(8, "long"), started, atol=1e-5)
-    wanted = {"viscoin.hold_concepts": 1.0, "viscoin.direction_steps": 0, "viscoin.support": "learned"}
+    wanted = {"viscoin.hold_concepts": 1.0, "viscoin.directions": 0, "viscoin.support": "learned"}
     held = load_model(train("viscoin", tmp_path / "held", override_recipe(recipe(), wanted))).model.eval()
     with torch.no_grad():
         torch.testing.assert_close(held.concept_maps(images_of())[1], started)
@@ -238,8 +238,7 @@ def test_readback_terms_of_an_image_that_shows_what_was_asked():
     ("changes", "message"),
     [
         ({"viscoin.initialisation": "channels"}, "hold_concepts = 1 holds the concepts of the pursuit"),
-        ({"viscoin.hold_concepts": 0.5}, "direction_steps = 5 needs concepts that no longer change"),
-        ({"viscoin.direction_steps": 10}, "direction_steps = 10 must not be above viscoin.steps = 9"),
+        ({"viscoin.hold_concepts": 0.5}, "directions = 0.5 needs concepts that no longer change"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):

@@ -426,7 +426,7 @@ def test_rate_falls_in_the_second_half():
 def test_cosine_rates_and_those_of_directions_which_begin_late():
     task = viscoin_task(
         steps=100, schedule="cosine", translator_rate=2.0, initialisation="pursuit", hold_concepts=1.0,
-        direction_steps=50, direction_rate=0.5, learning_rate=1.0,
+        directions=0.5, direction_rate=0.5, learning_rate=1.0,
     )  # fmt: skip
     assert task._rates(50) == pytest.approx([0.5, 1.0, 0.5 / 20])
     assert task._rates(75) == pytest.approx([0.5 - 0.5 * math.sqrt(0.5), 1 - math.sqrt(0.5), 0.25])

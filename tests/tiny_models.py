@@ -43,6 +43,17 @@ SETTINGS = {
     "viscoin.warmup_steps": 2,
     "viscoin.evaluate_every": 2,
     "viscoin.perceptual_loss": "classifier",
+    # nothing that is fitted before the training: tests of that have settings of their own
+    "viscoin.initialisation": "channels",
+    "viscoin.hold_concepts": 0,
+    "viscoin.support": "learned",
+    "viscoin.support_width": None,
+    "viscoin.translator_activation": "lrelu",
+    "viscoin.translator_inputs": "second_moment",
+    "viscoin.translator_rank": None,
+    "viscoin.translator_start": "random",
+    "viscoin.directions": 0,
+    "viscoin.schedule": "step",
 }
 
 

@@ -202,8 +202,8 @@ class ViscoinConfig(Section):
     translator_start: Literal["random", "closed_form"] = Field(
         "random", description="closed_form: Omega starts as the regression of G's styles on what f sees in its samples"
     )
-    direction_steps: int = Field(
-        0, ge=0, description="so many last steps also learn one direction of w+ for each concept, to draw it alone"
+    directions: float = Field(
+        0.0, ge=0, le=1, description="share of the steps, the last, that learn a direction of w+ for each concept too"
     )
     direction_images: int = Field(24, ge=1, description="edited images of such a step, on all devices together")
     direction_rate: float = Field(0.03, gt=0, description="learning rate of the directions")
@@ -235,15 +235,10 @@ class ViscoinConfig(Section):
                 f"viscoin.hold_concepts = {self.hold_concepts:g} holds the concepts of the pursuit, but "
                 f"viscoin.initialisation is {self.initialisation}; set it to pursuit, or viscoin.hold_concepts to 0"
             )
-        if self.direction_steps and self.hold_concepts < 1:
+        if self.directions and self.hold_concepts < 1:
             raise ValueError(
-                f"viscoin.direction_steps = {self.direction_steps} needs concepts that no longer change; set "
-                "viscoin.hold_concepts to 1, or viscoin.direction_steps to 0"
-            )
-        if self.direction_steps > self.steps:
-            raise ValueError(
-                f"viscoin.direction_steps = {self.direction_steps} must not be above viscoin.steps = {self.steps}, "
-                "of which it is a part"
+                f"viscoin.directions = {self.directions:g} needs concepts that no longer change; set "
+                "viscoin.hold_concepts to 1, or viscoin.directions to 0"
             )
         return self
 

@@ -69,7 +69,7 @@ def build_ensemble(
     adapted = AdaptedGenerator.from_pretrained(
         generator, config.n_concepts, config.coarse_layer, config.mid_layer,
         support_width=config.support_width, linear=config.translator_activation == "linear",
-        inputs=config.translator_inputs, rank=config.translator_rank, directions=config.direction_steps > 0,
+        inputs=config.translator_inputs, rank=config.translator_rank, directions=config.directions > 0,
     )  # fmt: skip
     explainer = Explainer(config.n_concepts, len(class_names), config.dropout, config.weight_norm)
     return VisCoIN(classifier, extractor, explainer, adapted, class_names)
@@ -104,7 +104,7 @@ def start_ensemble(
 def _starts_drawing(config: ViscoinConfig) -> bool:
     """Whether any part of the support or of Omega is fitted before it trains."""
     fitted = config.support == "components" or config.translator_inputs != "second_moment"
-    return fitted or config.translator_start == "closed_form" or config.direction_steps > 0
+    return fitted or config.translator_start == "closed_form" or config.directions > 0
 
 
 @recoverable
@@ -299,7 +299,7 @@ class ViscoinTask:
             "reconstruction_class": config.reconstruction_class * losses.reconstruction_class(again.logits, logits),
             "style": config.style * losses.style_regularization(ws, ensemble.generator.mapping.fixed_w_avg),
         }
-        if step >= config.steps - config.direction_steps:
+        if step >= self._first_of_directions:
             chosen = slice(count - self._share(config.direction_images), count)  # real images where there are enough
             terms |= self._direction_terms(
                 code.concept_maps[:count][chosen], code.support[chosen], rebuilt.detach()[chosen],
@@ -367,14 +367,17 @@ class ViscoinTask:
             code = self.ensemble.encode(images.to(self.fabric.device))
             return self.ensemble.decode(code.concept_maps, code.support).float().cpu()
 
+    @property
+    def _first_of_directions(self) -> int:
+        return self.config.steps - round(self.config.directions * self.config.steps)
+
     def _rates(self, step: int = 0) -> list[float]:
         """Learning rates of Psi and Theta, of Omega, and of the directions."""
-        config = self.config
-        first = config.steps - config.direction_steps
+        config, first = self.config, self._first_of_directions
         rate = config.learning_rate * self._rate(step, config.steps)
         return [
             rate, rate * config.translator_rate,
-            config.direction_rate * self._rate(max(0, step - first), config.direction_steps),
+            config.direction_rate * self._rate(max(0, step - first), config.steps - first),
         ]  # fmt: skip
 
     def _rate(self, step: int, steps: int) -> float:

@@ -14,11 +14,10 @@ from viscoin.datasets import ImageDataset
 from viscoin.inference.batches import choose_images, evaluation, progress
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
-from viscoin.training.pursuit import Pursuit, pursue
+from viscoin.models.pursuit import of_map, pursue
 
 IMAGES, BATCH = 20_000, 128
 LIFT = 8.0  # standard deviations of a score at single places; what lies lower is cut off
-RIDGE = 1e-4  # of the mean variance of a channel
 STEPS, SAMPLE, RATE, DECAY = 400, 512, 0.05, 1e-5  # of the fit of Theta
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,8 @@ def _started(
     count = -(-ensemble.n_concepts // 2)
     found = pursue(weight, seen.features.astype(np.float64), count, config.pursuit_dimensions, seed)
     d = found.basis.shape[1]
-    basis, offset, share = _of_map(found, seen)
+    numbers = of_map(found, seen.features, seen.pooled)
+    basis, offset, share = torch.from_numpy(numbers[0]).float(), torch.from_numpy(numbers[1]).float(), numbers[2]
     logger.info(
         "pursuit: %d directions over %s in %d dimensions; the coarsest map explains %.1f %% of their scores",
         count, found.over, d, 100 * share,
@@ -82,25 +82,6 @@ def _look(classifier: Classifier, dataset: ImageDataset, indices: np.ndarray, de
             bar.update(len(images))
     features, pooled, logits = (torch.cat(column) for column in zip(*parts))
     return Seen(features.numpy(), pooled.numpy(), logits.float())
-
-
-def _of_map(found: Pursuit, seen: Seen) -> tuple[Tensor, Tensor, float]:
-    """The scores as a linear function of the means of the coarsest map: basis (C, d), offset (d,), and R^2.
-
-    Where the last layer reads these means themselves, as in a ResNet, it is that function; elsewhere the nearest.
-    """
-    scores = (seen.features - found.mean) @ found.basis
-    mean = seen.pooled.mean(0)
-    if seen.pooled.shape == seen.features.shape and np.allclose(seen.pooled, seen.features, atol=1e-3):
-        basis = found.basis
-    else:
-        centred = (seen.pooled - mean).astype(np.float64)
-        square = centred.T @ centred / len(centred)
-        square += RIDGE * np.trace(square) / len(square) * np.eye(len(square))
-        basis = np.linalg.solve(square, centred.T @ scores / len(centred))
-    missed = scores - (seen.pooled - mean) @ basis
-    share = 1 - np.square(missed).sum() / np.square(scores - scores.mean(0)).sum()
-    return torch.from_numpy(basis).float(), torch.from_numpy(-mean @ basis).float(), float(share)
 
 
 def _spread(

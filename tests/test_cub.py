@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_ensemble import ToyEnsemble
+from toy_ensemble import WEIGHT, ToyClassifier, ToyEnsemble
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import cub, load_dataset
@@ -258,9 +258,12 @@ def test_answers_are_read_once_and_anew_when_they_change(root, monkeypatch):
 def test_concepts_are_tried_on_the_attributes(root):
     """Attributes are made to say that a quadrant is bright, which is what the concepts of the toy know."""
 
-    class Toy(ToyEnsemble):
-        def encode(self, images):
-            return super().encode(torch.nn.functional.avg_pool2d(images, 2))
+    class Half(ToyClassifier):
+        def features(self, images):
+            return super().features(torch.nn.functional.avg_pool2d(images, 2))
+
+    ensemble = ToyEnsemble()
+    ensemble.classifier = Half(torch.tensor(WEIGHT))
 
     random, answers = np.random.default_rng(0), []
     for path in sorted((root / "images").rglob("*.jpg")):
@@ -270,7 +273,7 @@ def test_concepts_are_tried_on_the_attributes(root):
         answers += [f"{number} {a} {int(quadrants[i, i] > 127)} 4 1.0" for a, i in ((1, 0), (3, 1))]
     write(root / "attributes" / "image_attribute_labels.txt", answers)
     splits = [load(root, split) for split in ("train", "test")]
-    found = truth.test_truth(Toy(), *splits, batch_size=16)
+    found = truth.test_truth(ensemble, *splits, batch_size=16)
     scores = [(score.name, score.concept, score.auroc) for score in found.concepts.attributes.scores]
     assert scores == [("bill shape: curved (up or down)", 0, 1.0), ("size: medium (9 - 16 in)", 3, 1.0)]
     assert found.concepts.attributes.left_out == ["bill shape: dagger"]

@@ -219,7 +219,8 @@ def test_estimates_have_the_values_of_the_plain_numbers():
 def test_measures_are_chosen_by_name():
     dataset = toy_dataset(np.random.default_rng(0).uniform(0.2, 0.8, (50, 4)), [0, 1] * 25)
     everything = viscoin.measure_viscoin(ToyEnsemble(), dataset)
-    assert everything.wanted == viscoin.MEASURES[:-1]  # the toy dataset has no truth
+    without = {"surrogate", "truth"}  # no validation images are given, and the toy dataset has no truth
+    assert everything.wanted == tuple(name for name in viscoin.MEASURES if name not in without)
     assert everything.estimates()["consistency.2"].value == 1.0
     assert {viscoin.measure_of(key) for key in everything.estimates()} == set(everything.wanted)
     some = viscoin.measure_viscoin(ToyEnsemble(), dataset, measures=["fid", "kept"])
@@ -329,6 +330,8 @@ def test_the_command_writes_every_measure_with_interval_count_and_seed(here, mod
     assert found["consistency"]["by_concept"][0]["images"] == 20
     lines = Path("out/measures.md").read_text().splitlines()
     assert lines[2].startswith("| accuracy of f | ")
+    rivals = [line.split(" | ")[0] for line in Path("out/rivals.md").read_text().splitlines()[2:]]
+    assert rivals[:3] == ["| theta", "| concepts", "| random"] and rivals[-1] == "| constant"
     assert "accuracy of g on its own reconstructions" in answer.out and "30 test images of birds, seed 3" in answer.out
     pictures = {path.stem for path in Path("out").glob("*.png")}
     own = {"accuracy", "confusion", "consistency", "faithfulness", "kept-concepts", "reconstructions"}
@@ -342,6 +345,7 @@ def test_the_command_takes_what_is_named_and_refuses_what_cannot_be_had(here, mo
     found = json.loads(Path("some/results.json").read_text())
     assert {key.partition(".")[0] for key in found["estimates"]} == {"classifier", "ensemble", "kept_concepts"}
     Answer(*options, "--measures", "kept,speed").refused("--measures speed", "accuracy, reconstruction, fid")
+    Answer(*options, "--rivals", "pca,kmeans").refused("--rivals kmeans: there is no such rival", "pursuit, random")
     Answer(*options, "--limit", 10, "--measures", "consistency", "--out", "few").refused("consistency needs 20 images")
     assert not Path("few").exists()
     Answer(*options, "--features", "vgg", "--out", "few").refused("--features vgg")

@@ -8,7 +8,7 @@ import torch
 
 from viscoin.errors import Refused
 from viscoin.models.concept_extractor import ConceptExtractor
-from viscoin.training.pursuit import dimensions, distinct, pursue, relevant_basis, two_valued
+from viscoin.models.pursuit import dimensions, distinct, pursue, relevant_basis, two_valued
 
 C, D, N = 400, 24, 3000
 

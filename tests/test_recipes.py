@@ -20,9 +20,9 @@ from viscoin.runs.run import Run, read_metrics
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.table import TITLES, markdown_table, table_rows, text_table
 from viscoin.training import gan as gan_module
+from viscoin.training import starting
 from viscoin.training.classifier import train_classifier
 from viscoin.training.gan import build_discriminator, build_generator, check_gan, train_gan
-from viscoin.training import starting
 from viscoin.training.pipeline import RunOptions, resolve_recipe
 from viscoin.training.runtime import Runtime
 from viscoin.training.viscoin import train_viscoin

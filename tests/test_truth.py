@@ -391,7 +391,8 @@ def tiny(tmp_path_factory):
 
 
 def test_everything_of_a_tiny_ensemble(tiny):
-    assert list(tiny.functions) == ["concepts", "untrained", "pca", "nmf", "channels_k", "channels"]
+    names = ["concepts", "random", "sae", "nmf", "ica", "pca", "channels_k", "channels", "untrained"]
+    assert [name for name in tiny.functions if name != "pursuit"] == names
     assert (tiny.n, tiny.intervened) == (24, 4)
     places = set(localisation.Localisation.__annotations__)
     assert places <= set(tiny.concepts.summary) and not places & set(tiny.functions["pca"].summary)

@@ -42,6 +42,16 @@ class ToyClassifier(nn.Module):
         channels = amounts.flatten(1)[..., None, None] * _places(images)
         return ClassifierOutput(amounts.flatten(1) @ self.weight.T, (channels, channels * 1, channels * 1))
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        layer = nn.Linear(4, len(self.weight), bias=False)
+        layer.weight = self.weight
+        return layer
+
+    def last_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        channels = self.features(images).maps[-1]
+        return channels.amax((2, 3)), channels
+
 
 class ToyEnsemble(nn.Module):
     """Everything that the measures use of an ensemble. Reconstructions are exact up to `offset` in the red channel."""

@@ -1,5 +1,6 @@
 """`test classifier|viscoin|gan`: measure trained models on test images, by any number of processes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from viscoin.cli import options
 from viscoin.cli.app import Command, group
 from viscoin.cli.output import echo, json_alone
 from viscoin.cli.processes import IN_FLOAT32, processes
-from viscoin.cli.results import print_table, some
+from viscoin.cli.results import Results, print_table, some
 
 if TYPE_CHECKING:
     from viscoin.training.runtime import Runtime
@@ -105,8 +106,18 @@ def viscoin(
         typer.Option(
             "--measures",
             metavar="LIST",
-            help="Some of accuracy,reconstruction,fid,faithfulness,consistency,kept,concepts,truth (kept: accuracy of "
-            "g with the top N concepts; truth: where the dataset has it); default: all available.",
+            help="Some of accuracy,reconstruction,fid,faithfulness,surrogate,consistency,kept,concepts,truth "
+            "(surrogate: SURF; kept: accuracy of g with the top N concepts; truth: where the dataset has it); default: "
+            "all available.",
+        ),
+    ] = None,
+    rivals: Annotated[
+        str | None,
+        typer.Option(
+            "--rivals",
+            metavar="all|none|LIST",
+            help="What surrogate and truth compare the concepts with: some of pursuit,random,sae,nmf,ica,pca,"
+            "channels_k,channels,untrained; default: all.",
         ),
     ] = None,
     limit: Annotated[
@@ -150,9 +161,10 @@ def viscoin(
 
     from viscoin.datasets import load_dataset
     from viscoin.reports.pictures import ensemble_figures
-    from viscoin.testing.table import markdown_table, table_rows, text_table
-    from viscoin.testing.viscoin import FAST, FULL, find_comparisons, measure_viscoin, with_seed
+    from viscoin.testing.table import HEADER, rival_table, table_rows
+    from viscoin.testing.viscoin import COMPARED, FAST, FULL, find_comparisons, measure_viscoin, with_seed
 
+    wanted = options.listed(measures)
     sizes = {
         "limit": limit, "consistency_concepts": consistency_concepts, "consistency_images": consistency_images,
     }  # fmt: skip
@@ -167,23 +179,33 @@ def viscoin(
             lambda: find_comparisons(model.classifier, features, inception_weights, perceptual, subject.device)
         )
         validation = None
-        if images.has_truth:
+        if wanted is None or {*wanted} & {*COMPARED}:
             validation = process.in_turn(lambda: load_dataset(config.name, "validation", config))
         with process.results_folder("test-viscoin", images.name, out) as results:
             result = measure_viscoin(
-                model, images, validation, options.listed(measures), extent, device=subject.device,
+                model, images, validation, wanted, extent, device=subject.device,
                 batch_size=batch_size, seed=seed, perceptual=distance, features=network,
+                rivals=options.listed(rivals),
             )  # fmt: skip
             if results is None:
                 return
             estimates, numbers = result.estimates(), result.to_dict()
             rows, n = table_rows(estimates, numbers, subject.expected), result.ensemble.n
             echo(f"ensemble {subject.path} on {n} {images.split} images of {images.name}, seed {seed}")
-            echo(text_table(rows))
             numbers |= {"precision": process.precision, "estimates": with_seed(estimates, seed)}
             results.numbers(subject, numbers)
-            results.text("measures.md", markdown_table(rows))
+            _show_tables(results, {"measures": (rows, HEADER), "rivals": rival_table(estimates)})
             results.figures(ensemble_figures(subject, result, estimates, seed), show)
+
+
+def _show_tables(results: Results, tables: Mapping[str, tuple[list[tuple[str, ...]], tuple[str, ...]]]) -> None:
+    """Print and write the tables that have rows, each by its name with its header."""
+    from viscoin.testing.table import markdown_table, text_table
+
+    for name, (rows, header) in tables.items():
+        if rows:
+            echo(text_table(rows, header))
+            results.text(f"{name}.md", markdown_table(rows, header))
 
 
 @app.command(cls=Command)

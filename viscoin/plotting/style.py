@@ -25,6 +25,7 @@ LINE = 0.125  # height of a line of small text, inches
 BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, YELLOW = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442",
 )  # fmt: skip
+PURPLE, BROWN = "#5D3A9B", "#8C6D1F"  # where those do not go round
 GREY, LIGHT, DARK = "#8C8C8C", "#D9D9D9", "#333333"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, DARK, GREY)
 SEQUENTIAL, DIVERGING, HEAT = "Blues", "RdBu_r", "inferno"

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from viscoin.plotting.heatmaps import overlay
 from viscoin.plotting.style import (
     BLUE,
+    BROWN,
     COLUMN,
     DARK,
     GREEN,
@@ -24,6 +25,7 @@ from viscoin.plotting.style import (
     ORANGE,
     PAGE,
     PINK,
+    PURPLE,
     SEQUENTIAL,
     SKY,
     SMALL,
@@ -42,11 +44,15 @@ from viscoin.testing.truth.scenes import GROUPS
 # Title, colour and marker of each concept function.
 FUNCTIONS = {
     "concepts": ("concepts", BLUE, "o"),
-    "untrained": ("untrained Ψ", GREY, "x"),
-    "pca": ("PCA of f", VERMILION, "^"),
+    "pursuit": ("pursuit on f", SKY, "*"),
+    "random": ("random directions", DARK, "+"),
+    "sae": ("sparse autoencoder", BROWN, "p"),
     "nmf": ("NMF of f", GREEN, "v"),
+    "ica": ("ICA of f", PURPLE, "<"),
+    "pca": ("PCA of f", VERMILION, "^"),
     "channels_k": ("{k} channels of f", ORANGE, "s"),
     "channels": ("all {k} channels", PINK, "D"),
+    "untrained": ("untrained Ψ", GREY, "x"),
 }
 
 
@@ -69,7 +75,7 @@ MOST = 60  # attributes in one figure
 
 @styled
 def attributes_figure(result: TruthResult, width: float = COLUMN) -> Figure:
-    """AUROC of the best concept of each attribute with its interval, beside the best that each baseline has.
+    """AUROC of the best concept of each attribute with its interval, beside the best that each rival has.
 
     Of more than MOST attributes the best and the worst are shown.
     """
@@ -128,7 +134,7 @@ PLACES = (
 
 @styled
 def tests_figure(result: TruthResult, width: float = PAGE) -> Figure:
-    """Shares for concepts and baselines, with 95 % intervals; lighter bars are the control."""
+    """Shares for concepts and rivals, with 95 % intervals; lighter bars are the control."""
     panels = [panel for panel in TESTS if any(panel[1] in truth.summary for truth in result.functions.values())]
     figure = new_figure(width, 0.95 + 0.24 * len(result.functions))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

@@ -1,28 +1,48 @@
-"""Concept functions: what turns images into K activations each. Those of an ensemble, and simpler ones beside them."""
+"""Concept functions: what turns images into K activations each. Those of an ensemble, and its rivals beside them."""
 
-import warnings
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA, MiniBatchNMF
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from stylegan2_ada.together import collect, once
 from viscoin.datasets import ImageDataset
-from viscoin.inference.batches import TooFewImages, evaluation, own_batches
+from viscoin.errors import Refused
+from viscoin.inference.batches import choose_images, evaluation, own_batches
 from viscoin.models.ensemble import VisCoIN
+from viscoin.testing.rivals import FITS, Rival, Seen
 
 # Images (B, 3, H, W) in [-1, 1] -> activations (B, K) of each concept function, by its name.
 ConceptFunctions = Callable[[Tensor], dict[str, np.ndarray]]
 
 Extractor = TypeVar("Extractor", bound=nn.Module)
 
-CONCEPTS = "concepts"
-POSITIONS = 16_384  # most feature vectors that NMF is fitted on
+CONCEPTS, UNTRAINED = "concepts", "untrained"
+RIVALS = (*FITS, UNTRAINED)
+logger = logging.getLogger(__name__)
+
+
+def choose_rivals(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Those of RIVALS that are named, in their order; ["all"] or None for all of them, ["none"] for none.
+
+    Raises:
+        Refused: there is no such rival.
+    """
+    if names is None or list(names) == ["all"]:
+        return RIVALS
+    if list(names) == ["none"]:
+        return ()
+    unknown = [name for name in names if name not in RIVALS]
+    if unknown:
+        raise Refused(
+            "rivals", unknown[0], "there is no such rival", f"choose all, none or some of {', '.join(RIVALS)}"
+        )
+    return tuple(name for name in RIVALS if name in names)
 
 
 def untrained(ensemble: VisCoIN, seed: int = 0) -> VisCoIN:
@@ -39,59 +59,112 @@ def concept_functions(
     device: torch.device | str = "cpu",
     batch_size: int = 128,
     seed: int = 0,
+    rivals: Sequence[str] = RIVALS,
 ) -> ConceptFunctions:
-    """The concepts of an ensemble and its baselines, all from one pass of f.
+    """The concepts of an ensemble and its rivals, all from one pass of f.
 
     - `concepts`: phi.
-    - `untrained`: phi of a freshly initialised Psi.
-    - `pca`: K principal components of the last feature map of f, averaged over positions.
-    - `nmf`: K factors of the feature vectors at all positions of that map (as CRAFT, Fel et al. 2023, which takes them
-      from image crops), and the largest weight over positions, as phi is.
+    - `pursuit`: two-valued directions of f's last layer, both signs of K/2 of them, read as Psi does; left out with a
+      warning where f has no linear last layer or too few such directions.
+    - `random`: random directions instead, read in the same way.
+    - `sae`: K latents of a TopK sparse autoencoder of the vectors at all positions of the last feature map of f, the
+      largest over positions.
+    - `nmf`: K factors of these vectors (as CRAFT, Fel et al. 2023, which takes them from image crops), and the largest
+      weight over positions, as phi is.
+    - `ica`, `pca`: K independent or principal components of that map, averaged over positions.
     - `channels_k`: the K channels of that map, averaged over positions, that vary most.
     - `channels`: all of them.
+    - `untrained`: phi of a freshly initialised Psi.
 
-    K is at most the number of channels (and of images, for `pca`).
+    Of `nmf`, `ica`, `pca` and `channels_k` there are at most as many as channels (of `ica` and `pca`, as images).
 
     Args:
-        indices: images of the dataset that PCA, NMF and the choice of channels are fitted on; labels play no part.
+        indices: images of the dataset that rivals are fitted on; labels play no part.
+        rivals: some of RIVALS.
     """
-    random = _initialised(deepcopy(ensemble.concept_extractor), seed)
-    with evaluation(ensemble, device):
-        rows = collect(
-            ensemble.encode(images).maps[-1].float().cpu().numpy()
-            for images, _ in own_batches(dataset, indices, batch_size, device, "features for baselines")
-        )
-
-    def fitted() -> tuple[PCA, MiniBatchNMF, np.ndarray]:
-        maps = np.concatenate(rows)
-        pooled, vectors = maps.mean((2, 3)), _vectors(maps)
-        k = min(ensemble.n_concepts, pooled.shape[1])
-        pca = PCA(min(k, len(pooled)), random_state=seed).fit(pooled)
-        if len(vectors) < k:
-            places = f"{len(pooled)} images have {len(vectors)} places of the feature map"
-            raise TooFewImages(f"{places}, {k} factors need as many; take more images")
-        sample = np.random.default_rng(seed).permutation(len(vectors))[:POSITIONS]
-        nmf = _without_warning(MiniBatchNMF(k, init="nndsvda", random_state=seed, max_iter=50).fit, vectors[sample])
-        return pca, nmf, np.sort(np.argsort(-pooled.var(0), kind="stable")[:k])
-
-    pca, nmf, widest = once(fitted)
+    random = _initialised(deepcopy(ensemble.concept_extractor), seed) if UNTRAINED in rivals else None
+    fitted = _fitted(ensemble, dataset, indices, device, batch_size, seed, [name for name in FITS if name in rivals])
 
     def activations(images: Tensor) -> dict[str, np.ndarray]:
-        with evaluation(ensemble, device), evaluation(random, device):
+        with evaluation(ensemble, device):
             code = ensemble.encode(images.to(device, memory_format=torch.channels_last))
             last = code.maps[-1].float().cpu().numpy()
-            means = last.mean((2, 3))
-            weights = _without_warning(nmf.transform, _vectors(last))
-            return {
-                CONCEPTS: ensemble.activations(code.concept_maps).float().cpu().numpy(),
-                "untrained": ensemble.activations(random(code.maps)[0]).float().cpu().numpy(),
-                "pca": pca.transform(means),
-                "nmf": weights.reshape(len(last), -1, weights.shape[1]).max(1),
-                "channels_k": means[:, widest],
-                "channels": means,
-            }
+            found = {CONCEPTS: ensemble.activations(code.concept_maps).float().cpu().numpy()}
+            found |= {name: rival(last) for name, rival in fitted.items()}
+            if random is not None:
+                with evaluation(random, device):
+                    found[UNTRAINED] = ensemble.activations(random(code.maps)[0]).float().cpu().numpy()
+            return found
 
     return activations
+
+
+def _fitted(
+    ensemble: VisCoIN,
+    dataset: ImageDataset,
+    indices: np.ndarray,
+    device: torch.device | str,
+    batch_size: int,
+    seed: int,
+    names: Sequence[str],
+) -> dict[str, Rival]:
+    if not names:
+        return {}
+    with evaluation(ensemble, device):
+        rows = collect(
+            tuple(part.float().cpu().numpy() for part in ensemble.classifier.last_features(images))
+            for images, _ in own_batches(dataset, indices, batch_size, device, "features for rivals")
+        )
+
+    def fit() -> dict[str, Rival]:
+        features, maps = (np.concatenate(part) for part in zip(*rows, strict=True))
+        seen, found = Seen(ensemble.classifier, features, maps, seed), {}
+        for name in names:
+            try:
+                found[name] = FITS[name](seen, ensemble.n_concepts)
+            except Refused as error:
+                logger.warning("rival %s is left out: %s", name, error)
+        return found
+
+    return once(fit)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What concept functions make of validation images, `learned`, and test images, `chosen` (indices).
+
+    `known` and `new` are their activations (N, K) by name.
+    """
+
+    functions: ConceptFunctions
+    learned: np.ndarray
+    chosen: np.ndarray
+    known: dict[str, np.ndarray]
+    new: dict[str, np.ndarray]
+
+
+def compare(
+    ensemble: VisCoIN,
+    validation: ImageDataset,
+    test: ImageDataset,
+    device: torch.device | str = "cpu",
+    batch_size: int = 128,
+    seed: int = 0,
+    limit: int | None = None,
+    rivals: Sequence[str] = RIVALS,
+) -> Comparison:
+    """Fit the rivals to validation images, and take all activations there and on test images.
+
+    Args:
+        limit: size of a random sample of validation and of test images, instead of all.
+    """
+    learned, chosen = (choose_images(len(dataset), limit, seed) for dataset in (validation, test))
+    functions = concept_functions(ensemble, validation, learned, device, batch_size, seed, rivals)
+    known, new = (
+        all_activations(functions, dataset, indices, batch_size)
+        for dataset, indices in ((validation, learned), (test, chosen))
+    )
+    return Comparison(functions, learned, chosen, known, new)
 
 
 def all_activations(
@@ -112,15 +185,3 @@ def _initialised(extractor: Extractor, seed: int) -> Extractor:
         for module in extractor.modules():
             getattr(module, "reset_parameters", lambda: None)()
     return extractor
-
-
-def _vectors(maps: np.ndarray) -> np.ndarray:
-    """Maps (B, C, h, w) -> their vectors (B h w, C), without the negative values that maps of transformers have."""
-    return np.maximum(maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1]), 0)
-
-
-def _without_warning(function: Callable[[np.ndarray], Any], values: np.ndarray) -> Any:
-    """NMF that stops early is as good a baseline."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return function(values)

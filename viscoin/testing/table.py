@@ -28,6 +28,12 @@ TITLES = {
     r"faithfulness\.(.+)\.relevant": "faithfulness, concepts with r > \\1 removed",
     r"faithfulness\.(.+)\.random": "faithfulness, as many random ones as r > \\1",
     r"faithfulness\.(.+)\.removed": "number of concepts with r > \\1",
+    r"surrogate\.theta\.mae": "SURF, error of logits: Theta",
+    r"surrogate\.constant\.mae": "SURF, error of logits: no concepts",
+    r"surrogate\.concepts\.mae": "SURF, error of logits: linear in concepts",
+    r"surrogate\.theta\.emd": "SURF, error of probabilities: Theta",
+    r"surrogate\.constant\.emd": "SURF, error of probabilities: no concepts",
+    r"surrogate\.concepts\.emd": "SURF, error of probabilities: linear in concepts",
     r"consistency\.(.+)": "consistency, lambda \\1",
     r"kept_concepts\.relevance\.(\d+)": "accuracy of g, top \\1 of the concepts kept",
     r"kept_concepts\.relevance\.area_log2": "area over log2 N, most relevant kept",
@@ -36,9 +42,7 @@ TITLES = {
     r"concepts\.per_class": "concepts per class with mean r > 0.5",
     r"concepts\.dead": "dead concepts",
     r"attributes\.concepts\.auroc": "attributes: AUROC of the best concept",
-    r"attributes\.(untrained|pca|nmf|channels|channels_k)\.auroc": "attributes: AUROC, \\1 instead",
     r"attributes\.concepts\.found": "attributes: share with AUROC > 0.9",
-    r"attributes\.(untrained|pca|nmf|channels|channels_k)\.found": "attributes: share with AUROC > 0.9, \\1 instead",
     r"attributes\.concepts\.purity": "attributes: purity of their concepts",
     r"attributes\.concepts\.deletion": "part deleted: its concept falls",
     r"attributes\.concepts\.deletion_other": "other part deleted: it falls",
@@ -53,6 +57,18 @@ TITLES = {
     r"attributes\.concepts\.edit_inside": "amplified: share of change in the part",
 }
 HEADER = ("measure", "value", "95 % interval", "n", "expected")
+# Columns of the table of concepts and rivals: title, and the estimate's name around that of the concept function.
+RIVALS = (
+    ("found", "attributes.{}.found"),
+    ("AUROC", "attributes.{}.auroc"),
+    ("own part", "attributes.{}.deletion"),
+    ("other part", "attributes.{}.deletion_other"),
+    ("swap", "attributes.{}.swap"),
+    ("other swap", "attributes.{}.swap_other"),
+    ("purity", "attributes.{}.purity"),
+    ("SURF logits", "surrogate.{}.mae"),
+    ("SURF prob.", "surrogate.{}.emd"),
+)
 
 
 def table_rows(
@@ -77,9 +93,23 @@ def table_rows(
     return rows
 
 
-def text_table(rows: Iterable[tuple[str, ...]]) -> str:
+def rival_table(estimates: Mapping[str, Estimate]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """A row of values for the concepts and for each rival, in their order, and the header above them.
+
+    Columns are shares; the two of SURF are errors. A measure that was taken of none of them has no column.
+    """
+    names = list(dict.fromkeys(key.split(".")[1] for key in estimates if key.startswith(("attributes.", "surrogate."))))
+    columns = [column for column in RIVALS if any(column[1].format(name) in estimates for name in names)]
+    rows = []
+    for name in names:
+        found = [estimates.get(key.format(name)) for _, key in columns]
+        rows.append((name, *("–" if value is None else f"{value.value:.2f}" for value in found)))
+    return rows, ("concepts and rivals", *(title for title, _ in columns))
+
+
+def text_table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> str:
     """Aligned columns."""
-    table = _with_header(rows)
+    table = _with_header(rows, header)
     widths = [max(map(len, column)) for column in zip(*table)]
     return "\n".join(
         f"  {row[0]:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
@@ -87,16 +117,16 @@ def text_table(rows: Iterable[tuple[str, ...]]) -> str:
     )
 
 
-def markdown_table(rows: Iterable[tuple[str, ...]]) -> str:
+def markdown_table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> str:
     """The same in Markdown."""
-    header, *body = _with_header(rows)
-    table = [header, ("---", *("---:" for _ in header[1:])), *((row[0].strip(), *row[1:]) for row in body)]
+    titles, *body = _with_header(rows, header)
+    table = [titles, ("---", *("---:" for _ in titles[1:])), *((row[0].strip(), *row[1:]) for row in body)]
     return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
 
 
-def _with_header(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _with_header(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> list[tuple[str, ...]]:
     body = list(rows)
-    return [HEADER[: len(body[0]) if body else 4], *body]
+    return [header[: len(body[0]) if body else 4], *body]
 
 
 def _number(value: float) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,11 @@ from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.perceptual import find_perceptual
 from viscoin.statistics.bootstrap import Estimate
+from viscoin.testing.baselines import Comparison, choose_rivals, compare
 from viscoin.testing.consistency import CONCEPTS, IMAGES, Consistency, test_consistency
 from viscoin.testing.ensemble import EnsembleResult, Perceptual, test_ensemble
 from viscoin.testing.image_features import FeatureNetwork, find_features
+from viscoin.testing.surrogate import SurrogateResult, test_surrogates
 from viscoin.testing.truth import TruthResult, test_truth
 from viscoin.testing.truth.result import SCENES
 
@@ -29,12 +32,17 @@ SECTIONS = {
     "ensemble": "accuracy",
     "reconstruction": "reconstruction",
     "faithfulness": "faithfulness",
+    "surrogate": "surrogate",
     "consistency": "consistency",
     "kept_concepts": "kept",
     "concepts": "concepts",
     "attributes": "truth",
 }
-MEASURES = ("accuracy", "reconstruction", "fid", "faithfulness", "consistency", "kept", "concepts", "truth")
+MEASURES = (
+    "accuracy", "reconstruction", "fid", "faithfulness", "surrogate", "consistency", "kept", "concepts", "truth",
+)  # fmt: skip
+
+COMPARED = ("surrogate", "truth")  # the measures that need validation images, and that rivals are measured by
 
 Result = TypeVar("Result")
 
@@ -60,6 +68,7 @@ class ViscoinMeasures:
     """The `wanted` measures that could be taken; `left_out` says why for each of the others."""
 
     ensemble: EnsembleResult
+    surrogate: SurrogateResult | None
     consistency: Consistency | None
     truth: TruthResult | None
     wanted: tuple[str, ...]
@@ -68,6 +77,8 @@ class ViscoinMeasures:
     def estimates(self) -> dict[str, Estimate]:
         """Every measure with its 95 % interval by dotted name. Takes seconds, as it resamples."""
         found = self.ensemble.estimates(fid="fid" in self.wanted)
+        if self.surrogate is not None:
+            found |= {f"surrogate.{key}": estimate for key, estimate in self.surrogate.estimates().items()}
         if self.consistency is not None:
             found |= {f"consistency.{key}": estimate for key, estimate in self.consistency.estimates().items()}
         if self.truth is not None:
@@ -77,6 +88,8 @@ class ViscoinMeasures:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers in sections."""
         numbers = self.ensemble.to_dict()
+        if self.surrogate is not None:
+            numbers["surrogate"] = self.surrogate.to_dict()
         if self.consistency is not None:
             numbers["consistency"] = self.consistency.to_dict()
         if self.truth is not None:
@@ -126,18 +139,20 @@ def measure_viscoin(
     seed: int = 0,
     perceptual: tuple[Perceptual, str] | None = None,
     features: FeatureNetwork | None = None,
+    rivals: Sequence[str] | None = None,
 ) -> ViscoinMeasures:
     """Take all measures of an ensemble on a dataset, or those that are named.
 
     Args:
-        validation: images to choose the concept of each attribute on, if the dataset has ground truth.
+        validation: images to fit surrogates and rivals to, and to choose the concept of each attribute on.
         measures: some of MEASURES; by default all that the dataset has truth and enough images for.
         perceptual, features: see `test_ensemble`.
+        rivals: as `choose_rivals` takes them; `surrogate` and `truth` compare the concepts with these.
 
     Raises:
-        ValueError: unknown measure, or one that was asked for and needs more images than there are.
+        ValueError: unknown measure or rival, or a measure that was asked for and needs more images than there are.
     """
-    wanted = _wanted(measures, dataset)
+    chosen, wanted = choose_rivals(rivals), _wanted(measures, dataset, validation)
     left_out: dict[str, str] = {}
 
     def attempt(name: str, take: Callable[[], Result]) -> Result | None:
@@ -157,6 +172,15 @@ def measure_viscoin(
         features,
     )  # fmt: skip
     attempt("fid", result.check_distance)
+
+    @cache
+    def compared() -> Comparison:
+        return compare(ensemble, _given(validation), dataset, device, batch_size, seed, extent.limit, chosen)
+
+    surrogate = attempt(
+        "surrogate",
+        lambda: test_surrogates(ensemble, _given(validation), dataset, compared(), device, batch_size, seed),
+    )
     consistency = attempt(
         "consistency",
         lambda: test_consistency(
@@ -167,16 +191,17 @@ def measure_viscoin(
     truth = attempt(
         "truth",
         lambda: test_truth(
-            ensemble, _given(validation), dataset, device, batch_size, seed, extent.limit, extent.scenes
+            ensemble, _given(validation), dataset, device, batch_size, seed, extent.limit, extent.scenes, compared()
         ),
     )
     taken = tuple(name for name in wanted if name not in left_out)
-    return ViscoinMeasures(result, consistency, truth, taken, left_out)
+    return ViscoinMeasures(result, surrogate, consistency, truth, taken, left_out)
 
 
-def _wanted(measures: Sequence[str] | None, dataset: ImageDataset) -> tuple[str, ...]:
+def _wanted(measures: Sequence[str] | None, dataset: ImageDataset, validation: ImageDataset | None) -> tuple[str, ...]:
     if measures is None:
-        return tuple(name for name in MEASURES if name != "truth" or dataset.has_truth)
+        possible = {"truth": dataset.has_truth, "surrogate": validation is not None}
+        return tuple(name for name in MEASURES if possible.get(name, True))
     unknown = [name for name in measures if name not in MEASURES]
     if unknown:
         raise Refused("measures", unknown[0], "there is no such measure", f"choose some of {', '.join(MEASURES)}")
@@ -187,5 +212,5 @@ def _wanted(measures: Sequence[str] | None, dataset: ImageDataset) -> tuple[str,
 
 def _given(validation: ImageDataset | None) -> ImageDataset:
     if validation is None:
-        raise ValueError("ground truth needs validation images, to choose the concept of each attribute on")
+        raise ValueError("surrogates and ground truth need validation images, to fit to and to choose concepts on")
     return validation

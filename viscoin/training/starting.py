@@ -20,12 +20,11 @@ from viscoin.inference.batches import choose_images, evaluation, progress
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import CONCEPT_GRID
 from viscoin.models.ensemble import VisCoIN
+from viscoin.models.pursuit import Stability, of_map, pursue, stability
 from viscoin.models.whitening import Scaled, Whitening
-from viscoin.training.pursuit import Pursuit, Stability, pursue, stability
 
 IMAGES, BATCH = 20_000, 128
 LIFT = 8.0  # standard deviations of a score at single places; what lies lower is cut off
-RIDGE = 1e-4  # of the mean variance of a channel
 STEPS, SAMPLE, RATE, DECAY = 400, 512, 0.05, 1e-5  # of the fit of Theta
 REAL, DRAWN = 8_000, 2_000  # images that Omega's start is fitted on
 STYLE_RIDGE = 0.5  # of the mean variance of what Omega reads
@@ -67,7 +66,8 @@ def start_from_pursuit(
     seen = _look(ensemble.classifier, train, indices, device)
     features = seen.features.astype(np.float64)
     found = pursue(weight, features, -(-ensemble.n_concepts // 2), config.pursuit_dimensions, seed)
-    basis, offset, share = _of_map(found, seen)
+    numbers = of_map(found, seen.features, seen.pooled)
+    basis, offset, share = torch.from_numpy(numbers[0]).float(), torch.from_numpy(numbers[1]).float(), numbers[2]
     spread = _spread(ensemble.classifier, train, indices[:: max(1, len(indices) // 500)], basis, offset, device)
     signs = torch.from_numpy(found.directions).float()
     ensemble.concept_extractor.start_from_directions(basis, offset, signs, LIFT * spread)
@@ -216,25 +216,6 @@ def _look(classifier: Classifier, dataset: ImageDataset, indices: np.ndarray, de
             bar.update(len(images))
     features, pooled, logits = (torch.cat(column) for column in zip(*parts))
     return Seen(features.numpy(), pooled.numpy(), logits.float())
-
-
-def _of_map(found: Pursuit, seen: Seen) -> tuple[Tensor, Tensor, float]:
-    """The scores as a linear function of the means of the coarsest map: basis (C, d), offset (d,), and R^2.
-
-    Where the last layer reads these means themselves, as in a ResNet, it is that function; elsewhere the nearest.
-    """
-    scores = (seen.features - found.mean) @ found.basis
-    mean = seen.pooled.mean(0)
-    if seen.pooled.shape == seen.features.shape and np.allclose(seen.pooled, seen.features, atol=1e-3):
-        basis = found.basis
-    else:
-        centred = (seen.pooled - mean).astype(np.float64)
-        square = centred.T @ centred / len(centred)
-        square += RIDGE * np.trace(square) / len(square) * np.eye(len(square))
-        basis = np.linalg.solve(square, centred.T @ scores / len(centred))
-    missed = scores - (seen.pooled - mean) @ basis
-    share = 1 - np.square(missed).sum() / np.square(scores - scores.mean(0)).sum()
-    return torch.from_numpy(basis).float(), torch.from_numpy(-mean @ basis).float(), float(share)
 
 
 def _spread(

@@ -14,7 +14,7 @@ from viscoin.inference.batches import choose_images
 from viscoin.models.ensemble import VisCoIN
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.statistics.measures import known_mean
-from viscoin.testing.baselines import CONCEPTS, all_activations, concept_functions
+from viscoin.testing.baselines import CONCEPTS, Comparison, compare
 from viscoin.testing.truth.attributes import AttributeResult, PairedAreas, attribute_scores, best_other
 from viscoin.testing.truth.causal import Causal, activation_range, causal_tests, purity, reaction_shares
 from viscoin.testing.truth.examples import Example, choose_examples
@@ -97,8 +97,9 @@ def test_truth(
     seed: int = 0,
     limit: int | None = None,
     scenes: int = SCENES,
+    comparison: Comparison | None = None,
 ) -> TruthResult:
-    """All comparisons of an ensemble's concepts with the truth, and of baselines with as many activations.
+    """All comparisons of an ensemble's concepts with the truth, and of rivals with as many activations.
 
     Concepts are matched to attributes on validation images and measured on test images. Any dataset with attributes
     gets the AUROC; the birds also interventions, and the ensemble the places of its concepts. Of FunnyBirds, parts are
@@ -107,17 +108,16 @@ def test_truth(
     Args:
         limit: size of a random sample of validation and of test images, instead of all.
         scenes: size of a random sample of these test images to intervene on.
+        comparison: of the same images; by default with all rivals.
 
     Raises:
         TooFewImages: no attribute has enough images of each value.
         ValueError: a dataset has no attributes.
     """
-    learned, chosen = (choose_images(len(dataset), limit, seed) for dataset in (validation, test))
-    functions = concept_functions(ensemble, validation, learned, device, batch_size, seed)
-    known, new = (
-        Observed(all_activations(functions, dataset, indices, batch_size), dataset.attributes[indices])
-        for dataset, indices in ((validation, learned), (test, chosen))
-    )
+    compared = comparison or compare(ensemble, validation, test, device, batch_size, seed, limit)
+    functions, chosen = compared.functions, compared.chosen
+    known = Observed(compared.known, validation.attributes[compared.learned])
+    new = Observed(compared.new, test.attributes[chosen])
     changed = chosen[choose_images(len(chosen), scenes, seed)]
     interventions: Interventions | None = None
     responses: dict[str, Responses] = {}

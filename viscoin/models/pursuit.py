@@ -17,6 +17,7 @@ from torch import Tensor
 from viscoin.errors import Refused
 
 STARTS, STEPS, RATE = 1500, 200, 0.1
+RIDGE = 1e-4  # of the mean variance of a channel
 SKEW = 0.85  # below 1, so that a third of the points is a better group than a single point
 SAME = 0.95  # correlation from which two directions count as one
 CLASSES_PER_DIMENSION = 8  # points that the pursuit needs; fewer classes than that make false optima
@@ -199,3 +200,25 @@ def _nearest(found: Pursuit, other: Pursuit, features: np.ndarray) -> float:
     scores = [(features - part.mean) @ part.basis @ part.directions for part in (found, other)]
     one, two = ((part - part.mean(0)) / (part.std(0) * np.sqrt(len(part)) + 1e-12) for part in scores)
     return float(np.abs(one.T @ two).max(1).mean())
+
+
+def of_map(found: Pursuit, features: np.ndarray, pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The scores as a linear function of the means of the coarsest map: basis (C, d), offset (d,), and R^2.
+
+    Where the last layer reads these means themselves, as in a ResNet, it is that function; elsewhere the nearest.
+
+    Args:
+        features: (N, D) that the last layer reads; pooled: (N, C), means of the coarsest map of the same images.
+    """
+    scores = (features - found.mean) @ found.basis
+    mean = pooled.mean(0)
+    if pooled.shape == features.shape and np.allclose(pooled, features, atol=1e-3):
+        basis = found.basis
+    else:
+        centred = (pooled - mean).astype(np.float64)
+        square = centred.T @ centred / len(centred)
+        square += RIDGE * np.trace(square) / len(square) * np.eye(len(square))
+        basis = np.linalg.solve(square, centred.T @ scores / len(centred))
+    missed = scores - (pooled - mean) @ basis
+    share = 1 - np.square(missed).sum() / np.square(scores - scores.mean(0)).sum()
+    return basis, -mean @ basis, float(share)

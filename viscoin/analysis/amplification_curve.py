@@ -1,7 +1,8 @@
 """The lambda curve: what an amplification does to an image, and up to which multiplier it explains anything."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from viscoin.analysis.amplification import check_factors, generate
+from viscoin.analysis.amplification import FACTORS, check_factors, generate
+from viscoin.analysis.concepts import fingerprint
 from viscoin.datasets import ImageDataset
+from viscoin.datasets.cache import cache_folder, is_cached, keep
 from viscoin.inference.batches import TooFewImages, choose_images, evaluation, image_batches
 from viscoin.models.ensemble import Encoding, VisCoIN, amplify
 
@@ -140,6 +143,25 @@ def usual_reconstructions(
     return Reference(np.stack(largest).max(0), spread, limit_distance, len(squared))
 
 
+def kept_reconstructions(
+    ensemble: VisCoIN, dataset: ImageDataset, device: torch.device | str = "cpu", batch_size: int = 64, seed: int = 0
+) -> Reference:
+    """`usual_reconstructions`, from the user's cache folder where these are known already."""
+    chosen = choose_images(len(dataset), REFERENCE, seed)
+    path = cache_folder() / "reconstructions" / f"{fingerprint(ensemble, dataset, chosen, left_out=())}.npz"
+    if is_cached(path):
+        with np.load(path, allow_pickle=False) as file:
+            return Reference(file["scale"], *(file[name].item() for name in ("spread", "largest_distance", "images")))
+    found = usual_reconstructions(ensemble, dataset, device, batch_size, seed)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, **asdict(found))
+
+    keep(path, write)
+    return found
+
+
 def lambda_curve(
     ensemble: VisCoIN,
     images: Tensor,
@@ -154,12 +176,12 @@ def lambda_curve(
     Args:
         images: (B, 3, H, W) in [-1, 1].
         selection: (B, K) bool; images without a chosen concept are left out.
-        factors: multipliers, in any order; 1 is added; default: 0 to 4.
+        factors: multipliers, in any order; 1 is added; default: 0 to 2.
 
     Raises:
         ValueError: a negative multiplier, or no concept chosen in any image.
     """
-    factors = curve_factors(4.0) if factors is None else factors
+    factors = curve_factors(max(FACTORS)) if factors is None else factors
     check_factors(factors)
     factors = sorted({1.0, *map(float, factors)})
     rows = selection.any(1).nonzero().squeeze(1).cpu()

@@ -175,6 +175,7 @@ CALLS: Mapping[str, Callable[[Shared], Any]] = {
     "analysis.surgery.study_surgery": lambda s: surgery.study_surgery(
         _of_birds(s), Pictures(s.images, ["a", "b"]), SURGERY
     ).to_dict(),
+    "analysis.surgery.measure_usual": lambda s: dict(surgery.measure_usual(_of_birds(s)).state_dict()),
     "analysis.concepts.fingerprint": lambda s: concepts.fingerprint(s.ensemble, s.data, np.arange(3)),
     "analysis.quality.measure_quality": lambda s: vars(quality.measure_quality(s.ensemble, s.data, s.table)),
     "analysis.concepts.collect_concepts": lambda s: concepts.collect_concepts(s.ensemble, s.data, force=True),

@@ -37,7 +37,6 @@ from viscoin.attribution.targets import ClassifierLogit, ConceptActivation, Expl
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.inference import batches, execution
 from viscoin.inference.loading import Pictures, Subject
-from viscoin.models import editing
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import load_model
 
@@ -132,7 +131,7 @@ def _of_birds(shared: Shared) -> Subject:
 
 
 def _operated(shared: Shared) -> surgery.SurgeryResult:
-    usual = editing.measured(shared.ensemble.concept_maps(shared.data.batch(range(24))[0])[1])
+    usual = surgery.measure_usual(_of_birds(shared))
     return surgery.operate(shared.ensemble, shared.images, [SURGERY], usual)
 
 

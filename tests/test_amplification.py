@@ -19,12 +19,15 @@ from viscoin.analysis.amplification_curve import (
     LambdaCurve,
     Reference,
     curve_factors,
+    kept_reconstructions,
     lambda_curve,
     usual_reconstructions,
 )
 from viscoin.analysis.amplification_files import export_images
+from viscoin.analysis.amplification_study import AmplificationStudy
 from viscoin.inference.batches import TooFewImages
-from viscoin.plotting.amplification import concept_list
+from viscoin.plotting.amplification import amplification_figure, concept_list, faded
+from viscoin.plotting.style import DARK, GREY
 from viscoin.plotting.sweep import save_gif, save_mp4, sweep_factors, sweep_frames
 
 HALF = SIZE // 2
@@ -39,16 +42,28 @@ class Translator(nn.Module):
         self.register_buffer("fixed_w_avg", torch.ones(4))
 
     def forward(self, concept_maps: Tensor, support: Tensor) -> Tensor:
-        return 1 + concept_maps.amax((2, 3))[:, None].expand(-1, 2, -1)
+        return 1 + concept_maps.amax((2, 3))[:, None].repeat(1, 2, 1)
+
+
+class StyledGenerator(nn.Module):
+    """Its directions move the first style by `push` times the change of each concept."""
+
+    def __init__(self, push: float = 0.0) -> None:
+        super().__init__()
+        self.mapping, self.push = Translator(), push
+
+    def styles(self, concept_maps: Tensor, support: Tensor, original: Tensor) -> Tensor:
+        moved = self.mapping(concept_maps, support)
+        moved[:, 0] += self.push * (concept_maps - original).amax((2, 3))
+        return moved
 
 
 class StyledToy(ToyEnsemble):
     """Whatever concept 0 has above 0.2 is drawn `leak` times into the quadrant of concept 1 as well."""
 
-    def __init__(self, leak: float = 0.0) -> None:
+    def __init__(self, leak: float = 0.0, push: float = 0.0) -> None:
         super().__init__()
-        self.generator = nn.Module()
-        self.generator.mapping = Translator()
+        self.generator = StyledGenerator(push)
         self.leak = leak
 
     def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
@@ -156,6 +171,13 @@ def test_curve_by_hand():
     assert curve.reliable_range == (0, 2)
 
 
+def test_what_directions_move_counts_as_distance_too():
+    curve = lambda_curve(StyledToy(push=3.0), toy_images([0.2, 0.4, 0.0, 0.2]), choose(0), REFERENCE, (1, 2))
+    still, moved = np.array([0.4, 0.4, 0.0, 0.2]), np.array([1.0, 0.4, 0.0, 0.2])  # by 3 times its change of 0.2
+    expected = np.sqrt((np.square(still).sum() + np.square(moved).sum()) / 2) / 0.5
+    assert curve.style_distance[0] == pytest.approx([np.sqrt(0.24) / 0.5, expected], abs=1e-5)
+
+
 def test_other_concepts_that_move_more_than_the_chosen_one_end_the_reliable_range():
     far = replace(REFERENCE, largest_distance=100.0)
     curve = lambda_curve(StyledToy(leak=2.0), toy_images([0.2, 0.1, 0.0, 0.2]), choose(0), far, (0, 2, 3))
@@ -198,6 +220,41 @@ def test_the_reliable_range_is_one_piece_around_one():
     said = json.loads(json.dumps(both.to_dict()))
     assert said["reliable_share"] == [0.25, 0.75, 0.5, 0.25, 0]
     assert said["reliable_ranges"]["3"] is None and said["style_distance"][2] == 1.5
+
+
+def test_multipliers_outside_of_the_reliable_range_are_named_and_drawn_in_grey():
+    result = amplified((0.0, 1.0, 2.5, 3.0))
+    study = AmplificationStudy(None, None, {}, {"chosen": result}, followed=curve_of([[2, 1, 1, 2, 2]]))
+    assert study.unreliable == [0, 2.5, 3]
+    assert study.warning == "drawn in grey: multipliers 0, 2.5, 3; the reliable range is 1 to 2"
+    none = replace(study, followed=curve_of([[1, 2, 1, 1, 1]]))
+    assert none.unreliable == [0, 2.5, 3] and "no other than 1 is reliable" in none.warning
+    unknown = replace(study, followed=None)
+    assert unknown.unreliable == [] and unknown.warning is None
+    assert replace(study, followed=curve_of([[1, 1, 1, 1, 1]])).warning is None
+    colours = [
+        [
+            text.get_color()
+            for text in amplification_figure(result, ["left", "right"], unreliable=grey).axes[0].texts[:5]
+        ]
+        for grey in (study.unreliable, ())
+    ]
+    assert colours[0] == [DARK, GREY, DARK, GREY, GREY] and set(colours[1]) == {DARK}
+    red = np.full((1, 1, 3), (255, 0, 0), np.uint8)
+    assert faded(red).tolist() == [[[128, 64, 64]]]
+
+
+def test_what_is_usual_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data = toy_dataset(np.random.default_rng(0).random((30, 4)), [0] * 30)
+    first = kept_reconstructions(StyledToy(), data)
+    with monkeypatch.context() as patch:
+        patch.delattr("viscoin.analysis.amplification_curve.usual_reconstructions")
+        again = kept_reconstructions(StyledToy(), data)
+    assert (again.scale == first.scale).all() and replace(again, scale=None) == replace(first, scale=None)
+    changed = StyledToy()
+    changed.generator.mapping.fixed_w_avg += 1
+    assert kept_reconstructions(changed, data).spread != first.spread
 
 
 def test_what_is_usual_by_hand():

@@ -22,6 +22,7 @@ from torch import Tensor
 from stylegan2_ada.networks import Generator
 from viscoin import export
 from viscoin.export import Difference, export_model, images_for_check
+from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import LoadedModel, load_model, read_file, save_model, write_file
 from viscoin.models.portable import PARTS, take_part
 
@@ -101,6 +102,58 @@ def test_contributions_add_up_to_the_explained_logits(models: dict[str, LoadedMo
     with torch.no_grad():
         _, explained, _, contributions, _, _ = part.module(images)
     torch.testing.assert_close(contributions.sum(2) + models["viscoin"].model.explainer.linear.bias, explained)
+
+
+@pytest.fixture(scope="module")
+def directed(models: dict[str, LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The tiny ensemble with a support of components, narrower than 9K, and random directions."""
+    tiny, path = models["viscoin"], tmp_path_factory.mktemp("directed") / "viscoin.safetensors"
+    generator = tiny.model.generator.architecture | {"directions": True, "linear": True, "inputs": "whitened"}
+    options = {"support": "components", "support_width": 20, "generator": generator}
+    torch.manual_seed(3)
+    ensemble = VisCoIN.from_architecture(tiny.model.architecture | options, tiny.model.class_names)
+    held = ensemble.state_dict()
+    held |= {name: x for name, x in tiny.model.state_dict().items() if name in held and x.shape == held[name].shape}
+    ensemble.load_state_dict(held)
+    torch.nn.init.normal_(ensemble.generator.directions.vectors, std=0.2)
+    ensemble.generator.directions.scale.uniform_(0.1, 1)
+    return load_model(save_model(path, ensemble, "viscoin", recipe=tiny_recipe(), class_names=tiny.model.class_names))
+
+
+@pytest.mark.parametrize("to", ["torchscript", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_decoder_with_directions_draws_edits(
+    to: str, directed: LoadedModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    written, write = [], getattr(export, f"_to_{to}")
+    monkeypatch.setattr(export, f"_to_{to}", lambda *arguments: written.append(write(*arguments)) or written[0])
+    path = (tmp_path / "part").with_suffix(export.SUFFIXES[to])
+    done = export_model(directed, to, path, images, part="decoder")
+    assert [(port.name, port.shape) for port in done.part.inputs] == [
+        ("concept_maps", (6, 3, 3)), ("support", (20,)), ("original", (6, 3, 3)),
+    ]  # fmt: skip
+    assert ">= 0" not in done.part.inputs[1].meaning
+    model = directed.model
+    with torch.no_grad():
+        for batch in (images, images[:1]):
+            code = model.encode(batch)
+            edited = code.concept_maps * torch.rand(6, 1, 1) + 0.1
+            (drawn,) = written[0]([edited, code.support, code.concept_maps])
+            torch.testing.assert_close(drawn, model.edit(code, edited), rtol=1e-4, atol=1e-4 * float(drawn.abs().max()))
+            assert (drawn - model.decode(edited, code.support)).abs().max() > 0.01
+            (same,) = written[0]([code.concept_maps, code.support, code.concept_maps])
+            torch.testing.assert_close(same, model.decode(code.concept_maps, code.support), rtol=1e-4, atol=1e-4)
+
+
+def test_ports_of_an_ensemble_have_the_width_of_its_support(
+    models: dict[str, LoadedModel], directed: LoadedModel
+) -> None:
+    support = {port.name: port for port in take_part(directed, "concepts").outputs}["support"]
+    assert support.shape == (20,) and ">= 0" not in support.meaning
+    plain = take_part(models["viscoin"], "decoder").inputs
+    assert [port.name for port in plain] == ["concept_maps", "support"]
+    assert plain[1].shape == (54,) and ">= 0" in plain[1].meaning
 
 
 # --- the three formats

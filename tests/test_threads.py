@@ -28,12 +28,12 @@ from viscoin.analysis import (
     gallery,
     projection,
     quality,
+    surgery,
 )
 from viscoin.attribution import cam, gradients, heatmaps, methods, occlusion
 from viscoin.attribution import concepts as concept_maps
 from viscoin.attribution.explained import Explained
 from viscoin.attribution.targets import ClassifierLogit, ConceptActivation, ExplainerLogit, Target
-from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.inference import batches, execution
 from viscoin.inference.loading import Pictures, Subject
@@ -65,6 +65,9 @@ RUN_NONE = {
     "inference.loading.part_outlines",
     "inference.execution.prepare",  # changes a model, as it says: at load time, before there are threads
 }
+
+
+SURGERY = surgery.Surgery({1: 0.5}, [(0, 2)])
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,21 @@ def _projected(shared: Shared) -> list[Any]:
     return [(one.image, one.scores, one.latent.ws, one.latent.noises) for one in found]
 
 
-def _study(shared: Shared) -> dict[str, Any]:
+def _of_birds(shared: Shared) -> Subject:
     names = shared.ensemble.class_names
-    subject = Subject(shared.ensemble, Path("model"), torch.device("cpu"), names, DatasetConfig())
+    return Subject(shared.ensemble, Path("model"), torch.device("cpu"), names, tiny_recipe().dataset)
+
+
+def _operated(shared: Shared) -> surgery.SurgeryResult:
+    usual = surgery.measure_usual(_of_birds(shared))
+    return surgery.operate(shared.ensemble, shared.images, [SURGERY], usual)
+
+
+def _study(shared: Shared) -> dict[str, Any]:
     pictures = Pictures(shared.images, ["a", "b"])
-    return amplification_study.study_amplification(subject, pictures, amplification_study.Choice(top_k=2)).to_dict()
+    return amplification_study.study_amplification(
+        _of_birds(shared), pictures, amplification_study.Choice(top_k=2)
+    ).to_dict()
 
 
 CALLS: Mapping[str, Callable[[Shared], Any]] = {
@@ -153,6 +166,16 @@ CALLS: Mapping[str, Callable[[Shared], Any]] = {
     "analysis.amplification_curve.lambda_curve": lambda s: amplification_curve.lambda_curve(
         s.ensemble, s.images, s.selection, s.reference, (0.0, 2.0)
     ),
+    "analysis.amplification_curve.kept_reconstructions": lambda s: amplification_curve.kept_reconstructions(
+        s.ensemble, s.data
+    ),
+    "analysis.surgery.check_surgery": lambda s: surgery.check_surgery(s.ensemble, SURGERY),
+    "analysis.surgery.operate": lambda s: _operated(s).to_dict(s.ensemble.class_names),
+    "analysis.surgery.study_surgery": lambda s: surgery.study_surgery(
+        _of_birds(s), Pictures(s.images, ["a", "b"]), SURGERY
+    ).to_dict(),
+    "analysis.surgery.measure_usual": lambda s: dict(surgery.measure_usual(_of_birds(s)).state_dict()),
+    "analysis.concepts.fingerprint": lambda s: concepts.fingerprint(s.ensemble, s.data, np.arange(3)),
     "analysis.quality.measure_quality": lambda s: vars(quality.measure_quality(s.ensemble, s.data, s.table)),
     "analysis.concepts.collect_concepts": lambda s: concepts.collect_concepts(s.ensemble, s.data, force=True),
     "analysis.gallery.view_concepts": lambda s: gallery.view_concepts(s.ensemble, s.data, s.table, s.table.order[:2]),

@@ -382,10 +382,12 @@ def _samples(loaded: LoadedModel, part: Part, images: Tensor, images_are: str) -
         if names[0] == "z":
             return {"random z": random}
         encoding = model.encode(images)
-        found = (encoding.concept_maps, encoding.support)
+        found: tuple[Tensor, ...] = (encoding.concept_maps, encoding.support)
         if names == ["ws"]:
             made = tuple(torch.rand_like(x) for x in found)
             return {"random styles": (model.generator.mapping(*made),), images_are: (model.generator.mapping(*found),)}
+        if "original" in names:  # edited: the concepts of the image before
+            found = (encoding.concept_maps.roll(1, 0), encoding.support, encoding.concept_maps)
         return {"random concepts": random, images_are: found}
 
 

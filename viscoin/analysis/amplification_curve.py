@@ -1,7 +1,8 @@
 """The lambda curve: what an amplification does to an image, and up to which multiplier it explains anything."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from viscoin.analysis.amplification import check_factors, generate
+from viscoin.analysis.amplification import FACTORS, check_factors, generate
+from viscoin.analysis.concepts import fingerprint
 from viscoin.datasets import ImageDataset
+from viscoin.datasets.cache import cache_folder, is_cached, keep
 from viscoin.inference.batches import TooFewImages, choose_images, evaluation, image_batches
 from viscoin.models.ensemble import Encoding, VisCoIN, amplify
 
@@ -133,11 +136,30 @@ def usual_reconstructions(
             code = ensemble.encode(images)
             rebuilt = ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
             largest.append(ensemble.activations(ensemble.encode(rebuilt).concept_maps).amax(0).cpu().numpy())
-            squares.append(_squared_distance(ensemble, code.concept_maps, code.support).cpu().numpy())
+            squares.append(_squared_distance(ensemble, code, code.concept_maps).cpu().numpy())
     squared = np.concatenate(squares)
     spread = max(float(np.sqrt(squared.mean())), float(np.finfo(np.float32).tiny))
     limit_distance = float(np.quantile(np.sqrt(squared) / spread, QUANTILE))
     return Reference(np.stack(largest).max(0), spread, limit_distance, len(squared))
+
+
+def kept_reconstructions(
+    ensemble: VisCoIN, dataset: ImageDataset, device: torch.device | str = "cpu", batch_size: int = 64, seed: int = 0
+) -> Reference:
+    """`usual_reconstructions`, from the user's cache folder where these are known already."""
+    chosen = choose_images(len(dataset), REFERENCE, seed)
+    path = cache_folder() / "reconstructions" / f"{fingerprint(ensemble, dataset, chosen, left_out=())}.npz"
+    if is_cached(path):
+        with np.load(path, allow_pickle=False) as file:
+            return Reference(file["scale"], *(file[name].item() for name in ("spread", "largest_distance", "images")))
+    found = usual_reconstructions(ensemble, dataset, device, batch_size, seed)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, **asdict(found))
+
+    keep(path, write)
+    return found
 
 
 def lambda_curve(
@@ -154,12 +176,12 @@ def lambda_curve(
     Args:
         images: (B, 3, H, W) in [-1, 1].
         selection: (B, K) bool; images without a chosen concept are left out.
-        factors: multipliers, in any order; 1 is added; default: 0 to 4.
+        factors: multipliers, in any order; 1 is added; default: 0 to 2.
 
     Raises:
         ValueError: a negative multiplier, or no concept chosen in any image.
     """
-    factors = curve_factors(4.0) if factors is None else factors
+    factors = curve_factors(max(FACTORS)) if factors is None else factors
     check_factors(factors)
     factors = sorted({1.0, *map(float, factors)})
     rows = selection.any(1).nonzero().squeeze(1).cpu()
@@ -193,7 +215,7 @@ def _follow(
             phi, new = _phi(ensemble, code, selection, factor)
             change = (phi - before).abs() / scale.clamp_min(torch.finfo(phi.dtype).tiny)
             maps = amplify(code.concept_maps, selection, factor)
-            distance = _squared_distance(ensemble, maps, code.support).sqrt() / reference.spread
+            distance = _squared_distance(ensemble, code, maps).sqrt() / reference.spread
             columns.append(
                 {
                     "f_target": _of_class(new.logits, classes),
@@ -213,10 +235,10 @@ def _phi(ensemble: VisCoIN, code: Encoding, selection: Tensor, factor: float) ->
     return ensemble.activations(new.concept_maps), new
 
 
-def _squared_distance(ensemble: VisCoIN, concept_maps: Tensor, support: Tensor) -> Tensor:
-    """Mean over styles of the squared distance between w+ and the mean style, (B,)."""
-    translator = ensemble.generator.mapping
-    offset = translator(concept_maps, support) - translator.fixed_w_avg
+def _squared_distance(ensemble: VisCoIN, code: Encoding, concept_maps: Tensor) -> Tensor:
+    """Mean over styles of the squared distance between the mean style and w+ of an edit, (B,)."""
+    generator = ensemble.generator
+    offset = generator.styles(concept_maps, code.support, code.concept_maps) - generator.mapping.fixed_w_avg
     return offset.square().sum(2).mean(1)
 
 

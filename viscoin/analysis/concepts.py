@@ -167,7 +167,7 @@ def collect_concepts(
         raise TooFewImages(f"co-activation of concepts needs at least 2 images, got {len(indices)}; raise the limit")
 
     def kept() -> tuple[Path, ConceptTable | None]:
-        path = cache_folder() / "concepts" / f"{_fingerprint(ensemble, dataset, indices)}.npz"
+        path = cache_folder() / "concepts" / f"{fingerprint(ensemble, dataset, indices)}.npz"
         return path, _read(path) if not force and is_cached(path) else None
 
     path, table = once(kept)
@@ -205,12 +205,15 @@ def _compute(
     )
 
 
-def _fingerprint(model: nn.Module, dataset: ImageDataset, indices: np.ndarray) -> str:
+def fingerprint(
+    model: nn.Module, dataset: ImageDataset, indices: np.ndarray, left_out: tuple[str, ...] = NO_MATTER
+) -> str:
+    """What a cached result depends on: weights, but for those whose names begin so, these images, and the precision."""
     digest = hashlib.sha256()  # in hardware on most machines, where blake2b is not
     if (precision := precision_of(model)) != "32-true":
         digest.update(precision.encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(NO_MATTER):
+        if name.startswith(left_out):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())

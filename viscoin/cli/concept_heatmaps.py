@@ -1,6 +1,5 @@
 """`concept-heatmaps`: where in an image a concept is."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,10 +27,7 @@ def concept_heatmaps(
     part: Annotated[
         str | None, typer.Option("--part", metavar="NAME", help="Outline this part, where the dataset has masks.")
     ] = None,
-    concept_names: Annotated[
-        Path | None,
-        typer.Option("--concept-names", metavar="FILE", help="names.csv of concepts --names, to label the maps."),
-    ] = None,
+    concept_names: options.ConceptNames = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: options.Out = None,

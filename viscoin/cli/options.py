@@ -72,6 +72,10 @@ ConceptThreshold = Annotated[
     float | None,
     typer.Option("--concept-threshold", metavar="R", help="Concepts with relevance above R, in [-1, 1]."),
 ]
+ConceptNames = Annotated[
+    Path | None,
+    typer.Option("--concept-names", metavar="FILE", help="names.csv of concepts --names, to label concepts."),
+]
 MODEL_HELP = "model file, run folder or pickle; default: newest run, else shipped."
 VISCOIN_HELP = f"Ensemble: {MODEL_HELP}"
 ViscoinModel = Annotated[

@@ -83,14 +83,14 @@ def _plain(linear: nn.Linear) -> nn.Linear:
 
 
 class DecoderPart(nn.Module):
-    """Omega and G: concept maps and support -> images."""
+    """Omega and G: concept maps and support -> images; with directions, the maps before they were edited as well."""
 
     def __init__(self, generator: AdaptedGenerator, noise_mode: str) -> None:
         super().__init__()
         self.generator, self.noise_mode = generator, noise_mode
 
-    def forward(self, concept_maps: Tensor, support: Tensor) -> tuple[Tensor, ...]:
-        return (self.generator(concept_maps, support, self.noise_mode),)
+    def forward(self, concept_maps: Tensor, support: Tensor, original: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (self.generator(concept_maps, support, self.noise_mode, original),)
 
 
 class SynthesisPart(nn.Module):
@@ -185,7 +185,7 @@ def _classifier(f: Classifier) -> Part:
 
 def _concepts(model: VisCoIN) -> Part:
     f, n_concepts = model.classifier, model.n_concepts
-    maps, support = _codes(n_concepts)
+    maps, support = _codes(model)
     outputs = (
         Port("logits", (f.n_classes,), "logits of the classifier f, one for each class"),
         Port("explained_logits", (f.n_classes,), "logits of g, computed from the concepts alone"),
@@ -213,12 +213,15 @@ def _concepts(model: VisCoIN) -> Part:
 
 
 def _decoder(model: VisCoIN, noise_mode: str) -> Part:
-    generator = model.generator
+    generator, inputs = model.generator, _codes(model)
+    if generator.directions is not None:
+        unedited = "concept maps before they were edited; the same as concept_maps for a reconstruction"
+        inputs = (*inputs, Port("original", inputs[0].shape, unedited))
     return Part(
         "decoder",
         "Concept translator and generator: concept maps and support to images",
         DecoderPart(generator, noise_mode),
-        _codes(model.n_concepts),
+        inputs,
         (_drawn(generator),),
         {"generator": generator.architecture},
         lambda key: key.removeprefix("generator."),
@@ -270,8 +273,10 @@ def _drawn(generator: Generator | AdaptedGenerator) -> Port:
     return Port("images", (channels, side, side), "around [-1, 1], not clamped; pixels are (images + 1) * 127.5")
 
 
-def _codes(n_concepts: int) -> tuple[Port, Port]:
+def _codes(model: VisCoIN) -> tuple[Port, ...]:
+    extractor = model.concept_extractor
+    sign = " >= 0" if extractor.components is None else ""
     return (
-        Port("concept_maps", (n_concepts, CONCEPT_GRID, CONCEPT_GRID), "concept maps Phi >= 0"),
-        Port("support", (n_concepts * CONCEPT_GRID**2,), "support Phi' >= 0, which the generator alone needs"),
+        Port("concept_maps", (extractor.n_concepts, CONCEPT_GRID, CONCEPT_GRID), "concept maps Phi >= 0"),
+        Port("support", (extractor.support_width,), f"support Phi'{sign}, which the generator alone needs"),
     )

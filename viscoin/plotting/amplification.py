@@ -2,7 +2,7 @@
 
 import string
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,6 +46,7 @@ def amplification_figure(
     control: AmplificationResult | None = None,
     concept_names: Mapping[int, str] | None = None,
     image_names: Sequence[str] | None = None,
+    unreliable: Collection[float] = (),
 ) -> Figure:
     """A row for each image: original, every multiplier, and where the one farthest from 1 changed it.
 
@@ -56,6 +57,7 @@ def amplification_figure(
         control: the same images with the same number of random concepts: a second row for each image.
         concept_names: to write beside the indices, of those concepts that have a name.
         image_names: (B,) to find the images again by.
+        unreliable: multipliers outside of the reliable range, which are drawn in grey.
 
     Raises:
         ValueError: more multipliers than fit on a page.
@@ -68,20 +70,21 @@ def amplification_figure(
     table = ImageTable(
         len(result.images) * len(shown), len(titles), width, left=LEFT, header_lines=2, caption_lines=TOP_CLASSES
     )
+    grey = [column for column, factor in enumerate(result.factors, 1) if factor in unreliable]
     for column, title in enumerate(titles):
-        table.header(column, title)
-    _legend(table)
+        table.header(column, title, color=GREY if column in grey else DARK)
+    probability_legend(table)
     brightest = max(*(float(one.changes[:, one.strongest].max()) for one in shown), 1e-6)
     for i in range(len(result.images)):
         classes = result.top_classes(i)
         for j, one in enumerate(shown):
             row = i * len(shown) + j
-            _pictures(table, row, one, i, classes, brightest, first=j == 0)
+            _pictures(table, row, one, i, classes, brightest, grey, first=j == 0)
             concepts = concept_list(one.concepts(i), names=concept_names)
             if j == 0:
                 label = None if labels is None else int(labels[i])
                 lines = [] if image_names is None else [middle_cut(image_names[i], CHARACTERS)]
-                lines += _describe(concepts, classes, class_names, label, 3 if table.side > 0.75 else 2)
+                lines += describe(concepts, classes, class_names, label, 3 if table.side > 0.75 else 2)
             else:
                 drawn = "random " if one.selection[i].any() else ""
                 lines = wrap(f"control: {drawn}{concepts}", CHARACTERS)
@@ -97,7 +100,14 @@ def amplification_figure(
     return table.figure
 
 
-def _legend(table: ImageTable) -> None:
+def faded(pixels: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 with little of its colour left."""
+    grey = pixels.mean(2, keepdims=True)
+    return np.round(grey + 0.25 * (pixels - grey)).astype(np.uint8)
+
+
+def probability_legend(table: ImageTable) -> None:
+    """Which colour is f and which g, above the left margin."""
     for x, colour, text in ((table.GAP, SKY, "f"), (table.GAP + 0.25, ORANGE, "g")):
         table.axes.add_patch(Rectangle((x, table.top - 0.13), 0.09, 0.09, fc=colour, alpha=0.6, ec="none"))
         table.axes.text(x + 0.12, table.top - 0.03, text, va="bottom", fontsize=SMALL)
@@ -111,18 +121,23 @@ def _pictures(
     i: int,
     classes: np.ndarray,
     brightest: float,
+    grey: Collection[int],
     first: bool,
 ) -> None:
-    """Pictures, probabilities and change map of image i; the original only in the first row of an image."""
+    """Pictures, probabilities and change map of image i; the original only in the first row, `grey` columns faded."""
     pictures = [result.originals[i], *result.images[i]]
     for column, picture in enumerate(pictures):
         if column or first:
-            table.image(row, column, picture)
-            _bars(table, row, column, result.f_classes[i, column, classes], result.g_classes[i, column, classes])
+            table.image(row, column, faded(picture) if column in grey else picture)
+            if column in grey:
+                table.frame(row, column, GREY)
+            probability_bars(
+                table, row, column, result.f_classes[i, column, classes], result.g_classes[i, column, classes]
+            )
     table.image(row, len(pictures), result.changes[i, result.strongest], cmap=HEAT, vmin=0, vmax=brightest)
 
 
-def _bars(table: ImageTable, row: int, column: int, f: np.ndarray, g: np.ndarray) -> None:
+def probability_bars(table: ImageTable, row: int, column: int, f: np.ndarray, g: np.ndarray) -> None:
     """Lines of letter, probability by f and by g, each number on a bar of that length."""
     left, top = table.corner(row, column)
     room = (table.side - LETTER - 0.03) / 2
@@ -137,9 +152,7 @@ def _bars(table: ImageTable, row: int, column: int, f: np.ndarray, g: np.ndarray
             )
 
 
-def _describe(
-    concepts: str, classes: np.ndarray, class_names: Sequence[str], label: int | None, most: int
-) -> list[str]:
+def describe(concepts: str, classes: np.ndarray, class_names: Sequence[str], label: int | None, most: int) -> list[str]:
     """Concepts and names of classes, each name on at most `most` lines."""
     lines = wrap(concepts, CHARACTERS)
     for letter, index in zip(string.ascii_lowercase, classes, strict=False):

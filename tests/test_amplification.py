@@ -39,16 +39,28 @@ class Translator(nn.Module):
         self.register_buffer("fixed_w_avg", torch.ones(4))
 
     def forward(self, concept_maps: Tensor, support: Tensor) -> Tensor:
-        return 1 + concept_maps.amax((2, 3))[:, None].expand(-1, 2, -1)
+        return 1 + concept_maps.amax((2, 3))[:, None].repeat(1, 2, 1)
+
+
+class StyledGenerator(nn.Module):
+    """Its directions move the first style by `push` times the change of each concept."""
+
+    def __init__(self, push: float = 0.0) -> None:
+        super().__init__()
+        self.mapping, self.push = Translator(), push
+
+    def styles(self, concept_maps: Tensor, support: Tensor, original: Tensor) -> Tensor:
+        moved = self.mapping(concept_maps, support)
+        moved[:, 0] += self.push * (concept_maps - original).amax((2, 3))
+        return moved
 
 
 class StyledToy(ToyEnsemble):
     """Whatever concept 0 has above 0.2 is drawn `leak` times into the quadrant of concept 1 as well."""
 
-    def __init__(self, leak: float = 0.0) -> None:
+    def __init__(self, leak: float = 0.0, push: float = 0.0) -> None:
         super().__init__()
-        self.generator = nn.Module()
-        self.generator.mapping = Translator()
+        self.generator = StyledGenerator(push)
         self.leak = leak
 
     def decode(self, concept_maps: Tensor, support: Tensor, noise_mode: str = "const") -> Tensor:
@@ -154,6 +166,13 @@ def test_curve_by_hand():
     assert styles[2] < 1.5 < styles[3]
     assert curve.reliable.tolist() == [[True, True, True, False, False]]
     assert curve.reliable_range == (0, 2)
+
+
+def test_what_directions_move_counts_as_distance_too():
+    curve = lambda_curve(StyledToy(push=3.0), toy_images([0.2, 0.4, 0.0, 0.2]), choose(0), REFERENCE, (1, 2))
+    still, moved = np.array([0.4, 0.4, 0.0, 0.2]), np.array([1.0, 0.4, 0.0, 0.2])  # by 3 times its change of 0.2
+    expected = np.sqrt((np.square(still).sum() + np.square(moved).sum()) / 2) / 0.5
+    assert curve.style_distance[0] == pytest.approx([np.sqrt(0.24) / 0.5, expected], abs=1e-5)
 
 
 def test_other_concepts_that_move_more_than_the_chosen_one_end_the_reliable_range():

@@ -73,6 +73,9 @@ class ToyEnsemble(nn.Module):
         grey = amounts.repeat_interleave(SIZE // 2, 1).repeat_interleave(SIZE // 2, 2)[:, None] * 2 - 1
         return torch.cat([grey + self.offset, grey, grey], 1)
 
+    def edit(self, code: Encoding, concept_maps: Tensor, noise_mode: str = "const") -> Tensor:
+        return self.decode(concept_maps, code.support, noise_mode)
+
     def explain(self, concept_maps: Tensor) -> Tensor:
         return self.activations(concept_maps) @ self.weight.T
 

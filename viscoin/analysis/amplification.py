@@ -14,7 +14,7 @@ from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation, random_ranks
 from viscoin.models.ensemble import Encoding, VisCoIN, amplify
 
-FACTORS = (0.0, 1.0, 2.0, 4.0)
+FACTORS = (0.0, 0.5, 1.0, 1.5, 2.0)
 TOP_CLASSES = 3
 
 
@@ -244,7 +244,7 @@ def check_factors(factors: Sequence[float]) -> None:
 
 def generate(ensemble: VisCoIN, code: Encoding, selection: Tensor, factor: float) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] with the selected concepts (B, K) multiplied."""
-    return ensemble.decode(amplify(code.concept_maps, selection, factor), code.support).float().clamp(-1, 1)
+    return ensemble.edit(code, amplify(code.concept_maps, selection, factor)).float().clamp(-1, 1)
 
 
 def _amplify_batch(

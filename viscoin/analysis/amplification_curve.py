@@ -133,7 +133,7 @@ def usual_reconstructions(
             code = ensemble.encode(images)
             rebuilt = ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
             largest.append(ensemble.activations(ensemble.encode(rebuilt).concept_maps).amax(0).cpu().numpy())
-            squares.append(_squared_distance(ensemble, code.concept_maps, code.support).cpu().numpy())
+            squares.append(_squared_distance(ensemble, code, code.concept_maps).cpu().numpy())
     squared = np.concatenate(squares)
     spread = max(float(np.sqrt(squared.mean())), float(np.finfo(np.float32).tiny))
     limit_distance = float(np.quantile(np.sqrt(squared) / spread, QUANTILE))
@@ -193,7 +193,7 @@ def _follow(
             phi, new = _phi(ensemble, code, selection, factor)
             change = (phi - before).abs() / scale.clamp_min(torch.finfo(phi.dtype).tiny)
             maps = amplify(code.concept_maps, selection, factor)
-            distance = _squared_distance(ensemble, maps, code.support).sqrt() / reference.spread
+            distance = _squared_distance(ensemble, code, maps).sqrt() / reference.spread
             columns.append(
                 {
                     "f_target": _of_class(new.logits, classes),
@@ -213,10 +213,10 @@ def _phi(ensemble: VisCoIN, code: Encoding, selection: Tensor, factor: float) ->
     return ensemble.activations(new.concept_maps), new
 
 
-def _squared_distance(ensemble: VisCoIN, concept_maps: Tensor, support: Tensor) -> Tensor:
-    """Mean over styles of the squared distance between w+ and the mean style, (B,)."""
-    translator = ensemble.generator.mapping
-    offset = translator(concept_maps, support) - translator.fixed_w_avg
+def _squared_distance(ensemble: VisCoIN, code: Encoding, concept_maps: Tensor) -> Tensor:
+    """Mean over styles of the squared distance between the mean style and w+ of an edit, (B,)."""
+    generator = ensemble.generator
+    offset = generator.styles(concept_maps, code.support, code.concept_maps) - generator.mapping.fixed_w_avg
     return offset.square().sum(2).mean(1)
 
 

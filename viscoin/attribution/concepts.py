@@ -35,9 +35,10 @@ def amplification_change(explained: Explained) -> Tensor:
     changes = []
     with torch.inference_mode():
         for some, chosen in zip(rows.split(BATCH), selection.split(BATCH), strict=True):
-            maps, support = code.concept_maps[some], code.support[some]
+            part = code._replace(concept_maps=code.concept_maps[some], support=code.support[some])
             before, after = (
-                ensemble.decode(amplify(maps, chosen, factor), support).float().clamp(-1, 1) for factor in (1.0, FACTOR)
+                ensemble.edit(part, amplify(part.concept_maps, chosen, factor)).float().clamp(-1, 1)
+                for factor in (1.0, FACTOR)
             )
             changes.append((after - before).abs().mean(1) / 2)
     sigma = SMOOTHING * explained.size[0]

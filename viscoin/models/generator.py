@@ -163,10 +163,14 @@ class AdaptedGenerator(nn.Module):
             original: concept maps before they were edited. Where there are directions, they draw the difference as
                 well; without, Omega alone draws, as published.
         """
+        return self.synthesis(self.styles(concept_maps, support, original), noise_mode=noise_mode)
+
+    def styles(self, concept_maps: Tensor, support: Tensor, original: Tensor | None = None) -> Tensor:
+        """The styles w+ (B, num_ws, w_dim) that the same arguments are drawn from."""
         ws = self.mapping(concept_maps, support)
         if original is not None and self.directions is not None:
             ws = self.directions(ws, activations(concept_maps) - activations(original))
-        return self.synthesis(ws, noise_mode=noise_mode)
+        return ws
 
     def train(self, mode: bool = True) -> "AdaptedGenerator":
         """Switch Omega; the synthesis network stays in eval mode."""

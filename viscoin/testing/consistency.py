@@ -89,7 +89,7 @@ def test_consistency(
     """CC of Parekh et al. 2025: can a linear SVM separate images with a strong concept k from the same without?
 
     For each concept, its most activating images are generated with phi_k = lambda max phi_k (the concept map keeps its
-    shape and is scaled) and with phi_k = 0. Features are those of f's second stage, averaged over positions. Random
+    shape and is scaled) and with phi_k = 0, by its direction too where the ensemble has directions. Features are those of f's second stage, averaged over positions. Random
     halves of the images train and test the SVM, with both versions of an image in the same half; C is chosen by
     cross-validation on the training half, its folds divided by images as well.
 
@@ -173,6 +173,6 @@ def _generated_features(
         code = ensemble.encode(images.to(device, memory_format=torch.channels_last))
         phi = ensemble.activations(code.concept_maps)[:, concept, None, None, None].clamp_min(SMALLEST)
         for features, target in zip(found, targets, strict=True):
-            generated = ensemble.decode(amplify(code.concept_maps, only, target / phi), code.support)
+            generated = ensemble.edit(code, amplify(code.concept_maps, only, target / phi))
             features.append(ensemble.classifier.pooled(generated.float().clamp(-1, 1), 0).cpu().numpy())
     return [np.concatenate(features) for features in found]

@@ -1,4 +1,8 @@
-"""Faithfulness: does the prediction fall when the relevant concepts are removed from the generated image?"""
+"""Faithfulness: does the prediction fall when the relevant concepts are removed from the generated image?
+
+Images are drawn by Omega alone, as published, even where an ensemble has directions of its concepts: to remove many
+concepts at once by their directions destroys the image whichever they are, so that the control would tell nothing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

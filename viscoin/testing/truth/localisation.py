@@ -144,7 +144,6 @@ def edit_change(ensemble: VisCoIN, images: Tensor, concept: int, device: torch.d
         only = torch.zeros(ensemble.n_concepts, dtype=torch.bool, device=code.concept_maps.device)
         only[concept] = True
         without, rebuilt = (
-            ensemble.decode(amplify(code.concept_maps, only, factor), code.support).float().clamp(-1, 1)
-            for factor in (0.0, 1.0)
+            ensemble.edit(code, amplify(code.concept_maps, only, factor)).float().clamp(-1, 1) for factor in (0.0, 1.0)
         )
         return (rebuilt - without).abs().mean(1).cpu().numpy()

@@ -105,8 +105,9 @@ def viscoin(
         typer.Option(
             "--measures",
             metavar="LIST",
-            help="Some of accuracy,reconstruction,fid,faithfulness,consistency,kept,concepts,truth (kept: accuracy of "
-            "g with the top N concepts; truth: where the dataset has it); default: all available.",
+            help="Some of accuracy,reconstruction,fid,faithfulness,consistency,kept,concepts,drawing,truth (kept: "
+            "accuracy of g with the top N concepts; truth: where the dataset has it; drawing: single concepts drawn, "
+            "seen by f and by --judge); default: all available.",
         ),
     ] = None,
     limit: Annotated[
@@ -114,7 +115,9 @@ def viscoin(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Sample: 200 images, 50 scenes; consistency of 8 concepts with 40 images each."),
+        typer.Option(
+            "--fast", help="Sample: 200 images, 50 scenes, 60 drawn; consistency of 8 concepts, 40 images each."
+        ),
     ] = False,
     consistency_concepts: Annotated[
         int | None,
@@ -134,6 +137,7 @@ def viscoin(
             help="Most activating images of each; default: 100, as published.",
         ),
     ] = None,
+    judge: Annotated[Path | None, options.model_option("--judge", "Judge of attributes")] = None,
     features: Features = "auto",
     inception_weights: InceptionWeights = None,
     perceptual: PerceptualDistance = "auto",
@@ -149,6 +153,7 @@ def viscoin(
     from dataclasses import replace
 
     from viscoin.datasets import load_dataset
+    from viscoin.inference.loading import find_judge
     from viscoin.reports.pictures import ensemble_figures
     from viscoin.testing.table import markdown_table, table_rows, text_table
     from viscoin.testing.viscoin import FAST, FULL, find_comparisons, measure_viscoin, with_seed
@@ -166,13 +171,12 @@ def viscoin(
         network, distance = process.in_turn(
             lambda: find_comparisons(model.classifier, features, inception_weights, perceptual, subject.device)
         )
-        validation = None
-        if images.has_truth:
-            validation = process.in_turn(lambda: load_dataset(config.name, "validation", config))
+        validation = process.in_turn(lambda: load_dataset(config.name, "validation", config))
+        jury = find_judge(judge, images)
         with process.results_folder("test-viscoin", images.name, out) as results:
             result = measure_viscoin(
                 model, images, validation, options.listed(measures), extent, device=subject.device,
-                batch_size=batch_size, seed=seed, perceptual=distance, features=network,
+                batch_size=batch_size, seed=seed, perceptual=distance, features=network, judge=jury,
             )  # fmt: skip
             if results is None:
                 return

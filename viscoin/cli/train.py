@@ -1,4 +1,4 @@
-"""`train classifier|gan|viscoin|all|concept2clip|judge`: train the parts of an ensemble, each in a run folder of its own."""
+"""`train classifier|gan|viscoin|all|concept2clip|judge`: train models, each in a run folder of its own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

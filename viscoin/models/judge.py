@@ -1,6 +1,7 @@
 """The judge: a small network that reads attributes off images, trained on real ones alone and never used in a loss."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Judge(nn.Module):
         self.body = nn.Sequential(
             *(
                 layer
-                for before, width in zip(widths, widths[1:], strict=False)
+                for before, width in pairwise(widths)
                 for layer in (*_convolution(before, width, 2), *_convolution(width, width, 1))
             )
         )

@@ -279,7 +279,7 @@ class Concept2ClipConfig(Section):
 class JudgeConfig(Section):
     """Training of the judge, which reads attributes off images and shares nothing with f."""
 
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(3, ge=1)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(4e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from tiny_models import Answer, tiny_recipe, write_images, write_models
 
+from viscoin.config import DatasetConfig
 from viscoin.datasets import load_dataset
 from viscoin.inference.loading import find_judge
 from viscoin.kinds import CHAIN, TRAINED
-from viscoin.models.files import load_model, save_model
+from viscoin.models.files import ASSETS, load_model, save_model
 from viscoin.models.judge import Judge
 from viscoin.runs.run import Run
 from viscoin.statistics.measures import auroc
@@ -145,3 +146,15 @@ def test_test_viscoin_asks_the_judge_that_is_named(tmp_path, monkeypatch):
         "test", "viscoin", "--checkpoints", models["viscoin"], "--judge", tmp_path / "no.safetensors",
         "--device", "cpu",
     ).refused("there is no model file")  # fmt: skip
+
+
+def test_the_shipped_judge_reads_birds_that_it_never_saw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ASSETS / "birds" / "judge.safetensors"
+    assert path.stat().st_size < 1e6
+    data = load_dataset("birds", "test", DatasetConfig(test=200))
+    judge = find_judge(None, data)
+    assert judge is not None
+    with torch.inference_mode():
+        logits = judge(data.batch(range(200))[0]).numpy()
+    assert np.nanmean(np.diagonal(auroc(logits, data.attributes))) > 0.999

@@ -36,7 +36,7 @@ def dose_figure(estimates: Mapping[str, Estimate], width: float = PAGE) -> Figur
     panels = figure.subplots(1, 1 + judged, squeeze=False)[0]
     panels[0].plot([0, 2], [0, 2], color=DARK, lw=0.8, ls=":", label="as asked")
     _doses(panels[0], estimates, "dose_response.")
-    panels[0].set(ylabel="activation read back, 1 = in the image", title="read by f and Ψ")
+    panels[0].set(ylabel="activation read back (1: image)", title="read by f and Ψ")
     panels[0].legend(loc="upper left")
     if judged:
         _doses(panels[1], estimates, "dose_response.judge.")

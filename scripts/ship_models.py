@@ -1,8 +1,9 @@
 """Put trained models into viscoin/assets/: half-precision weights, test scores and recipe; pictures into docs/images/.
 
     python scripts/ship_models.py RUN_OF_F RUN_OF_G RUN_OF_ENSEMBLE
+    python scripts/ship_models.py RUN_OF_JUDGE
 
-The scores are measured on the stored (half-precision) weights.
+or all four together. The scores are measured on the stored (half-precision) weights.
 """
 
 import argparse
@@ -10,18 +11,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from viscoin.datasets import load_dataset, to_pixels
 from viscoin.inference.batches import evaluation
-from viscoin.kinds import CHAIN as KINDS
+from viscoin.kinds import CHAIN
 from viscoin.models.files import ASSETS, load_model, save_model
 from viscoin.plotting.data import real_and_generated
 from viscoin.plotting.style import save_figure
 from viscoin.plotting.training import training_figure
 from viscoin.runs.metrics import read_log
 from viscoin.runs.run import Run
+from viscoin.statistics.measures import auroc
 from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
 from viscoin.testing.gan import samples, test_gan
@@ -32,19 +35,28 @@ PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for kind in KINDS:
-        parser.add_argument(kind, type=Path, help=f"run folder of the {kind}")
-    runs = {kind: Run(path) for kind, path in vars(parser.parse_args()).items()}
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; it says itself of which kind")
+    found = {run.kind: run for run in map(Run, parser.parse_args().runs)}
+    if set(found) not in ({*CHAIN}, {*CHAIN, "judge"}, {"judge"}):
+        parser.error(
+            f"these are runs of {', '.join(map(str, found))}; give those of {', '.join(CHAIN)}, a judge, or all"
+        )
     torch.manual_seed(0)
-    folder = ASSETS / runs["viscoin"].recipe.dataset.name
+    folder = ASSETS / next(iter(found.values())).recipe.dataset.name
     folder.mkdir(parents=True, exist_ok=True)
-    scores = measure(runs, folder)
-    for kind, run in runs.items():
+    runs = {kind: found[kind] for kind in CHAIN if kind in found}
+    scores = measure(runs, folder) if runs else {}
+    if "judge" in found:
+        scores["judge"] = measure_judge(found["judge"], folder)
+    for kind, run in found.items():
         store(run, kind, folder, scores[kind])
-        save_figure(training_figure([read_log(run.path)]), PICTURES / f"{kind}-training.png")
         shutil.copy(run.recipe_path, folder / f"{kind}-recipe.yaml")
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    total = sum((folder / f"{kind}.safetensors").stat().st_size for kind in KINDS)
+    for kind, run in runs.items():
+        save_figure(training_figure([read_log(run.path)]), PICTURES / f"{kind}-training.png")
+    path = folder / "scores.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | scores, indent=2) + "\n")
+    total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     print(f"{folder}: {total / 1e6:.1f} MB of models")
 
 
@@ -64,7 +76,7 @@ def measure(runs: dict[str, Run], folder: Path) -> dict[str, dict[str, float]]:
     models = {kind: store(run, kind, folder, {}) for kind, run in runs.items()}
     config = runs["viscoin"].recipe.dataset
     validation, test = (load_dataset(config.name, split, config) for split in ("validation", "test"))
-    f, generator, ensemble = (models[kind] for kind in KINDS)
+    f, generator, ensemble = (models[kind] for kind in CHAIN)
     with evaluation(generator, "cpu"):
         generated = torch.cat(list(samples(generator, test, 36, 0, "cpu", 36)))
     save_figure(real_and_generated(test.pixels[:36], to_pixels(generated)), PICTURES / "real-and-generated.png")
@@ -76,6 +88,16 @@ def measure(runs: dict[str, Run], folder: Path) -> dict[str, dict[str, float]]:
         "gan": flat(test_gan(generator, f, test).to_dict()),
         "viscoin": flat(tested),
     }
+
+
+def measure_judge(run: Run, folder: Path) -> dict[str, float]:
+    """AUROC of the judge on test images, as stored."""
+    judge, config = store(run, "judge", folder, {}), run.recipe.dataset
+    test = load_dataset(config.name, "test", config)
+    with evaluation(judge, "cpu"):
+        logits = torch.cat([judge(images) for images, _ in test.batches(256)]).numpy()
+    areas = np.diagonal(auroc(logits, test.attributes))
+    return {"auroc": float(np.nanmean(areas)), "least_auroc": float(np.nanmin(areas)), "n": len(test)}
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, float]:

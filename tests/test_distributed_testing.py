@@ -22,10 +22,13 @@ from viscoin.analysis import gallery
 from viscoin.analysis.concepts import collect_concepts
 from viscoin.config import DatasetConfig
 from viscoin.datasets import load_dataset
+from viscoin.datasets.birds import attribute_names
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
+from viscoin.models.judge import Judge
 from viscoin.runs.run import read_metrics
-from viscoin.testing import classifier, consistency, ensemble, gan, truth
+from viscoin.testing import classifier, consistency, drawing, ensemble, gan, truth
+from viscoin.testing.drawing import judged
 from viscoin.testing.image_features import ClassifierFeatures
 from viscoin.testing.truth import attributes, causal, localisation
 from viscoin.training.viscoin import build_ensemble
@@ -34,7 +37,7 @@ pytestmark = pytest.mark.slow  # other processes import everything again
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 3
-RESAMPLING, RESAMPLES = (attributes, causal, localisation), 10  # intervals would take most of the time
+RESAMPLING, RESAMPLES = (attributes, causal, localisation, judged), 10  # intervals would take most of the time
 
 
 # --- sharing --------------------------------------------------------------------------------------------------------
@@ -147,6 +150,7 @@ def measures() -> dict:
     model = ToyEnsemble()
     config = DatasetConfig(name="birds", resolution=32, classes=2, validation=30, test=30)
     birds_explained = bird_ensemble(generator, f)
+    judge = Judge(attribute_names(), 32)
     known, birds = (load_dataset("birds", split, config) for split in ("validation", "test"))
     with together():
         tested = ensemble.test_ensemble(model, toy, batch_size=4, faithfulness_limit=5, seed=1)
@@ -169,6 +173,10 @@ def measures() -> dict:
             "plane": compared.plane,
             "lengths": lengths,
             "truth": truth.test_truth(birds_explained, known, birds, scenes=5).to_dict(),
+            "drawing": drawing.test_drawing(
+                birds_explained, known, birds, collect_concepts(birds_explained, birds, batch_size=7).activations,
+                np.arange(30), judge, batch_size=7, images=20, edits=40,
+            ).to_dict(),
             "concepts": vars(collect_concepts(model, toy, batch_size=4)),
             "views": [vars(view) for view in views(birds_explained, birds)],
             "kept": vars(collect_concepts(model, toy, batch_size=4)),

@@ -59,6 +59,7 @@ SMALLER: dict[str, list[object]] = {
     "train gan": ["--warm-start", 0.016, "--kimg", 0.032],
     "train viscoin": ["--steps", 4],
     "train concept2clip": ["--epochs", 2],
+    "train judge": ["--epochs", 1],
     "sweep": ["--trials", 1],
     "test viscoin": ["--fast"],
     "test gan": ["--samples", 24, "--kid-subset", 20],

@@ -53,13 +53,19 @@ class ToyClassifier(nn.Module):
         return channels.amax((2, 3)), channels
 
 
+class ToyExtractor(nn.Module):
+    def opposites(self) -> list[int | None]:
+        return [None] * 4
+
+
 class ToyEnsemble(nn.Module):
     """Everything that the measures use of an ensemble. Reconstructions are exact up to `offset` in the red channel."""
 
     def __init__(self, f: list[list[float]] = WEIGHT, g: list[list[float]] = WEIGHT, offset: float = 0.0) -> None:
         super().__init__()
         self.classifier = ToyClassifier(torch.tensor(f))
-        self.concept_extractor = nn.Identity()
+        self.concept_extractor = ToyExtractor()
+        self.generator = SimpleNamespace(directions=None)
         self.weight = nn.Parameter(torch.tensor(g))
         self.explainer = SimpleNamespace(weight=self.weight)
         self.offset = offset

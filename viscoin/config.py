@@ -271,6 +271,18 @@ class Concept2ClipConfig(Section):
         return self
 
 
+class JudgeConfig(Section):
+    """Training of the judge, which reads attributes off images and shares nothing with f."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
+    blurred: float = Field(0.3, ge=0, le=1, description="share of training images with softened edges, as G draws them")
+    noisy: float = Field(0.2, ge=0, le=1, description="share of training images with noise")
+    horizontal_flip: bool = True
+
+
 class Recipe(Section):
     """One dataset and the settings of all that is trained on it."""
 
@@ -279,6 +291,7 @@ class Recipe(Section):
     gan: GanConfig = GanConfig()
     viscoin: ViscoinConfig = ViscoinConfig()
     concept2clip: Concept2ClipConfig = Concept2ClipConfig()
+    judge: JudgeConfig = JudgeConfig()
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     expected: dict[str, float] = Field(default_factory=dict, description="results to expect, by name")
 

@@ -92,6 +92,13 @@ KINDS: Mapping[str, Kind] = {
         train="viscoin.naming.adapter:train_concept2clip",
         needs=("viscoin",),
     ),
+    "judge": Kind(
+        "the judge of attributes",
+        "viscoin.models.judge:Judge",
+        "viscoin.models.architecture:JudgeArchitecture",
+        train="viscoin.training.judge:train_judge",
+        metrics={"validation.auroc": "maximize", "validation.loss": "minimize"},
+    ),
     "discriminator": Kind(
         "a discriminator, only to continue training with",
         "stylegan2_ada.networks:Discriminator",
@@ -107,7 +114,7 @@ KINDS: Mapping[str, Kind] = {
 
 TRAINED = tuple(name for name, kind in KINDS.items() if kind.train)
 # What `train all` trains, in its order, and what a sweep can search recipes for: an ensemble and all that it needs.
-CHAIN = tuple(name for name, kind in KINDS.items() if kind.train and kind.metrics)
+CHAIN = (*KINDS["viscoin"].needs, "viscoin")
 
 
 def load(place: str) -> Any:

@@ -106,9 +106,9 @@ def viscoin(
         typer.Option(
             "--measures",
             metavar="LIST",
-            help="Some of accuracy,reconstruction,fid,faithfulness,surrogate,consistency,kept,concepts,truth "
-            "(surrogate: SURF; kept: accuracy of g with the top N concepts; truth: where the dataset has it); default: "
-            "all available.",
+            help="Some of accuracy,reconstruction,fid,faithfulness,surrogate,consistency,kept,concepts,drawing,truth "
+            "(surrogate: SURF; kept: accuracy of g with the top N concepts; drawing: single concepts drawn, seen by f "
+            "and by --judge; truth: where the dataset has it); default: all available.",
         ),
     ] = None,
     rivals: Annotated[
@@ -125,7 +125,9 @@ def viscoin(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Sample: 200 images, 50 scenes; consistency of 8 concepts with 40 images each."),
+        typer.Option(
+            "--fast", help="Sample: 200 images, 50 scenes, 60 drawn; consistency of 8 concepts, 40 images each."
+        ),
     ] = False,
     consistency_concepts: Annotated[
         int | None,
@@ -145,6 +147,7 @@ def viscoin(
             help="Most activating images of each; default: 100, as published.",
         ),
     ] = None,
+    judge: Annotated[Path | None, options.model_option("--judge", "Judge of attributes")] = None,
     features: Features = "auto",
     inception_weights: InceptionWeights = None,
     perceptual: PerceptualDistance = "auto",
@@ -160,6 +163,7 @@ def viscoin(
     from dataclasses import replace
 
     from viscoin.datasets import load_dataset
+    from viscoin.inference.loading import find_judge
     from viscoin.reports.pictures import ensemble_figures
     from viscoin.testing.table import HEADER, rival_table, table_rows
     from viscoin.testing.viscoin import COMPARED, FAST, FULL, find_comparisons, measure_viscoin, with_seed
@@ -179,13 +183,14 @@ def viscoin(
             lambda: find_comparisons(model.classifier, features, inception_weights, perceptual, subject.device)
         )
         validation = None
-        if wanted is None or {*wanted} & {*COMPARED}:
+        if wanted is None or {*wanted} & {*COMPARED, "drawing"}:
             validation = process.in_turn(lambda: load_dataset(config.name, "validation", config))
+        jury = find_judge(judge, images)
         with process.results_folder("test-viscoin", images.name, out) as results:
             result = measure_viscoin(
                 model, images, validation, wanted, extent, device=subject.device,
                 batch_size=batch_size, seed=seed, perceptual=distance, features=network,
-                rivals=options.listed(rivals),
+                rivals=options.listed(rivals), judge=jury,
             )  # fmt: skip
             if results is None:
                 return

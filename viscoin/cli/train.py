@@ -1,4 +1,4 @@
-"""`train classifier|gan|viscoin|all|concept2clip`: train the parts of an ensemble, each in a run folder of its own."""
+"""`train classifier|gan|viscoin|all|concept2clip|judge`: train models, each in a run folder of its own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -244,3 +244,21 @@ def concept2clip(
         "learning_rate": learning_rate,
     }  # fmt: skip
     _train("concept2clip", run, runtime, keys, {"viscoin": viscoin})
+
+
+@app.command(cls=Command)
+@options.with_runtime
+@options.with_run
+def judge(
+    *,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    run: "RunOptions",
+    runtime: "Runtime",
+) -> None:
+    """Train the judge that tests of edited images ask.
+
+    It reads attributes off images, knows real ones alone, and is used in no loss.
+    """
+    _train("judge", run, runtime, {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate})

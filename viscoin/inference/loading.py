@@ -21,6 +21,7 @@ from viscoin.datasets.walking import composed
 from viscoin.errors import Refused, regular
 from viscoin.inference.devices import resolve_device
 from viscoin.models.files import LoadedModel, find_model, load_model
+from viscoin.models.judge import Judge
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,37 @@ def load_ensemble(model: Path | None, config: DatasetConfig) -> LoadedModel:
     check_resolution(loaded, config.resolution, "viscoin")
     check_classes(loaded, load_dataset(config.name, "validation", config), "viscoin")
     return loaded
+
+
+def find_judge(model: Path | None, dataset: ImageDataset) -> Judge | None:
+    """The judge of a path, else the newest or shipped one if it reads the attributes of this dataset; else None.
+
+    Raises:
+        Refused: the dataset has no attributes, or the judge that was named reads others, or images of another size.
+        ValueError: there is no such file.
+    """
+    if not dataset.attribute_names:
+        if model is not None:
+            raise Refused("judge", model, f"dataset {dataset.name!r} has no attributes to be seen", "omit it")
+        return None
+    try:
+        path = find_model("judge", model, dataset.name)
+    except ValueError:
+        if model is not None:
+            raise
+        return None
+    judge: Judge = load_model(path, "judge").model
+    differs = None
+    if judge.attributes != list(dataset.attribute_names):
+        differs = f"it reads {len(judge.attributes)} attributes that are not those of dataset {dataset.name!r}"
+    elif judge.resolution != dataset.resolution:
+        differs = f"made for {judge.resolution} px images, not for {dataset.resolution} px"
+    if differs is None:
+        return judge
+    if model is not None:
+        raise Refused("judge", path, differs, "train one on these images with `train judge`")
+    logger.warning("no judge: %s %s", path, differs)
+    return None
 
 
 def check_resolution(loaded: LoadedModel, resolution: int, parameter: str) -> None:

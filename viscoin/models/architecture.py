@@ -88,6 +88,13 @@ class Concept2ClipArchitecture(Settings):
     ensemble: str
 
 
+class JudgeArchitecture(Settings):
+    """Keywords of `Judge`."""
+
+    attributes: list[str] = Field(min_length=1)
+    resolution: Resolution
+
+
 class Metadata(BaseModel):
     """What every model file says; more than that may stand there."""
 

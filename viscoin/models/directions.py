@@ -58,5 +58,5 @@ class ConceptDirections(nn.Module):
         means = torch.stack([concept_maps[rows, k].float().mean(0) for k, rows in enumerate(top.T)])
         peaks = means.amax((1, 2), keepdim=True).clamp_min(SMALLEST)
         self.templates.copy_(means / peaks * self.strong[:, None, None])
-        standard = (phi - phi.mean(0)) / (phi.std(0) + 1e-6)
+        standard = (phi - phi.mean(0)) / (phi.std(0, correction=0) + 1e-6)
         self.correlation.copy_((standard.T @ standard / len(phi)).abs())

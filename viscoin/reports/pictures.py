@@ -13,6 +13,7 @@ from viscoin.inference.loading import SubjectWithImages, choose_indices
 from viscoin.models.ensemble import VisCoIN
 from viscoin.plotting import evaluation as plots
 from viscoin.plotting.data import real_and_generated, reconstructions
+from viscoin.plotting.drawing import drawing_figures
 from viscoin.plotting.truth import truth_figures
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.gan import GanMeasures, samples
@@ -60,6 +61,8 @@ def ensemble_figures(
         figures["consistency"] = plots.consistency_figure(result.consistency)
     if result.truth is not None:
         figures |= truth_figures(result.truth)
+    if result.drawing is not None:
+        figures |= drawing_figures(estimates)
     return figures
 
 

@@ -14,10 +14,14 @@ from viscoin.errors import Refused
 from viscoin.inference.batches import TooFewImages
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
+from viscoin.models.judge import Judge
 from viscoin.models.perceptual import find_perceptual
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.baselines import Comparison, choose_rivals, compare
 from viscoin.testing.consistency import CONCEPTS, IMAGES, Consistency, test_consistency
+from viscoin.testing.drawing import DrawingResult, test_drawing
+from viscoin.testing.drawing.result import EDITS
+from viscoin.testing.drawing.result import IMAGES as DRAWN
 from viscoin.testing.ensemble import EnsembleResult, Perceptual, test_ensemble
 from viscoin.testing.image_features import FeatureNetwork, find_features
 from viscoin.testing.surrogate import SurrogateResult, test_surrogates
@@ -37,9 +41,12 @@ SECTIONS = {
     "kept_concepts": "kept",
     "concepts": "concepts",
     "attributes": "truth",
+    "dose_response": "drawing",
+    "surgery": "drawing",
 }
 MEASURES = (
-    "accuracy", "reconstruction", "fid", "faithfulness", "surrogate", "consistency", "kept", "concepts", "truth",
+    "accuracy", "reconstruction", "fid", "faithfulness", "surrogate", "consistency", "kept", "concepts", "drawing",
+    "truth",
 )  # fmt: skip
 
 COMPARED = ("surrogate", "truth")  # the measures that need validation images, and that rivals are measured by
@@ -51,6 +58,8 @@ Result = TypeVar("Result")
 class Extent:
     """How much is measured: random samples of `limit` images (None: all) and, of these, of `scenes` to intervene on.
 
+    Of these `drawn` are drawn with single concepts multiplied, and about `edits` times by the concept of an attribute.
+
     `consistency_concepts` and `consistency_images` are those of `test_consistency`.
     """
 
@@ -58,9 +67,11 @@ class Extent:
     consistency_concepts: int | None = CONCEPTS
     consistency_images: int = IMAGES
     scenes: int = SCENES
+    drawn: int = DRAWN
+    edits: int = EDITS
 
 
-FULL, FAST = Extent(), Extent(limit=200, consistency_concepts=8, consistency_images=40, scenes=50)
+FULL, FAST = Extent(), Extent(limit=200, consistency_concepts=8, consistency_images=40, scenes=50, drawn=60, edits=70)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class ViscoinMeasures:
     surrogate: SurrogateResult | None
     consistency: Consistency | None
     truth: TruthResult | None
+    drawing: DrawingResult | None
     wanted: tuple[str, ...]
     left_out: dict[str, str]
 
@@ -83,6 +95,8 @@ class ViscoinMeasures:
             found |= {f"consistency.{key}": estimate for key, estimate in self.consistency.estimates().items()}
         if self.truth is not None:
             found |= {f"attributes.{key}": estimate for key, estimate in self.truth.estimates().items()}
+        if self.drawing is not None:
+            found |= self.drawing.estimates()
         return {key: estimate for key, estimate in found.items() if measure_of(key) in self.wanted}
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +108,8 @@ class ViscoinMeasures:
             numbers["consistency"] = self.consistency.to_dict()
         if self.truth is not None:
             numbers["attributes"] = self.truth.to_dict()
+        if self.drawing is not None:
+            numbers |= self.drawing.to_dict()
         unwanted = {name for name, measure in SECTIONS.items() if measure not in self.wanted}
         if "fid" in self.wanted:
             unwanted.discard("reconstruction")
@@ -140,14 +156,17 @@ def measure_viscoin(
     perceptual: tuple[Perceptual, str] | None = None,
     features: FeatureNetwork | None = None,
     rivals: Sequence[str] | None = None,
+    judge: Judge | None = None,
 ) -> ViscoinMeasures:
     """Take all measures of an ensemble on a dataset, or those that are named.
 
     Args:
-        validation: images to fit surrogates and rivals to, and to choose the concept of each attribute on.
+        validation: images to fit surrogates and rivals to, to choose the concept of each attribute on, and to learn
+            from what is usual of concepts.
         measures: some of MEASURES; by default all that the dataset has truth and enough images for.
         perceptual, features: see `test_ensemble`.
         rivals: as `choose_rivals` takes them; `surrogate` and `truth` compare the concepts with these.
+        judge: what sees attributes in images that are drawn.
 
     Raises:
         ValueError: unknown measure or rival, or a measure that was asked for and needs more images than there are.
@@ -194,8 +213,18 @@ def measure_viscoin(
             ensemble, _given(validation), dataset, device, batch_size, seed, extent.limit, extent.scenes, compared()
         ),
     )
+    drawing = attempt(
+        "drawing",
+        lambda: test_drawing(
+            ensemble, validation or dataset, dataset, result.activations, result.indices, judge, device, batch_size,
+            seed, extent.limit, extent.drawn, extent.edits,
+        ),
+    )  # fmt: skip
+    for name, reason in drawing.left_out.items() if drawing is not None else ():
+        logger.warning("left out: %s: %s", name, reason)
+        left_out[name] = reason
     taken = tuple(name for name in wanted if name not in left_out)
-    return ViscoinMeasures(result, surrogate, consistency, truth, taken, left_out)
+    return ViscoinMeasures(result, surrogate, consistency, truth, drawing, taken, left_out)
 
 
 def _wanted(measures: Sequence[str] | None, dataset: ImageDataset, validation: ImageDataset | None) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
 """Put trained models into viscoin/assets/: half-precision weights, test scores and recipe; pictures into docs/images/.
 
-    python scripts/ship_models.py RUN_OF_F RUN_OF_G RUN_OF_ENSEMBLE
-    python scripts/ship_models.py RUN_OF_JUDGE
+    python scripts/ship_models.py RUN_OF_F RUN_OF_G RUN_OF_ENSEMBLE RUN_OF_JUDGE
 
-or all four together. The scores are measured on the stored (half-precision) weights.
+or some of them; the others stay. The scores are measured on the stored (half-precision) weights.
 """
 
 import argparse
@@ -37,10 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; it says itself of which kind")
     found = {run.kind: run for run in map(Run, parser.parse_args().runs)}
-    if set(found) not in ({*CHAIN}, {*CHAIN, "judge"}, {"judge"}):
-        parser.error(
-            f"these are runs of {', '.join(map(str, found))}; give those of {', '.join(CHAIN)}, a judge, or all"
-        )
+    if not set(found) <= {*CHAIN, "judge"}:
+        parser.error(f"these are runs of {', '.join(map(str, found))}; give some of {', '.join(CHAIN)} and judge")
     torch.manual_seed(0)
     folder = ASSETS / next(iter(found.values())).recipe.dataset.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +69,12 @@ def store(run: Run, kind: str, folder: Path, scores: dict[str, float]) -> nn.Mod
 
 
 def measure(runs: dict[str, Run], folder: Path) -> dict[str, dict[str, float]]:
-    """Flat test scores of each model, as stored."""
-    models = {kind: store(run, kind, folder, {}) for kind, run in runs.items()}
-    config = runs["viscoin"].recipe.dataset
+    """Flat test scores of each model, as stored; those without a run were stored before."""
+    models = {
+        kind: store(runs[kind], kind, folder, {}) if kind in runs else load_model(folder / f"{kind}.safetensors").model
+        for kind in CHAIN
+    }
+    config = next(iter(runs.values())).recipe.dataset
     validation, test = (load_dataset(config.name, split, config) for split in ("validation", "test"))
     f, generator, ensemble = (models[kind] for kind in CHAIN)
     with evaluation(generator, "cpu"):

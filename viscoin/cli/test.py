@@ -182,9 +182,8 @@ def viscoin(
         network, distance = process.in_turn(
             lambda: find_comparisons(model.classifier, features, inception_weights, perceptual, subject.device)
         )
-        validation = None
-        if wanted is None or {*wanted} & {*COMPARED, "drawing"}:
-            validation = process.in_turn(lambda: load_dataset(config.name, "validation", config))
+        needed = wanted is None or {*wanted} & {*COMPARED, "drawing"}
+        validation = process.in_turn(lambda: load_dataset(config.name, "validation", config)) if needed else None
         jury = find_judge(judge, images)
         with process.results_folder("test-viscoin", images.name, out) as results:
             result = measure_viscoin(

@@ -79,8 +79,8 @@ def test_fewer_images_are_the_first_ones():
 
 
 def test_default_counts_and_classes():
-    assert COUNTS == {"train": 20_000, "validation": 1_000, "test": 2_000}
-    assert len(load("test", classes=None).class_names) == 200
+    assert COUNTS == {"train": 40_000, "validation": 1_000, "test": 2_000}
+    assert len(load("test", classes=None).class_names) == 1000
 
 
 def test_pictures_are_drawn_once(monkeypatch):

@@ -111,7 +111,13 @@ def test_views_show_the_strongest_images_where_they_fire():
         x, y, side = views[concept].examples[0].crop
         assert side == 3 and left <= x <= left + half - side and top <= y <= top + half - side
     assert views[2].predicted == 1
-    assert views[2].strip[:, -1, 0, 0].tolist() == [0, 255, 255, 255]  # x 0, 1, 2, 4 of concept 2, lower left
+    assert views[2].strip[:, -1, 0, 0].tolist() == [
+        0,
+        128,
+        255,
+        255,
+        255,
+    ]  # x 0, 0.5, 1, 1.5, 2 of concept 2, lower left
     with pytest.raises(ValueError, match="concepts 3 are active in no image"):
         gallery.view_concepts(ToyEnsemble(), toy(), toy_table(), [0, 3])
 
@@ -211,7 +217,7 @@ def test_all_links_lead_somewhere_and_nothing_comes_from_outside(tmp_path, paged
         assert "concept-2.html" in Page(pages[3]).references  # next
         assert "concept-0.html" in Page(pages[4]).references  # previous
         with Image.open(tmp_path / "report" / "pages" / "amplified" / "0.jpg") as strip:
-            assert strip.size == (6 * SIZE, SIZE)  # the image, four factors, the change
+            assert strip.size == (7 * SIZE, SIZE)  # the image, five factors, the change
     words = " ".join(Page(pages[0]).words.split())
     assert "1 more is never active concept 3" in words
     assert "1 more fire with one of these (correlation above 0.9)" in words  # concept 1 with concept 0

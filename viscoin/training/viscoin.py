@@ -25,6 +25,7 @@ from viscoin.files import atomic_path
 from viscoin.inference.batches import choose_images
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
+from viscoin.models.directions import ConceptDirections
 from viscoin.models.ensemble import Encoding, VisCoIN
 from viscoin.models.explainer import Explainer, activations
 from viscoin.models.files import save_model
@@ -299,16 +300,17 @@ class ViscoinTask:
             "reconstruction_class": config.reconstruction_class * losses.reconstruction_class(again.logits, logits),
             "style": config.style * losses.style_regularization(ws, ensemble.generator.mapping.fixed_w_avg),
         }
-        if step >= self._first_of_directions:
+        directions = ensemble.generator.directions
+        if directions is not None and step >= self._first_of_directions:
             chosen = slice(count - self._share(config.direction_images), count)  # real images where there are enough
             terms |= self._direction_terms(
-                code.concept_maps[:count][chosen], code.support[chosen], rebuilt.detach()[chosen],
+                directions, code.concept_maps[:count][chosen], code.support[chosen], rebuilt.detach()[chosen],
                 [part.detach()[chosen] for part in again.maps],
             )  # fmt: skip
         return terms
 
     def _direction_terms(
-        self, concept_maps: Tensor, support: Tensor, unedited: Tensor, maps: list[Tensor]
+        self, directions: ConceptDirections, concept_maps: Tensor, support: Tensor, unedited: Tensor, maps: list[Tensor]
     ) -> dict[str, Tensor]:
         """Those of random edits, by which directions learn and nothing else.
 
@@ -316,17 +318,15 @@ class ViscoinTask:
             unedited, maps: reconstructions, and what f makes of them.
         """
         generator = self.ensemble.generator
-        if generator.directions is None:
-            raise RuntimeError("an ensemble without directions cannot train them")
         with torch.no_grad():
             phi = activations(concept_maps)
-            edits = random_edits(phi, generator.directions, self.opposites)
-            edited = edits.apply(concept_maps, generator.directions.templates)
+            edits = random_edits(phi, directions, self.opposites)
+            edited = edits.apply(concept_maps, directions.templates)
             ws, plain = generator.mapping(edited, support), self._read(maps)
-        moved = generator.directions(ws, activations(edited) - phi)
+        moved = directions(ws, activations(edited) - phi)
         images = generator.synthesis(moved, noise_mode="const").float()
         seen = self._read(self.ensemble.classifier.features(images).maps)
-        return readback_terms(seen, plain, edits, generator.directions, images, unedited)
+        return readback_terms(seen, plain, edits, directions, images, unedited)
 
     def _read(self, maps: Sequence[Tensor]) -> Tensor:
         """Activations (B, K) of maps of f, in float32: the pursuit's lifted scores lose too much in half precision."""

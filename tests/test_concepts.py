@@ -117,7 +117,7 @@ def test_views_show_the_strongest_images_where_they_fire():
         255,
         255,
         255,
-    ]  # x 0, 0.5, 1, 1.5, 2 of concept 2, lower left
+    ]  # concept 2, lower left
     with pytest.raises(ValueError, match="concepts 3 are active in no image"):
         gallery.view_concepts(ToyEnsemble(), toy(), toy_table(), [0, 3])
 

@@ -30,15 +30,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "amplify": (["amplify", "--checkpoints", MODEL, "--concept-top-k", "5"], {"amplification": "amplification"}),
     "readme": (
         [
-            "amplify",
-            "--checkpoints",
-            MODEL,
-            "--image-indices",
-            "54",
-            "--concept-top-k",
-            "2",
-            "--one-by-one",
-            "--no-control",
+            *"amplify --image-indices 54 --concept-indices 65,75 --one-by-one --no-control".split(),
+            *("--multipliers", "0,0.5,1", "--checkpoints", MODEL),
         ],
         {"amplification": "readme"},
     ),

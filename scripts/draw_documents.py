@@ -2,7 +2,7 @@
 
     python scripts/draw_documents.py [NAME ...]
 
-All of them take about six minutes on two cores; what the commands print stands in `runs/documents/NAME/output.txt`.
+All of them take about ten minutes on two cores; what the commands print stands in `runs/documents/NAME/output.txt`.
 """
 
 import shutil
@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES, RESULTS = ROOT / "docs" / "images", ROOT / "runs" / "documents"
 MODEL = "viscoin/assets/birds/viscoin.safetensors"
 # What is run, and which of its figures becomes which picture.
-COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
+COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
     "test": (
-        ["test", "viscoin", "--checkpoints", MODEL],
+        "test viscoin",
         {
             "truth-tests": "truth-tests",
             "truth-scenes": "truth-scenes",
@@ -26,20 +26,14 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
             "surgery": "surgery-tests",
         },
     ),
-    "concepts": (["concepts", "--checkpoints", MODEL], {"class-concept-importance": "class-concept-importance"}),
-    "amplify": (["amplify", "--checkpoints", MODEL, "--concept-top-k", "5"], {"amplification": "amplification"}),
+    "concepts": ("concepts", {"class-concept-importance": "class-concept-importance"}),
+    "amplify": ("amplify --concept-top-k 5", {"amplification": "amplification"}),
     "readme": (
-        [
-            *"amplify --image-indices 54 --concept-indices 65,75 --one-by-one --no-control".split(),
-            *("--multipliers", "0,0.5,1", "--checkpoints", MODEL),
-        ],
+        "amplify --image-indices 54 --concept-indices 65,75 --one-by-one --no-control --multipliers 0,0.5,1",
         {"amplification": "readme"},
     ),
-    "surgery": (
-        ["amplify", "--checkpoints", MODEL, "--image-indices", "54,7", "--swap", "81:5"],
-        {"surgery": "surgery"},
-    ),
-    "heatmaps": (["concept-heatmaps", "--checkpoints", MODEL], {"concept-heatmaps": "concept-heatmaps"}),
+    "surgery": ("amplify --image-indices 54,7 --swap 81:5", {"surgery": "surgery"}),
+    "heatmaps": ("concept-heatmaps", {"concept-heatmaps": "concept-heatmaps"}),
 }
 
 
@@ -48,13 +42,13 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"{', '.join(sorted(unknown))}: unknown; choose some of {', '.join(COMMANDS)}")
     for name in sys.argv[1:] or COMMANDS:
-        arguments, figures = COMMANDS[name]
+        command, figures = COMMANDS[name]
         folder = RESULTS / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        print(f"python main.py {' '.join(arguments)}", flush=True)
-        command = [sys.executable, str(ROOT / "main.py"), *arguments, "--out", str(folder)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        print(f"python main.py {command}", flush=True)
+        arguments = [sys.executable, "main.py", *command.split(), "--checkpoints", MODEL, "--out", str(folder)]
+        output = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=ROOT).stdout
         (folder / "output.txt").write_text(output)
         for figure, picture in figures.items():
             shutil.copy(folder / f"{figure}.png", PICTURES / f"{picture}.png")

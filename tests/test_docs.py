@@ -22,8 +22,10 @@ from tiny_models import SETTINGS, Answer, tiny_recipe, write_images, write_model
 
 from benchmarks.timing import program
 from viscoin.cli import app
+from viscoin.datasets.birds import attribute_names, class_names
 from viscoin.errors import Refused
-from viscoin.models.files import ASSETS, load_model
+from viscoin.models.files import ASSETS, load_model, save_model
+from viscoin.models.judge import Judge
 from viscoin.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,7 @@ NOT_RUN = {
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
     "scripts/ship_models.py": "it replaces the models that come along",
+    "scripts/draw_documents.py": "it replaces the pictures that come along",
 }
 # Options that make the others small: by the start of a command, in addition to what they say themselves.
 PARTS = {
@@ -207,7 +210,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         folder = tmp_path_factory.mktemp("assets")
-        write_models(folder / "birds", tiny_recipe(viscoin__n_concepts=CONCEPTS, dataset__test=IMAGES))
+        recipe = tiny_recipe(viscoin__n_concepts=CONCEPTS, dataset__test=IMAGES)
+        write_models(folder / "birds", recipe)
+        judge, names = Judge(attribute_names(), recipe.dataset.resolution), class_names(recipe.dataset.classes)
+        save_model(folder / "birds" / "judge.safetensors", judge, "judge", recipe=recipe, class_names=names)
         yield folder
 
 

@@ -50,10 +50,7 @@ def viscoin_resnet10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def viscoin_resnet10w(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """`viscoin_resnet10` with widths that are multiples of 32, which fill the vector registers of CPUs; 0.71 M weights.
-
-    Nearly the same work in less time: of half-filled registers half of the arithmetic is wasted.
-    """
+    """`viscoin_resnet10` with widths that are multiples of 32, as vector registers are filled by; 0.75 M weights."""
     kwargs = {"block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (32, 64, 96, 192), **kwargs}
     return build_model_with_cfg(_small_resnet, "viscoin_resnet10w", pretrained, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,12 +49,23 @@ class ConceptDirections(nn.Module):
         moved[:, self.styles] += torch.einsum("bk,ksw->bsw", change / self.scale, self.vectors)
         return moved
 
+    def unrelated(self, changed: Tensor) -> Tensor:
+        """How much each concept counts (B, K) among those that an edit should leave alone.
+
+        0 for the changed ones (B, K), and for others (1 - correlation)^2 with the nearest of them: who wants a crest
+        also wants what comes with crests.
+        """
+        apart = (1 - self.correlation.to(changed.device)).clamp_min(0).square()
+        return torch.where(changed[:, :, None], apart, 1.0).amin(1) * ~changed
+
     @torch.no_grad()
     def measure(self, concept_maps: Tensor) -> None:
         """Take what is usual from concept maps (N, K, 3, 3) of many images."""
         phi = concept_maps.float().amax((2, 3))
-        self.scale.copy_(torch.quantile(phi, LARGE, 0).clamp_min(SMALLEST))
-        self.strong.copy_(torch.quantile(phi, STRONG, 0))
+        # not by torch, which takes no more than 16 million numbers
+        large, strong = torch.from_numpy(np.quantile(phi.cpu().numpy(), (LARGE, STRONG), axis=0)).float()
+        self.scale.copy_(large.clamp_min(SMALLEST))
+        self.strong.copy_(strong)
         top = phi.topk(max(1, int(TOP * len(phi))), 0).indices
         means = torch.stack([concept_maps[rows, k].float().mean(0) for k, rows in enumerate(top.T)])
         peaks = means.amax((1, 2), keepdim=True).clamp_min(SMALLEST)

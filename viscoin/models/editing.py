@@ -98,12 +98,10 @@ def read_back(found: Tensor, unedited: Tensor, target: Tensor, changed: Tensor, 
     Args:
         found, unedited: read from the images with and without the edit.
         target: of the edited concept maps.
-        changed: (B, K), bool, the concepts that the edit is about; others count by (1 - correlation)^2 with the
-            nearest of them, as who wants a crest also wants what comes with crests.
+        changed: (B, K), bool, the concepts that the edit is about; others count as `ConceptDirections.unrelated` says.
     """
     scale = usual.scale.to(found)
-    apart = (1 - usual.correlation.to(found)).clamp_min(0).square()
-    weight = torch.where(changed[:, :, None], apart, 1).amin(1) * ~changed
+    weight = usual.unrelated(changed)
     missed = ((found - target).abs() / scale * changed).sum(1) / changed.sum(1).clamp_min(1)
     moved = ((found - unedited).abs() / scale * weight).sum(1)
     return ReadBack(missed, moved / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny))

@@ -95,14 +95,19 @@ class VisCoIN(nn.Module):
         """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes) of g."""
         return self.explain(self.concept_maps(images)[1])
 
-    def encode(self, images: Tensor, supported: int | None = None) -> Encoding:
+    def encode(self, images: Tensor, supported: int | None = None, exact: bool = False) -> Encoding:
         """Run f and Psi on images (B, 3, H, W) in [-1, 1]. f keeps a graph only for images that require a gradient.
 
         Args:
             supported: number of leading images to give the support of, those that G reconstructs; None for all.
+            exact: run Psi in float32 under autocast as well, as concepts of the pursuit need, which are small
+                differences of large numbers.
         """
         logits, maps = self._features(images)
-        return Encoding(logits, maps, *self.concept_extractor(maps, supported))
+        if not exact:
+            return Encoding(logits, maps, *self.concept_extractor(maps, supported))
+        with torch.autocast(images.device.type, enabled=False):
+            return Encoding(logits, maps, *self.concept_extractor([part.float() for part in maps], supported))
 
     def concept_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of f and concept maps (B, K, 3, 3) as `encode` gives them, without the support of the generator."""

@@ -2,10 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ from stylegan2_ada.distributed import (
     share_batch_norm,
     world_size,
 )
-from stylegan2_ada.optimizer import load_optimizer, set_rate
+from stylegan2_ada.optimizer import set_rate
 from viscoin.config import ClassifierConfig, Recipe
 from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
@@ -37,13 +35,12 @@ from viscoin.training.runtime import (
     check_shares,
     fast_layout,
     launch,
-    load_scaler,
     load_splits,
-    scaler_state,
     seed_step,
     setup_optimizer,
     whole_batch,
 )
+from viscoin.training.single import SingleModel, warm_cosine
 from viscoin.training.transforms import Transforms
 
 logger = logging.getLogger(__name__)
@@ -114,7 +111,7 @@ def balanced_weights(dataset: ImageDataset) -> Tensor:
     return torch.from_numpy(len(dataset) / (len(counts) * counts)).float()
 
 
-class ClassifierTask:
+class ClassifierTask(SingleModel):
     """Cross-entropy on labels; the score is the accuracy, or another measure, on validation images."""
 
     def __init__(
@@ -182,18 +179,6 @@ class ClassifierTask:
         score = -results["loss"] if measure == "loss" else results[measure] - 1e-6 * math.tanh(results["loss"])
         return results, score
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler_state(self.fabric),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        load_scaler(self.fabric, state.get("scaler", {}))
-
 
 def class_average(counts: np.ndarray, measure: str) -> float:
     """Balanced accuracy ("balanced_accuracy": mean recall) or macro F1 ("f1") of a confusion matrix (C, C).
@@ -217,12 +202,10 @@ def _optimizer(config: ClassifierConfig, model: Classifier) -> torch.optim.Optim
 def _rate(config: ClassifierConfig, step: int, steps: int, per_epoch: int) -> float:
     """Factor on the learning rate at a step."""
     warm = _warm_up(config, steps, per_epoch)
-    if step < warm:
-        return (step + 1) / warm
+    if step < warm or config.schedule == "cosine":
+        return warm_cosine(step, steps, warm)
     if config.schedule == "step":
         return config.step_factor ** (step // (config.step_epochs * per_epoch))
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     return 1.0
 
 

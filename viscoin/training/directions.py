@@ -85,8 +85,7 @@ def readback_terms(
     """
     distance = (seen - edits.target).abs() / directions.scale
     chosen = edits.chosen.float()
-    apart = (1 - directions.correlation).square()[None]
-    weight = torch.where(edits.chosen[:, :, None], apart, 1.0).amin(1) * ~edits.chosen * ~edits.free
+    weight = directions.unrelated(edits.chosen) * ~edits.free
     change = (seen - plain).abs() / directions.scale
     return {
         "chosen": (distance * chosen).sum() / chosen.sum().clamp_min(1),

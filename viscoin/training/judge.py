@@ -1,9 +1,8 @@
 """Training of the judge on the attributes of real images."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylegan2_ada.distributed import average_gradients, gather_objects, rank, share_batch_norm, world_size
-from stylegan2_ada.optimizer import load_optimizer, set_rate
+from stylegan2_ada.optimizer import set_rate
 from viscoin.config import JudgeConfig, Recipe
 from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
@@ -27,13 +26,12 @@ from viscoin.training.runtime import (
     check_shares,
     fast_layout,
     launch,
-    load_scaler,
     load_splits,
-    scaler_state,
     seed_step,
     setup_optimizer,
     whole_batch,
 )
+from viscoin.training.single import SingleModel, warm_cosine
 
 NOISE = 0.06  # standard deviation of that of noisy images, in units of [-1, 1]
 WARM_UP = 0.1  # share of the steps of rising rate
@@ -93,7 +91,7 @@ def train_judge(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> Path:
     return run.model_path
 
 
-class JudgeTask:
+class JudgeTask(SingleModel):
     """Binary cross-entropy of every attribute; the score is their mean AUROC on validation images."""
 
     def __init__(
@@ -110,7 +108,10 @@ class JudgeTask:
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """`labels` are attributes (B, A), 0 or 1."""
         self.model.train()
-        set_rate(self.optimizer, self.config.learning_rate * _rate(step, self.steps))
+        set_rate(
+            self.optimizer,
+            self.config.learning_rate * warm_cosine(step, self.steps, max(1, round(WARM_UP * self.steps))),
+        )
         with self.fabric.autocast():
             logits = self.forward(spoiled(images, self.config.blurred, self.config.noisy)).float()
         loss = F.binary_cross_entropy_with_logits(logits, labels)
@@ -125,7 +126,7 @@ class JudgeTask:
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
         self.model.eval()
         mine = np.arange(len(self.validation))[rank() :: world_size()]
-        found = np.empty((len(mine), len(self.model.attributes)), np.float32)
+        found = np.empty((len(mine), len(self.validation.attribute_names)), np.float32)
         for start in range(0, len(mine), 256):
             images, _ = self.validation.batch(mine[start : start + 256])
             with self.fabric.autocast():
@@ -139,18 +140,6 @@ class JudgeTask:
         results = {"auroc": float(np.nanmean(areas)), "least_auroc": float(np.nanmin(areas)), "loss": loss}
         return results, results["auroc"] - 1e-6 * math.tanh(loss)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler_state(self.fabric),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        load_scaler(self.fabric, state.get("scaler", {}))
-
 
 def spoiled(images: Tensor, blurred: float, noisy: float) -> Tensor:
     """Images (B, 3, H, W), a random share `blurred` of them averaged over 3x3 pixels, and `noisy` with noise.
@@ -160,11 +149,3 @@ def spoiled(images: Tensor, blurred: float, noisy: float) -> Tensor:
     soft, rough = torch.rand(2, len(images), 1, 1, 1, device=images.device)
     images = torch.where(soft < blurred, F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
     return torch.where(rough < noisy, images + NOISE * torch.randn_like(images), images)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Factor on the learning rate at a step: linear up, cosine down."""
-    warm = max(1, round(WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

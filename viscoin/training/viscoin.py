@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from stylegan2_ada.distributed import average_gradients, gather, gather_objects, rank, world_size
+from stylegan2_ada.distributed import average_gradients, from_first, gather, gather_objects, rank, world_size
 from stylegan2_ada.networks import Generator
 from stylegan2_ada.optimizer import load_optimizer
 from stylegan2_ada.together import once, together
@@ -133,7 +133,7 @@ def train_viscoin(
     seed_step(recipe.seed, 0)
     ensemble = build_ensemble(config, classifier, generator, train.class_names)
     dimensions = None
-    if not any(run.checkpoints.glob("*.pt")):
+    if from_first(not any(run.checkpoints.glob("*.pt"))):  # all of them, or none: another node may see files late
         dimensions = start_ensemble(ensemble, generator, train, recipe, run, fabric.device)
     task = ViscoinTask(ensemble, generator, config, fabric, validation, runtime.compile, dimensions)
     batches = StepBatches(
@@ -268,9 +268,10 @@ class ViscoinTask:
         count = len(images)  # number of leading images that G reconstructs
         if config.reconstructed is not None:
             count = generated + config.reconstructed // (world_size() * config.accumulate)
-        code = ensemble.encode(images, count)
+        held = config.hold_concepts == 1
+        code = ensemble.encode(images, count, exact=held)
         terms = self._reconstruction_terms(images[:count], code, step)
-        if config.hold_concepts == 1:
+        if held:
             return terms
         terms["orthogonality"] = config.orthogonality * losses.concept_orthogonality(
             ensemble.concept_extractor.conv5.weight
@@ -302,7 +303,8 @@ class ViscoinTask:
         }
         directions = ensemble.generator.directions
         if directions is not None and step >= self._first_of_directions:
-            chosen = slice(count - self._share(config.direction_images), count)  # real images where there are enough
+            # the last ones, which are real images where there are enough of these
+            chosen = slice(max(0, count - self._share(config.direction_images)), count)
             terms |= self._direction_terms(
                 directions, code.concept_maps[:count][chosen], code.support[chosen], rebuilt.detach()[chosen],
                 [part.detach()[chosen] for part in again.maps],
@@ -358,7 +360,10 @@ class ViscoinTask:
             n += len(labels)
         *sums, n = map(sum, zip(*gather_objects([*totals.values(), n])))
         results = {key: value / n for key, value in zip(totals, sums)}
-        return results, results["agreement"] + results["accuracy_on_reconstructions"] - results["mse"]
+        score = results["agreement"] + results["accuracy_on_reconstructions"] - results["mse"]
+        # It says nothing of directions, which are best in the end.
+        unfinished = self.config.directions > 0 and step < self.config.steps
+        return results, None if unfinished else score
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -1,0 +1,39 @@
+"""What tasks that train one model share: the state to go on from, and the usual course of the learning rate."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from stylegan2_ada.optimizer import load_optimizer
+from viscoin.training.runtime import load_scaler, scaler_state
+
+
+class SingleModel:
+    """State of `model`, `optimizer` and the scaler of `fabric`."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    fabric: Fabric
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler_state(self.fabric),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        load_scaler(self.fabric, state.get("scaler", {}))
+
+
+def warm_cosine(step: int, steps: int, warm: int) -> float:
+    """Factor on the learning rate at a step: linear up for `warm` steps, then a cosine down to 0."""
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -66,7 +66,7 @@ class Size:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-FULL = Size(test=2000, faithfulness=1000, steps=1000)
+FULL = Size(test=2000, faithfulness=1000, steps=500)
 QUICK = Size(
     test=300,
     faithfulness=150,

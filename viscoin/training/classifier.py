@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylegan2_ada.distributed import (
@@ -65,6 +65,7 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
     model = build_classifier(config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained)
+    zero_last_layer(model)
     if config.train_layers != "all" and not config.pretrained:
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
     batch_size = whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate)
@@ -91,6 +92,18 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
         )  # fmt: skip
     fabric.barrier()
     return run.model_path
+
+
+def zero_last_layer(model: Classifier) -> None:
+    """Start with all classes alike.
+
+    A random last layer makes pretrained features pay for it first, and leaves noise in the directions that classes do
+    not need, which the pursuit would have to tell from concepts.
+    """
+    layers = model.model.get_classifier()
+    for layer in layers if isinstance(layers, tuple) else (layers,):  # a distilled DeiT has two
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
 
 
 def balanced_weights(dataset: ImageDataset) -> Tensor:

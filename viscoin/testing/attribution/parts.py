@@ -219,7 +219,7 @@ def distractibility(important: np.ndarray, unneeded: np.ndarray) -> np.ndarray:
 
 
 def single_deletion(truth: PartTruth, importance: np.ndarray, published: bool = False) -> np.ndarray:
-    """SD (N,): (1 + Spearman's correlation of importances (N, P) with what the label's logit loses without each part)/2.
+    """SD (N,): (1 + rank correlation of importances (N, P) with what the logit loses without each part) / 2.
 
     NaN where f loses the same without any part. A map that has all parts equal is NaN as published, repaired 0.5.
     """

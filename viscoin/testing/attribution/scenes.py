@@ -145,7 +145,7 @@ def _part_scenes(
         [masks[row, np.array(owners) == part].any() for part in range(len(names))] for row in range(len(scenes))
     ])  # fmt: skip
     objects = np.stack([_padded(found, most, np.nan) for found in without])
-    truth = PartTruth(dataset.labels[indices], np.stack(logits), objects, table, seen)
+    truth = PartTruth(dataset.labels[indices], np.stack(logits).astype(np.float32), objects, table, seen)
     hidden = to_images(np.stack([scene.without[-1] for scene in scenes])).to(device)
     return PartScenes(names, truth, masks, owners, hidden)
 

@@ -87,6 +87,7 @@ class ClassifierConfig(Section):
     best_metric: Literal["accuracy", "balanced_accuracy", "f1", "loss"] = Field(
         "accuracy", description="measure on validation images by which the best model is kept"
     )
+    keep_every: int | None = Field(None, ge=1, description="epochs between models that are kept, to compare them")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     horizontal_flip: bool = True
     padding: int = Field(0, ge=0, description="random crop after padding by so many pixels")

@@ -63,6 +63,9 @@ class ClassifierConfig(Section):
 
     backbone: str = Field("viscoin_resnet10", description="a name of timm, or a common spelling of one")
     pretrained: bool = True
+    cut: str | None = Field(
+        None, description="module of the backbone after which it ends, in the mean over positions and one linear layer"
+    )
     train_layers: str = Field(
         "all", description="what trains beside the last layer: all, head (nothing), last:N (blocks), or stages by name"
     )

@@ -70,6 +70,10 @@ class AttributionStudy:
         strength = self.results[method].maps.abs().numpy()
         return float(np.quantile(strength, SCALED)) or float(strength.max()) or 1.0
 
+    def clipped(self, method: str) -> bool:
+        """Whether some values lie beyond the end of the colour scale."""
+        return float(self.results[method].maps.abs().max()) > self.limit(method)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers; the maps themselves are in `save_maps`."""
         return {
@@ -116,8 +120,8 @@ def study_attribution(
         methods: names of `METHODS`, or "all": all that hold for the model, but for the controls.
 
     Raises:
-        Refused: as `attribute` and `ask`. A method that does not hold for the model is left out, which is logged, unless
-            no other is left.
+        Refused: as `attribute` and `ask`. A method that does not hold for the model is left out, which is logged,
+            unless no other is left.
     """
     names = expand_methods(methods)
     check_settings(target, names, settings)
@@ -200,8 +204,8 @@ def check_settings(target: Target, methods: Sequence[str], settings: Settings) -
 def save_maps(path: Path, study: AttributionStudy) -> Path:
     """Write the maps as .npz, whole or not at all.
 
-    It holds `images` (N, H, W, 3) uint8, `targets` (N,), `logits` (N, C), `against` (N,) where there is one, and of each
-    method `METHOD.maps` (N, H, W) and `METHOD.native` (N, h, w), float32, not normalised.
+    It holds `images` (N, H, W, 3) uint8, `targets` (N,), `logits` (N, C), `against` (N,) where there is one, and of
+    each method `METHOD.maps` (N, H, W) and `METHOD.native` (N, h, w), float32, not normalised.
 
     Raises:
         Refused: it cannot be written.

@@ -24,7 +24,7 @@ from viscoin.testing.attribution.robustness import blocks, randomised, similarit
 
 DEMOS = ("shift", "randomise")
 CONSTANT = 0.3  # added to all pixels in [-1, 1]
-EXACT = 1e-3  # largest difference of logits of the moved network, as a share of the largest logit
+EXACT = 1e-3  # difference of logits or of a map, as a share of the largest, up to which they are the same
 SHIFT_METHODS = ("gradcam", "saliency", "input-x-gradient", "integrated-gradients")
 RANDOMISE_METHODS = ("gradcam", "saliency", "integrated-gradients")
 FAILS = "edges"  # knows nothing of the model, so that its maps stay whatever happens to the weights
@@ -72,6 +72,14 @@ class Moved:
     correlation: np.ndarray
     difference: float
 
+    @property
+    def stays(self) -> bool:
+        return self.difference <= EXACT
+
+    @property
+    def verdict(self) -> str:
+        return "the same" if self.stays else f"changes by {self.difference:.2g} of its peak"
+
 
 @dataclass(frozen=True)
 class ShiftResult:
@@ -94,11 +102,7 @@ class ShiftResult:
     @property
     def summary(self) -> str:
         """A line for each row: whether the map stayed."""
-        lines = [
-            f"{row.title}: {'the same' if row.difference <= EXACT else f'changes by {row.difference:.2g} of its peak'}, "
-            f"rank correlation {row.correlation.mean():.2f}"
-            for row in self.rows
-        ]
+        lines = [f"{row.title}: {row.verdict}, rank correlation {row.correlation.mean():.2f}" for row in self.rows]
         same = f"f'(x + {self.constant:g}) = f(x): logits differ by at most {self.logit_difference:.1g}"
         return "\n".join([same, *lines])
 

@@ -24,6 +24,7 @@ ALIASES = {
     "generator": ("gan",),
     "indices": ("concept_indices",),
     "measures": ("metrics",),
+    "method": ("with_map",),
     "noise_mode": ("noise",),
     "threshold": ("concept_threshold",),
     "top_k": ("concept_top_k",),

@@ -33,7 +33,7 @@ HEIGHT = 9.0  # inches of a page that figures may take
 LABEL, BAR = 1.15, 0.6  # inches on the left for the methods, on the right for the colour bars
 LARGEST = 1.1  # side of a map, inches
 CHARACTER = 0.059  # width of a small letter, inches
-NAME_LINES = 3  # of a class in a column
+MOST_LINES = 5  # that the names of classes take in a column, in each of which at least 2
 
 
 def check_views(images: int, scores: int, parameter: str = "image_indices") -> None:
@@ -98,7 +98,7 @@ def attribution_figure(
         limit, signed = study.limit(method), study.results[method].signed
         for view, heat in enumerate(study.results[method].maps.numpy()):
             table.image(row, view, painted(views.images[view], heat / limit, signed, overlay))
-        colour_bar(table, row, signed, f"{limit:.2g}")
+        colour_bar(table, row, signed, f"{limit:.2g}", study.clipped(method))
     _groups(table, groups or {})
     return table.figure
 
@@ -117,17 +117,22 @@ def describe_view(views: Views, view: int, characters: int) -> list[str]:
     lines = [middle_cut(views.names[view], characters)]
     for role, index in found:
         share = _percent(float(views.probabilities[view, index]))
-        lines += [f"{role} {share}", *_cut(views.class_names[index], characters)]
-    return lines if views.of_classes else [*lines, *_cut(views.score_names[target], characters)]
+        lines += [f"{role} {share}", *_cut(views.class_names[index], characters, max(2, MOST_LINES // len(found)))]
+    return lines if views.of_classes else [*lines, *_cut(views.score_names[target], characters, 2)]
 
 
 def _percent(probability: float) -> str:
     return f"{100 * probability:.0f} %" if 0.01 <= probability <= 0.99 else "<1 %" if probability < 0.5 else ">99 %"
 
 
-def _cut(name: str, characters: int, most: int = NAME_LINES) -> list[str]:
+def _cut(name: str, characters: int, most: int) -> list[str]:
+    """Lines of a name; where they are too many, words are left out at the end."""
     lines = wrap(name, max(8, characters))
-    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: max(8, characters) - 1]}…"]
+    if len(lines) <= most:
+        return lines
+    last = lines[most - 1]
+    shorter = last if len(last) < max(8, characters) else last.rpartition(" ")[0] or last[:-1]
+    return [*lines[: most - 1], f"{shorter}…"]
 
 
 def palette(signed: bool) -> Colormap:
@@ -149,14 +154,15 @@ def painted(image: np.ndarray, heat: np.ndarray, signed: bool, overlay: bool = T
     return np.asarray((1 - opacity) * grey + opacity * colours)
 
 
-def colour_bar(table: ImageTable, row: int, signed: bool, limit: str) -> None:
-    """The scale of a row, at its right: from 0, or from one sign to the other, to its end."""
+def colour_bar(table: ImageTable, row: int, signed: bool, limit: str, clipped: bool = False) -> None:
+    """The scale of a row at its right: from 0, or between both signs, to its end, with a point if more is beyond."""
     y = table.corner(row, 0)[1] + 0.06
     height, left = table.side - 0.12, table.width - BAR + 0.08
     place = (left / table.width, 1 - (y + height) / table.height, 0.08 / table.width, height / table.height)
     axes = table.figure.add_axes(place)
     scale = ScalarMappable(Normalize(-1 if signed else 0, 1), palette(signed))
-    bar = table.figure.colorbar(scale, cax=axes, ticks=[-1, 0, 1] if signed else [0, 1])
+    extend = ("both" if signed else "max") if clipped else "neither"
+    bar = table.figure.colorbar(scale, cax=axes, ticks=[-1, 0, 1] if signed else [0, 1], extend=extend)
     bar.ax.set_yticklabels([f"−{limit}", "0", limit] if signed else ["0", limit], fontsize=SMALL)
     bar.ax.tick_params(length=1.5, pad=1.5)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -186,7 +192,7 @@ def checkpoint_figure(study: CheckpointStudy, view: int, width: float = PAGE) ->
     first = study.studies[0]
     methods = list(first.results)
     side = min((width - LABEL - BAR - 0.2) / (len(methods) + 1) - ImageTable.GAP, LARGEST)
-    titles = [_cut(first.title(method), int(side / CHARACTER)) for method in methods]
+    titles = [_cut(first.title(method), int(side / CHARACTER), 2) for method in methods]
     rows = len(study.names)
     table = ImageTable(
         rows, len(methods) + 1, width, LABEL + 0.2, BAR, header_lines=max(map(len, titles)), largest=LARGEST
@@ -214,7 +220,7 @@ def _state(study: CheckpointStudy, row: int, view: int) -> list[str]:
     predicted, target = int(views.predicted[view]), int(views.targets[view])
     right = "" if views.labels is None else ", right" if predicted == views.labels[view] else ", wrong"
     lines += [f"predicted {_percent(float(views.probabilities[view, predicted]))}{right}"]
-    lines += _cut(views.class_names[predicted], characters)
+    lines += _cut(views.class_names[predicted], characters, 3)
     if target != predicted:
         lines += [f"explained {_percent(float(views.probabilities[view, target]))}"]
         lines += _cut(views.class_names[target], characters, 2)

@@ -49,10 +49,8 @@ def shift_figure(result: ShiftResult, width: float = PAGE) -> Figure:
             table.header(2 * view + column, title)
             table.image(0, 2 * view + column, pixels[view])
     for row, method in enumerate(result.rows, 1):
-        changed = method.difference > 1e-3
-        text = [*wrap(method.title, 24), f"rank correlation {method.correlation.mean():.2f}"]
-        text.append(f"change {method.difference:.1g} of the peak" if changed else "the same")
-        table.label(row, "\n".join(text), color=VERMILION if changed else DARK)
+        text = [*wrap(method.title, 24), *wrap(method.verdict, 24), f"rank correlation {method.correlation.mean():.2f}"]
+        table.label(row, "\n".join(text), color=DARK if method.stays else VERMILION)
         for view in range(len(views)):
             for column, (pixels, heat) in enumerate(((views.images, method.before), (result.moved, method.after))):
                 drawn = painted(pixels[view], heat[view] / method.limit, method.signed)

@@ -65,7 +65,9 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     train, validation = load_splits(fabric, recipe)
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
-    model = build_classifier(config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained)
+    model = build_classifier(
+        config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained, config.cut
+    )
     if config.train_layers != "all" and not config.pretrained:
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
     batch_size = whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate)

@@ -67,8 +67,7 @@ class AttributionStudy:
 
     def limit(self, method: str) -> float:
         """End of the colour scale of a method, the same for all views; 1 where all maps are zero."""
-        strength = self.results[method].maps.abs().numpy()
-        return float(np.quantile(strength, SCALED)) or float(strength.max()) or 1.0
+        return scale_end(self.results[method].maps.numpy())
 
     def clipped(self, method: str) -> bool:
         """Whether some values lie beyond the end of the colour scale."""
@@ -97,6 +96,12 @@ class AttributionStudy:
             "colour_limit": self.limit(method),
             "highest_points": [_highest(heat) for heat in result.maps.numpy()],
         }
+
+
+def scale_end(maps: np.ndarray) -> float:
+    """The absolute value that all pixels but the strongest few reach at most; 1 where all are zero."""
+    strength = np.abs(maps)
+    return float(np.quantile(strength, SCALED)) or float(strength.max()) or 1.0
 
 
 def _highest(heat: np.ndarray) -> list[int] | None:

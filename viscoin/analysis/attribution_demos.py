@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viscoin.analysis.attribution import Settings, check_settings, expand_methods, explain, repeated, run_method
+from viscoin.analysis.attribution import (
+    Settings,
+    check_settings,
+    expand_methods,
+    explain,
+    repeated,
+    run_method,
+    scale_end,
+)
 from viscoin.analysis.questions import Asked, Views, ask, scores_of
 from viscoin.attribution import METHODS
 from viscoin.attribution.targets import ClassifierLogit
@@ -73,12 +81,16 @@ class Moved:
     difference: float
 
     @property
+    def clipped(self) -> bool:
+        return bool(max(np.abs(self.before).max(), np.abs(self.after).max()) > self.limit)
+
+    @property
     def stays(self) -> bool:
         return self.difference <= EXACT
 
     @property
     def verdict(self) -> str:
-        return "the same" if self.stays else f"changes by {self.difference:.2g} of its peak"
+        return "the same" if self.stays else f"change {self.difference:.2f} of peak"
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,7 @@ def _with_baseline(
 
 def _moved(title: str, signed: bool, before: Tensor, after: Tensor) -> Moved:
     a, b = before.numpy(), after.numpy()
-    limit = float(max(np.abs(a).max(), np.abs(b).max())) or 1.0
+    limit = scale_end(np.stack([a, b]))
     difference = float(np.abs(a - b).max() / (np.abs(a).max() or 1.0))
     return Moved(title, signed, a, b, limit, spearman(a, b), difference)
 
@@ -230,6 +242,11 @@ class RandomisedResult:
     maps: dict[str, np.ndarray]
     correlation: dict[str, np.ndarray]
     similarity: dict[str, np.ndarray]
+
+    def scaled(self, method: str, state: int, view: int) -> np.ndarray:
+        """A map (H, W) in units of the end of its own colour scale."""
+        heat = self.maps[method][state, view]
+        return np.asarray(heat / scale_end(heat))
 
     @property
     def summary(self) -> str:

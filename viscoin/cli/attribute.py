@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 IMAGES = {"shift": 2, "randomise": 4}  # of the demos
 USUAL = 4
 
-METHOD_HELP = "Methods, by commas or repeated; all: those that hold for the model. Default: gradcam."
+METHOD_HELP = (
+    "cam|gradcam|hirescam|gradcampp|smoothgradcampp|xgradcam|layercam|scorecam|sscam|attention|rollout|chefer|saliency|"
+    "input-x-gradient|smoothgrad|integrated-gradients|deeplift|guided-backprop|gradient-shap|occlusion|rise|kernel-shap|"
+    "random|centre|edges|all; several by commas or repeated; all: but the last three, if they hold. Default: gradcam."
+)
 TARGET_HELP = "Class to explain: predicted (default), true, runner-up, a name or a number; repeatable."
 LAYER_HELP = "Layer for CAMs: 0 (finest) to 2, a module, or all multiplied. Default: the last that matters."
 

@@ -33,7 +33,7 @@ HEIGHT = 9.0  # inches of a page that figures may take
 LABEL, BAR = 1.15, 0.6  # inches on the left for the methods, on the right for the colour bars
 LARGEST = 1.1  # side of a map, inches
 CHARACTER = 0.059  # width of a small letter, inches
-MOST_LINES = 5  # that the names of classes take in a column, in each of which at least 2
+MOST_LINES = {1: 5, 2: 4, 3: 3}  # of the name of a class, where a column names so many; 2 where it names more
 
 
 def check_views(images: int, scores: int, parameter: str = "image_indices") -> None:
@@ -117,7 +117,8 @@ def describe_view(views: Views, view: int, characters: int) -> list[str]:
     lines = [middle_cut(views.names[view], characters)]
     for role, index in found:
         share = _percent(float(views.probabilities[view, index]))
-        lines += [f"{role} {share}", *_cut(views.class_names[index], characters, max(2, MOST_LINES // len(found)))]
+        lines += wrap(f"{role} {share}", characters)
+        lines += _cut(views.class_names[index], characters, MOST_LINES.get(len(found), 2))
     return lines if views.of_classes else [*lines, *_cut(views.score_names[target], characters, 2)]
 
 

@@ -53,9 +53,9 @@ def shift_figure(result: ShiftResult, width: float = PAGE) -> Figure:
         table.label(row, "\n".join(text), color=DARK if method.stays else VERMILION)
         for view in range(len(views)):
             for column, (pixels, heat) in enumerate(((views.images, method.before), (result.moved, method.after))):
-                drawn = painted(pixels[view], heat[view] / method.limit, method.signed)
+                drawn = painted(pixels[view], heat[view] / method.limit, method.signed, overlay=False)
                 table.image(row, 2 * view + column, drawn)
-        colour_bar(table, row, method.signed, f"{method.limit:.2g}")
+        colour_bar(table, row, method.signed, f"{method.limit:.2g}", method.clipped)
     return table.figure
 
 
@@ -71,7 +71,7 @@ def randomised_figure(result: RandomisedResult, view: int = 0, width: float = PA
     )
     table.header(0, "image")
     table.image(0, 0, result.views.images[view])
-    for row, (method, maps) in enumerate(result.maps.items()):
+    for row, method in enumerate(result.maps):
         text = wrap(METHODS[method].title, 17)
         table.label(row, "\n".join([*text, "(of no network)"] if method == FAILS else text))
         signed = METHODS[method].signed
@@ -80,12 +80,11 @@ def randomised_figure(result: RandomisedResult, view: int = 0, width: float = PA
                 share = f"p = {result.probabilities[state, view]:.2f}"
                 down = wrap(f"down to {result.steps[state]}" if state else "as trained", int(table.side / CHARACTER))
                 table.header(column, "\n".join([*down[:2], share]))
-            heat = maps[state, view]
-            table.image(row, column, painted(result.views.images[view], heat / (np.abs(heat).max() or 1), signed))
+            table.image(row, column, painted(result.views.images[view], result.scaled(method, state, view), signed))
             if state:
                 numbers = result.correlation[method][state, view], result.similarity[method][state, view]
                 table.caption(row, column, f"ρ {numbers[0]:.2f}, S {numbers[1]:.2f}".replace("-", "−"))
-        colour_bar(table, row, signed, "max")
+        colour_bar(table, row, signed, "max", clipped=True)
     return table.figure
 
 

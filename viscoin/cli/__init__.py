@@ -8,6 +8,7 @@ import typer
 
 from viscoin.cli import (
     amplify,
+    attribute,
     concept_heatmaps,
     concepts,
     data,
@@ -57,6 +58,7 @@ for command in (
     concepts.concepts,
     amplify.amplify,
     concept_heatmaps.concept_heatmaps,
+    attribute.attribute,
     project.project,
     demo.demo,
     sweep.sweep,

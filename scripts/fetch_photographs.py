@@ -15,6 +15,7 @@ The model file keeps of the last layer the rows of these classes: their logits a
 """
 
 import argparse
+import csv
 import re
 import shutil
 import subprocess
@@ -96,22 +97,35 @@ def write(out: Path, folder: Path, weights: Path, seed: int) -> None:
     """The dataset, the model, and a line for each stamp in stamps.csv: what became of it."""
     network, names = load_network(weights), class_names()
     stamps = list(find_stamps(folder, names))
-    named = [stamp for stamp in stamps if predicted(network, on_grey(stamp.image())) in stamp.classes]
+    labels = [predicted(network, on_grey(stamp.image())) for stamp in stamps]
+    named = [stamp for stamp, label in zip(stamps, labels) if label in stamp.classes]
     print(f"{len(stamps)} stamps of a class; on grey, the network names {len(named)} of them rightly")
-    lines, kept = ["stamp,description,class,compositions named rightly of those tried"], []
-    for number, stamp in enumerate(named):
-        found, tried = compositions(network, stamp, named, np.random.default_rng([seed, number]))
-        label = predicted(network, on_grey(stamp.image()))
-        name = names[label][0].replace("/", "-")
-        lines.append(f'{stamp.path.stem},"{stamp.description}",{name},{len(found)} of {tried}')
-        print(lines[-1], flush=True)
-        if len(found) == len(SPLITS):
-            kept.append(label)
-            save(out, name, stamp.path.stem, found)
-    (out / "stamps.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    labels = sorted(set(kept), key=lambda label: names[label][0])
-    save_network(out, network, labels, [names[label][0].replace("/", "-") for label in labels])
-    print(f"{len(kept)} stamps of {len(labels)} classes, each in {len(SPLITS)} compositions: {out}")
+    rows, kept = [], []
+    for stamp, label in zip(stamps, labels):
+        row = [stamp.path.stem, stamp.description, names[label][0], label in stamp.classes, 0, 0]
+        if stamp in named:
+            found, row[-1] = compositions(network, stamp, named, np.random.default_rng([seed, named.index(stamp)]))
+            row[-2] = len(found)
+            if len(found) == len(SPLITS):
+                kept.append(label)
+                save(out, folder_name(names[label]), stamp.path.stem, found)
+        rows.append(row)
+        print(*row, sep=" | ", flush=True)
+    write_table(out / "stamps.csv", rows)
+    classes = sorted(set(kept), key=lambda label: folder_name(names[label]))
+    save_network(out, network, classes, [folder_name(names[label]) for label in classes])
+    print(f"{len(kept)} stamps of {len(classes)} classes, each in {len(SPLITS)} compositions: {out}")
+
+
+def write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("stamp", "description", "named on grey", "rightly", "compositions named rightly", "tried"))
+        writer.writerows(rows)
+
+
+def folder_name(names: Sequence[str]) -> str:
+    return names[0].replace("/", "-")
 
 
 def class_names() -> list[list[str]]:
@@ -153,7 +167,7 @@ def load_network(weights: Path) -> Classifier:
 
 def predicted(network: Classifier, image: Image.Image) -> int:
     with torch.inference_mode():
-        return int(network(to_images(np.asarray(image)[None])).argmax())
+        return int(network(to_images(np.array(image)[None])).argmax())
 
 
 def on_grey(stamp: Image.Image) -> Image.Image:
@@ -168,7 +182,8 @@ def scaled(stamp: Image.Image, longest: float) -> Image.Image:
     """Cut to what can be seen, and scaled to a longer side."""
     stamp = stamp.crop(stamp.getchannel("A").point(lambda alpha: 255 * (alpha > SEEN)).getbbox())
     factor = longest / max(stamp.size)
-    return stamp.resize((max(1, round(factor * stamp.width)), max(1, round(factor * stamp.height))), Image.Resampling.LANCZOS)
+    width, height = (max(1, round(factor * length)) for length in stamp.size)
+    return stamp.resize((width, height), Image.Resampling.LANCZOS)
 
 
 Composition = tuple[Image.Image, Image.Image]

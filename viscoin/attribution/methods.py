@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from viscoin.attribution import activation, attention, controls, gradients, libraries, occlusion, rise
 from viscoin.attribution.options import Option
 from viscoin.attribution.question import DoesNotHold, Found, Question
+from viscoin.attribution.targets import ClassifierLogit
 from viscoin.errors import Refused
 
 ENTRY_POINTS = "viscoin.attributions"
@@ -82,6 +83,8 @@ def register(
         raise Refused("name", name, "there is such a method", "choose another")
 
     def run(question: Question) -> Found:
+        if not isinstance(question.target, ClassifierLogit):
+            raise DoesNotHold("a plugin explains logits of the classifier f alone")
         if question.against is not None:
             raise DoesNotHold("a plugin explains one class, not one against another")
         maps = function(question.images, question.targets, question.target.classifier)

@@ -8,6 +8,7 @@ import typer
 from viscoin.cli import options
 from viscoin.cli.output import echo, json_alone
 from viscoin.cli.results import results_folder
+from viscoin.errors import Refused
 
 
 def scorecard(
@@ -43,6 +44,8 @@ def scorecard(
     Does a map point at the part, fall when the part goes, stay when the background goes, and stand noise? On data whose
     scenes can be rendered with one thing deleted: birds and funnybirds.
     """
+    if classifier is not None and viscoin is not None:
+        raise Refused("classifier", classifier, "an ensemble has one already", "give one of them")
     from datetime import date
 
     from viscoin.attribution.plugins import load_plugins

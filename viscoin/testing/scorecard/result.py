@@ -19,7 +19,7 @@ from viscoin.testing.attribution.robustness import perturbations
 from viscoin.testing.scorecard.concepts import concept_functions
 from viscoin.testing.scorecard.questions import QUESTIONS, Maps, ask
 from viscoin.testing.scorecard.scenes import SCENES, Cases, choose_cases
-from viscoin.testing.scorecard.subjects import CONTROLS, Subject, class_subjects, concept_subjects
+from viscoin.testing.scorecard.subjects import Subject, class_subjects, concept_subjects
 
 NOISES = 4
 RESAMPLES = 500
@@ -199,7 +199,7 @@ def _row(one: _Asked, edges: Mapping[str, tuple[np.ndarray, np.ndarray]] | None,
     subject = one.subject
     answers = {}
     for question, (values, chance) in one.scores.items():
-        other = None if edges is None or subject.name in CONTROLS else edges[question][0]
+        other = None if edges is None or subject.kind == "control" else edges[question][0]
         if not np.isnan(values).all():
             answers[question] = _answer(values, chance, other, seed)
     case = shown if subject.asked[shown] else int(np.flatnonzero(subject.asked)[0])

@@ -153,8 +153,8 @@ def scorecard(subjects: Iterable[Subject], cases: Cases, seed: int = 0) -> Score
             try:
                 found.append(_asked(subject, cases, noisy))
             except Refused as error:
-                left_out[subject.name] = str(error)
-                logger.warning("%s is left out: %s", subject.name, error)
+                left_out[subject.name] = error.reason
+                logger.warning("%s is left out: %s", subject.name, error.reason)
             bar.update()
     edges = next((one.scores for one in found if one.subject.name == "edges"), None)
     shown = _shown(found, cases)

@@ -155,8 +155,9 @@ def _bird(dataset: BirdsDataset, index: int) -> Version:
 
 
 def _funny_bird(dataset: FunnyBirdsDataset, index: int) -> Version:
-    """Published pictures have background objects deleted one at a time only, so there is none without all of them."""
+    """Of objects behind the bird the first one is deleted: there are no published pictures without all of them."""
     masks = dict(zip(dataset.part_names, dataset.part_masks(index)))
     seen = {part: mask for part, mask in masks.items() if mask.any()}
     without = {part: dataset.without_parts(index, [part]) for part in seen}
-    return Version(np.asarray(dataset.pixels[index]), None, without, seen, dataset.attributes[index])
+    plain = dataset.without_background_object(index, 0) if dataset.background_objects(index) else None
+    return Version(np.asarray(dataset.pixels[index]), plain, without, seen, dataset.attributes[index])

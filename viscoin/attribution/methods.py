@@ -4,17 +4,20 @@ A method from outside is a function images, targets, classifier -> maps, entered
 the entry point group `viscoin.attributions`.
 """
 
+import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from viscoin.attribution import activation, attention, controls, gradients, libraries, occlusion, rise
+from viscoin.attribution import activation, attention, controls, gradients, occlusion, rise, shapley
+from viscoin.attribution.deeplift import deeplift
 from viscoin.attribution.options import Option
 from viscoin.attribution.question import DoesNotHold, Found, Question
 from viscoin.attribution.targets import ClassifierLogit
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 
 ENTRY_POINTS = "viscoin.attributions"
 FAMILIES = ("activation", "attention", "gradient", "perturbation", "learned", "control", "plugin")
@@ -87,7 +90,12 @@ def register(
             raise DoesNotHold("a plugin explains logits of the classifier f alone")
         if question.against is not None:
             raise DoesNotHold("a plugin explains one class, not one against another")
-        maps = function(question.images, question.targets, question.target.classifier)
+        try:
+            maps = function(question.images, question.targets, question.target.classifier)
+        except Exception as error:  # whatever a plugin raises
+            code = getattr(inspect.unwrap(function), "__code__", None)
+            said = said_by(error, code.co_filename if code else None)
+            raise Refused("method", name, f"the plugin raised {said}", "mend it") from error
         if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != len(question.images):
             shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise Refused("method", name, f"gave {shape}, not maps ({len(question.images)}, h, w)", "mend the plugin")
@@ -95,6 +103,15 @@ def register(
         return Found(maps if signed else maps.clamp(min=0))
 
     METHODS[name] = Method(title or name, "plugin", run, reference or "a plugin", "unknown", signed=signed)
+
+
+def said_by(error: Exception, file: str | None = None) -> str:
+    """Kind and words of an error, and the last line of a file that led to it: "KeyError: 'heads' (line 12)"."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines = [error.lineno]
+    said = f"{type(error).__name__}: {reason_of(error)}"
+    return f"{said} (line {lines[-1]})" if lines else said
 
 
 def described(name: str) -> str:
@@ -153,7 +170,7 @@ METHODS: dict[str, Method] = {
     "sscam": Method(
         "SS-CAM", "activation", activation.score_cam, "Wang et al. 2020, arXiv 2006.14255", "1 + C n + 0",
         needs=("maps",), layered=True, random=True,
-        options={"samples": _samples(35), "std": _std(2.0, "of the activations")},
+        options={"samples": _samples(35), "std": _std(2.0, "of masks in [0, 1]")},
     ),
     "attention": Method(
         "Attention", "attention", attention.last_attention, "weights of the last block", "1 + 0",
@@ -186,7 +203,7 @@ METHODS: dict[str, Method] = {
         options={"steps": Option(None, "steps of the path; without, as many as each image needs", 1, optional=True)},
     ),
     "deeplift": Method(
-        "DeepLIFT", "gradient", libraries.deeplift, "Shrikumar et al. 2017, arXiv 1704.02685, Eqs. 6-8", "2 + 1",
+        "DeepLIFT", "gradient", deeplift, "Shrikumar et al. 2017, arXiv 1704.02685, Eqs. 6-8", "2 + 1",
         signed=True, complete=True, needs=("relu",), compared=True, extra="attribution",
     ),
     "guided-backprop": Method(
@@ -216,8 +233,8 @@ METHODS: dict[str, Method] = {
         },
     ),
     "kernel-shap": Method(
-        "Kernel SHAP", "perturbation", libraries.kernel_shap, "Lundberg & Lee 2017, arXiv 1705.07874, Sec. 4.1",
-        "n + 0", signed=True, complete=True, compared=True, random=True, extra="attribution",
+        "Kernel SHAP", "perturbation", shapley.kernel_shap, "Lundberg & Lee 2017, arXiv 1705.07874, Sec. 4.1",
+        "n + 0", signed=True, complete=True, compared=True, random=True,
         options={"samples": _samples(300), "cells": Option(7, "cells on a side", least=2)},
     ),
     "random": Method("Random noise", "control", controls.random, "none", "0 + 0", random=True),

@@ -7,16 +7,14 @@ import importlib.util
 import inspect
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from viscoin.attribution.methods import ENTRY_POINTS, METHODS, Plugin, register
-from viscoin.errors import Refused, reason_of, regular
+from viscoin.attribution.methods import ENTRY_POINTS, METHODS, register, said_by
+from viscoin.errors import Refused, regular
 
 PARAMETERS = ("images", "targets", "classifier")
 SHAPE = "def my_method(images, targets, classifier): ... return maps"
@@ -51,7 +49,7 @@ def _of_package(point: EntryPoint) -> str | None:
             raise Refused(None, None, f"{point.value} is no function", f"give one: {SHAPE}")
         _enter(point.name, function, f"package {package}")
     except Exception as error:  # whatever the code of others raises must not stop ours
-        logger.warning("attribution method %s of package %s is left out: %s", point.name, package, _said(error))
+        logger.warning("attribution method %s of package %s is left out: %s", point.name, package, said_by(error))
         return None
     return point.name
 
@@ -81,7 +79,7 @@ def _run(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise Refused("plugin", file, f"it cannot be run: {_said(error, str(file))}", "mend it") from error
+        raise Refused("plugin", file, f"it cannot be run: {said_by(error, str(file))}", "mend it") from error
     return module
 
 
@@ -99,28 +97,4 @@ def _enter(name: str, function: Callable[..., Any], source: str) -> None:
         raise Refused("plugin", source, f"there is a method {name} already", "give the function another name")
     words = " ".join((inspect.getdoc(function) or "").split(". ")[0].split())
     signed = bool(getattr(function, "signed", False))
-    register(name, guarded(name, function), reference=words or source, signed=signed, replace=True)
-
-
-def guarded(name: str, function: Plugin) -> Plugin:
-    """The same function; whatever it raises is a `Refused` that names it and the line, so that others can go on."""
-
-    @wraps(function)
-    def run(images: Any, targets: Any, classifier: Any) -> Any:
-        try:
-            return function(images, targets, classifier)
-        except Exception as error:
-            code = getattr(inspect.unwrap(function), "__code__", None)
-            said = _said(error, code.co_filename if code else None)
-            raise Refused("method", name, f"the plugin raised {said}", "mend it") from error
-
-    return run
-
-
-def _said(error: Exception, file: str | None = None) -> str:
-    """Kind and words of an error, and the last line of the file that led to it."""
-    said = f"{type(error).__name__}: {reason_of(error)}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    if isinstance(error, SyntaxError) and error.lineno:
-        lines = [error.lineno]
-    return f"{said} (line {lines[-1]})" if lines else said
+    register(name, function, reference=words or source, signed=signed, replace=True)

@@ -17,7 +17,13 @@ from viscoin.testing.attribution.places import area, mass, pointing
 
 ROOT = Path(__file__).parents[1]
 THERE = Path(os.environ.get("VISCOIN_PHOTOGRAPHS", ROOT / "runs" / "photographs"))
-NAMES = [["tiger", "Panthera tigris"], ["crane"], ["crane"], ["rubber eraser", "pencil eraser"], ["fire engine", "fire truck"]]
+NAMES = [
+    ["tiger", "Panthera tigris"],
+    ["crane"],
+    ["crane"],
+    ["rubber eraser", "pencil eraser"],
+    ["fire engine", "fire truck"],
+]
 COLOUR = (250, 10, 10)
 
 

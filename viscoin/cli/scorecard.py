@@ -27,7 +27,9 @@ def scorecard(
     rivals: Annotated[
         str | None,
         typer.Option(
-            "--rivals", metavar="all|none|LIST", help="Concepts beside the ensemble's own: some of those of test viscoin."
+            "--rivals",
+            metavar="all|none|LIST",
+            help="Concepts beside the ensemble's own: some of those of test viscoin.",
         ),
     ] = None,
     scenes: Annotated[int, typer.Option("--scenes", min=2, metavar="N", help="Test scenes, sampled at random.")] = 100,

@@ -166,9 +166,7 @@ def _asked(subject: Subject, cases: Cases, noisy: torch.Tensor) -> _Asked:
     if len(rows) < 2:
         raise Refused("scenes", None, f"{len(rows)} of {len(cases)} scenes show what it knows", "take more scenes")
     began = time.perf_counter()
-    whole, without, plain = (
-        subject.maps(images[rows], rows) for images in (cases.images, cases.without, cases.plain)
-    )
+    whole, without, plain = (subject.maps(images[rows], rows) for images in (cases.images, cases.without, cases.plain))
     maps = Maps(whole, without, plain, np.stack([subject.maps(images[rows], rows) for images in noisy]))
     seconds = (time.perf_counter() - began) / ((3 + len(noisy)) * len(rows))
     answers = ask(maps, cases.grown[rows], cases.objects[rows]).items()

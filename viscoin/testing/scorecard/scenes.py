@@ -122,9 +122,7 @@ def choose_cases(
     )
 
 
-def _in_question(
-    classifier: nn.Module, version: Version, device: torch.device | str
-) -> tuple[str | None, int, float]:
+def _in_question(classifier: nn.Module, version: Version, device: torch.device | str) -> tuple[str | None, int, float]:
     """The part that f needs most (None if it needs none), the class that f predicts, and how far its logit falls."""
     pixels = np.stack([version.whole, *version.without.values()])
     logits = classifier(to_images(pixels).to(device)).float().cpu().numpy()

@@ -146,4 +146,3 @@ def _own(function: ConceptFunction, chosen: np.ndarray, device: torch.device | s
         return np.concatenate(found)
 
     return maps
-

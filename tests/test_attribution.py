@@ -602,7 +602,7 @@ def test_a_plugin_is_a_method_like_any_other(entered):
         (lambda images, targets, classifier: images, r"gave \(2, 3, 12, 12\), not maps \(2, h, w\)"),
         (lambda images, targets, classifier: None, "gave NoneType, not maps"),
         (lambda images, targets, classifier: images.mean(1) / 0, "the map of image 0 has values that are no numbers"),
-        (lambda images, targets, classifier: 1 / 0, "the plugin failed: ZeroDivisionError, division by zero"),
+        (lambda images, targets, classifier: 1 / 0, "the plugin raised ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_bad_plugin_is_named(entered, function, message):

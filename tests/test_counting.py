@@ -43,7 +43,7 @@ def test_the_class_is_the_number_of_cells_of_the_counted_colour(counted, colour)
 
 
 def test_counts_are_uniform_and_places_are_shuffled():
-    data = toy(train=3000)
+    data = toy(train=1200)
     shares = np.bincount(data.labels, minlength=10) / len(data)
     assert shares == pytest.approx(np.full(10, 0.1), abs=0.03)
     assert data.counted.mean(0) == pytest.approx(np.full((3, 3), 0.5), abs=0.05)
@@ -69,7 +69,7 @@ def test_other_grids():
     assert len(data.class_names) == 5 and data.part_masks(0).shape == (1, 32, 32)
     with pytest.raises(Refused, match=r"48: toy-count draws a grid of 4 x 4 cells of 16 px; set dataset.resolution=64"):
         toy(grid_size=4)
-    with pytest.raises(Refused, match=r"counted_class 6: toy-count has no such class; choose from 0 \(blue\), .*yellow"):
+    with pytest.raises(Refused, match=r"counted_class 6: toy-count has no such class; choose from 0 \(blue\), "):
         toy(counted_class=6)
 
 

@@ -9,9 +9,8 @@ from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier
-from viscoin.models.diffmask import GATE, DiffMask, Gates, kl_divergence
+from viscoin.models.diffmask import GATE, DiffMask, kl_divergence
 from viscoin.models.hard_concrete import HardConcrete
 from viscoin.models.tokens import PatchTokens
 from viscoin.training.diffmask import sparsity

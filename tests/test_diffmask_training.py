@@ -27,15 +27,8 @@ from viscoin.models.files import load_model, read_file, save_model
 from viscoin.models.tokens import PatchTokens
 from viscoin.runs.run import Run, read_metrics
 from viscoin.training import diffmask as module
-from viscoin.training.diffmask import (
-    DiffMaskTask,
-    ascend,
-    build_diffmask,
-    mean_embedding,
-    score,
-    sparsity,
-    train_diffmask,
-)
+from viscoin.training.diffmask import DiffMaskTask, ascend, score, sparsity, train_diffmask
+from viscoin.training.diffmask_start import build_diffmask, mean_embedding
 from viscoin.training.loop import Interrupted
 from viscoin.training.runtime import Runtime, make_fabric
 
@@ -123,7 +116,7 @@ def test_alpha_goes_up_where_the_divergence_is_too_large():
     for excess, wanted in zip(tensors["kl_minus_eps"], tensors["alpha.adam"], strict=True):
         ascend(optimizer, alphas[0], excess)
         torch.testing.assert_close(alphas[0].data, wanted, **CLOSE)
-    assert float(alphas[1]) == config["alpha_start"]
+    assert alphas[1].item() == config["alpha_start"]
     assert tensors["alpha.as_published_code"][0] < config["alpha_start"] < tensors["alpha.adam"][0]
 
 
@@ -133,15 +126,15 @@ def test_alpha_stays_within_its_limits(start, excess, end):
     optimizer = torch.optim.Adam([alpha], 0.3, maximize=True)
     for _ in range(3):
         ascend(optimizer, alpha, torch.tensor(excess))
-    assert float(alpha) == end
+    assert alpha.item() == end
 
 
 @pytest.mark.parametrize(("eps", "up"), [(0.0, True), (50.0, False)])
 def test_the_lagrangian_of_a_training_moves_the_right_way(eps, up):
     task = make_task({"eps": eps, "add_activation": -1.0})  # gates half closed: f says something else
-    before = [float(alpha) for alpha in task.model.alphas]
+    before = [alpha.item() for alpha in task.model.alphas]
     task.step(*batch(), 0)
-    moved = [float(alpha) - old for alpha, old in zip(task.model.alphas, before, strict=True) if float(alpha) != old]
+    moved = [alpha.item() - old for alpha, old in zip(task.model.alphas, before, strict=True) if alpha.item() != old]
     assert len(moved) == 1 and (moved[0] > 0) == up and abs(moved[0]) == pytest.approx(0.3, rel=1e-3)
 
 
@@ -235,7 +228,7 @@ def test_a_fixed_placeholder_is_the_mean_embedding_of_what_is_not_counted():
 def test_a_dataset_that_shows_nothing_but_parts_has_no_fixed_placeholder(monkeypatch):
     train = load_dataset("toy-count", "train", RECIPE.dataset)
     monkeypatch.setattr(type(train), "part_masks", lambda self, index: np.ones((1, 48, 48), bool))
-    with pytest.raises(Refused, match="diffmask.placeholder fixed: every patch shows a part; choose learned or zeros"):
+    with pytest.raises(Refused, match=r"diffmask.placeholder fixed: every patch shows a part; choose learned or zeros"):
         mean_embedding(PatchTokens(make_f()), train)
 
 

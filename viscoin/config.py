@@ -299,7 +299,8 @@ class DiffMaskConfig(Section):
     alpha: float = Field(20.0, ge=0, le=200, description="where the multiplier of each layer starts")
     eps: float = Field(0.1, ge=0, description="divergence from f's prediction that is tolerated, nats")
     sparsity: Literal["expected", "log"] = Field(
-        "expected", description="what gets small: the share of patches kept, or the mean log of it, as in published code"
+        "expected",
+        description="what gets small: the share of patches kept, or the mean of its log, as published",
     )
     placeholder: Literal["learned", "zeros", "fixed"] = Field(
         "learned", description="what replaces a patch; fixed: the mean embedding of patches that show no known part"

@@ -58,10 +58,6 @@ def diffmask_maps(
     mask_model.check_layer(layer)
     tokens = PatchTokens(classifier)
     with evaluation(classifier, device), evaluation(mask_model, device):
-        parts = [
-            mask_model.explain(tokens, part.to(device), layer, aggregated) for part in images.split(batch_size)
-        ]
+        parts = [mask_model.explain(tokens, part.to(device), layer, aggregated) for part in images.split(batch_size)]
     found = Masked(*(torch.cat(values).float().cpu() for values in zip(*parts)))
-    return DiffMaskMaps(
-        found.mask.view(-1, *tokens.grid), found.logits, found.masked_logits, found.kl, found.kept
-    )
+    return DiffMaskMaps(found.mask.view(-1, *tokens.grid), found.logits, found.masked_logits, found.kl, found.kept)

@@ -1,5 +1,6 @@
 """`train classifier|gan|viscoin|all|concept2clip|judge|diffmask`: train models, each in a run folder of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -298,9 +299,7 @@ def diffmask(
     placeholder: Annotated[
         str | None, typer.Option("--placeholder", metavar="learned|zeros|fixed", help="What replaces a patch.")
     ] = None,
-    no_placeholder: Annotated[
-        bool, typer.Option("--no-placeholder", help="The same as --placeholder zeros.")
-    ] = False,
+    no_placeholder: Annotated[bool, typer.Option("--no-placeholder", help="The same as --placeholder zeros.")] = False,
     mul_activation: Annotated[
         float | None, typer.Option("--mul-activation", metavar="A", help="Range of the gates' logits.")
     ] = None,
@@ -326,13 +325,14 @@ def diffmask(
     class_idx: Annotated[
         int | None, typer.Option("--class-idx", min=0, metavar="N", help="What these datasets count.")
     ] = None,
-    add_noise: Annotated[
-        bool, typer.Option("--add-noise", help="The same as --set classifier.noise=1.")
-    ] = False,
+    add_noise: Annotated[bool, typer.Option("--add-noise", help="The same as --set classifier.noise=1.")] = False,
     add_rotation: Annotated[
         bool, typer.Option("--add-rotation", help="The same as --set classifier.rotation=20.")
     ] = False,
     add_blur: Annotated[bool, typer.Option("--add-blur", help="The same as --set classifier.blur=2.")] = False,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", metavar="FOLDER", help="The same as --dataset-path.")
+    ] = None,
     base_model: Annotated[
         str, typer.Option("--base-model", metavar="ViT", help="What f is; DiffMask explains no other networks.")
     ] = "ViT",
@@ -364,4 +364,5 @@ def diffmask(
         "classifier.noise": 1.0 if add_noise else None, "classifier.rotation": 20.0 if add_rotation else None,
         "classifier.blur": 2.0 if add_blur else None,
     }  # fmt: skip
+    run = run if data_dir is None else replace(run, dataset_path=data_dir)
     _train("diffmask", run, runtime, keys, {"classifier": classifier}, data)

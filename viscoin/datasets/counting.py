@@ -4,7 +4,7 @@ After the toy task and the visual question answering of Vision DiffMask (Nalmpan
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -105,7 +105,11 @@ def _colour_pools(config: DatasetConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _grids(
-    name: str, split: str, config: DatasetConfig, pools: tuple[np.ndarray, np.ndarray], kinds: "tuple[str, ...] | list[str]"
+    name: str,
+    split: str,
+    config: DatasetConfig,
+    pools: tuple[np.ndarray, np.ndarray],
+    kinds: Sequence[str],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Which cells are counted, (g, g) bool, and what is in each, (g, g) numbers of the pools of counted and others."""
     if config.counted_class >= len(kinds):

@@ -7,16 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from stylegan2_ada.distributed import (
     average_gradients,
-    from_first,
     gather_objects,
     mean_over_processes,
     rank,
@@ -30,11 +27,11 @@ from viscoin.files import atomic_path
 from viscoin.inference.batches import choose_images
 from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import DiffMask, Masked, kl_divergence
-from viscoin.models.digests import digest
-from viscoin.models.files import load_model, save_model
+from viscoin.models.files import save_model
 from viscoin.models.tokens import PatchTokens
 from viscoin.runs.run import Run
 from viscoin.training.data import StepBatches, batch_workers
+from viscoin.training.diffmask_start import build_diffmask
 from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
@@ -53,7 +50,6 @@ from viscoin.training.transforms import Transforms
 logger = logging.getLogger(__name__)
 
 VALIDATION_IMAGES = 1000
-PLACEHOLDER_IMAGES = 1000  # over whose patches a fixed placeholder is the mean
 MOST_KL, LEAST_AGREEMENT = 0.8, 0.75  # of masks that are good enough for their size to count
 LARGEST_ALPHA = 200.0
 KEEP, GOOD_AGREEMENT, GOOD_KEPT, WELL_KNOWN, RARELY = 0.9, 0.75, 0.1, 100, 0.1  # of the weighted layer distribution
@@ -123,61 +119,6 @@ def _report(results: Mapping[str, float]) -> None:
             "longer, or with a lower diffmask.eps",
             results["kl"], MOST_KL, results["agreement"], LEAST_AGREEMENT,
         )  # fmt: skip
-
-
-# --- the model ----------------------------------------------------------------------------------------------------
-
-
-def build_diffmask(config: DiffMaskConfig, tokens: PatchTokens, train: ImageDataset) -> DiffMask:
-    """A fresh DiffMask of a classifier, or with the weights of `config.checkpoint`.
-
-    Raises:
-        Refused: those are of another classifier.
-    """
-    f = digest(f=tokens.classifier)["f"]
-    model = DiffMask(
-        f, tokens.layers, tokens.width, config.mul_activation, config.add_activation, config.placeholder, config.alpha
-    )
-    if config.checkpoint is not None:
-        _start_from(model, Path(config.checkpoint), tokens.classifier)
-    if config.placeholder == "fixed":
-        model.placeholder.data.copy_(from_first(mean_embedding(tokens, train)))
-    return model
-
-
-def _start_from(model: DiffMask, path: Path, classifier: Classifier) -> None:
-    start: DiffMask = load_model(path, "diffmask").model
-    try:
-        start.check_classifier(classifier)
-    except Refused as error:
-        raise Refused("diffmask.checkpoint", path, error.reason, error.remedy) from error
-    model.gates.load_state_dict(start.gates.state_dict())
-    model.alphas.load_state_dict(start.alphas.state_dict())
-    if model.placeholder.requires_grad:
-        model.placeholder.data.copy_(start.placeholder)
-
-
-@torch.no_grad()
-def mean_embedding(tokens: PatchTokens, dataset: ImageDataset) -> Tensor:
-    """Mean (d,) of the embeddings of up to 1000 images, of patches without a pixel of a known part.
-
-    Raises:
-        Refused: there are no such patches.
-    """
-    total, count = torch.zeros(tokens.width), 0
-    for indices in np.array_split(choose_images(len(dataset), PLACEHOLDER_IMAGES, seed=0), 10):
-        if not len(indices):
-            continue
-        images, _ = dataset.batch(indices)
-        free = torch.ones(len(indices), *tokens.grid, dtype=torch.bool)
-        if dataset.part_names:
-            masks = np.stack([dataset.part_masks(int(i)).any(0) for i in indices])
-            free = F.adaptive_max_pool2d(torch.from_numpy(masks)[:, None].float(), tokens.grid)[:, 0] == 0
-        chosen = tokens.embed(images.to(next(tokens.vit.parameters()).device)).float().cpu()[free.flatten(1)]
-        total, count = total + chosen.sum(0), count + len(chosen)
-    if not count:
-        raise Refused("diffmask.placeholder", "fixed", "every patch shows a part", "choose learned or zeros")
-    return total / count
 
 
 # --- the task -----------------------------------------------------------------------------------------------------
@@ -303,7 +244,7 @@ class DiffMaskTask:
 
 
 def sparsity(log_open: Tensor, measure: str) -> Tensor:
-    """Per image, (B,), of log P(kept) of its patches (B, N): the expected share that is kept, or the mean of the logs."""
+    """Per image, (B,), of log P(kept) of its patches (B, N): the expected share that is kept, or the mean log."""
     return (log_open.exp() if measure == "expected" else log_open).mean(1)
 
 

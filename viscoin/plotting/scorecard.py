@@ -8,7 +8,18 @@ from matplotlib.lines import Line2D
 
 from viscoin.plotting.heatmaps import overlay
 from viscoin.plotting.style import (
-    BLUE, DARK, GREY, HEAT, LIGHT, ORANGE, PAGE, SKY, SMALL, VERMILION, new_figure, styled,
+    BLUE,
+    DARK,
+    GREY,
+    HEAT,
+    LIGHT,
+    ORANGE,
+    PAGE,
+    SKY,
+    SMALL,
+    VERMILION,
+    new_figure,
+    styled,
 )  # fmt: skip
 from viscoin.plotting.truth import FUNCTIONS
 from viscoin.testing.scorecard.questions import QUESTIONS

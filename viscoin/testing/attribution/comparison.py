@@ -15,6 +15,7 @@ from viscoin.datasets.base import ImageDataset
 from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation, progress
 from viscoin.models.classifier import Classifier
+from viscoin.models.diffmask import DiffMask
 from viscoin.models.files import load_model
 from viscoin.models.tokens import PatchTokens
 from viscoin.statistics.bootstrap import Estimate
@@ -68,6 +69,7 @@ def compare_vision_diffmask(
     batch, labels = test.batch(rows)
     found: dict[str, Compared] = {}
     failed: dict[str, str] = {}
+    learned = next((explain.mask_model for explain in methods.values() if isinstance(explain, Trained)), None)
     with evaluation(classifier, device, gradients=True), progress(len(methods), "vision-diffmask", "method") as bar:
         batch = batch.to(device)
         predicted = np.concatenate([answers(classifier, part).argmax(1) for part in batch.split(batch_size)])
@@ -78,12 +80,14 @@ def compare_vision_diffmask(
             except BadMaps as error:
                 failed[name] = str(error)
             else:
-                found[name] = _compared(classifier, sample, maps, isinstance(explain, Trained))
+                found[name] = _compared(classifier, sample, maps, isinstance(explain, Trained), learned)
             bar.update()
     return found, failed
 
 
-def _compared(classifier: nn.Module, sample: Sample, maps: np.ndarray, shares: bool) -> Compared:
+def _compared(
+    classifier: nn.Module, sample: Sample, maps: np.ndarray, shares: bool, learned: DiffMask | None
+) -> Compared:
     """Both comparisons of one method's maps; `shares` says that they are in [0, 1] already."""
     noise, predicted = noise_image((sample.images.shape[2], sample.images.shape[3])), torch.from_numpy(sample.predicted)
     tokens = _tokens(classifier)
@@ -93,7 +97,7 @@ def _compared(classifier: nn.Module, sample: Sample, maps: np.ndarray, shares: b
     if tokens is not None:
         kept = torch.from_numpy(maps if shares else min_max(maps)).float().to(sample.images.device)[:, None]
         pooled = nn.functional.adaptive_avg_pool2d(kept, tokens.grid).flatten(1)
-        values = blended(classifier, partial(_blend, tokens), sample.images, sample.labels, pooled)
+        values = blended(classifier, partial(_blend, tokens, learned), sample.images, sample.labels, pooled)
     estimates = {key: estimate for key, one in values.items() if (estimate := one.estimate()) is not None}
     return Compared(curves[0], curves[1], estimates)
 
@@ -105,9 +109,10 @@ def _tokens(classifier: nn.Module) -> PatchTokens | None:
         return None
 
 
-def _blend(tokens: PatchTokens, images: Tensor, kept: Tensor) -> Tensor:
-    """Logits with embeddings that are kept by their share; nothing takes the place of the rest."""
-    return tokens.logits(tokens.embed(images) * kept[..., None])
+def _blend(tokens: PatchTokens, learned: DiffMask | None, images: Tensor, kept: Tensor) -> Tensor:
+    """Logits with embeddings that are kept by their share; a DiffMask's placeholder, or 0, for the rest."""
+    embeddings = tokens.embed(images)
+    return tokens.logits(embeddings * kept[..., None] if learned is None else learned.replace(embeddings, kept))
 
 
 def comparison_table(found: Mapping[str, Compared]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:

@@ -49,7 +49,7 @@ def method_tables(result: AttributionScores) -> dict[str, Table]:
     for name, columns in COLUMNS.items():
         known = [key for key in columns if any(key in row.estimates for row in result.rows.values())]
         header = ("method", *(f"{columns[key]}{_arrow(key)}" for key in known))
-        rows = [(row.name, *(_cell(row, key) for key in known)) for row in _ordered(result)]
+        rows = [(row.name, *(_cell(row, key) for key in known)) for row in ordered(result)]
         if known:
             tables[name] = rows, header
     return tables
@@ -60,7 +60,7 @@ def sentences(result: AttributionScores) -> list[str]:
     found = [_of_classifier(result), *result.notes]
     found.append(f"{BELOW} not better than edges: the 95 % interval of the difference, over the same images, holds 0")
     shown = {key for columns in COLUMNS.values() for key in columns}
-    for row in _ordered(result):
+    for row in ordered(result):
         failed = [key for key in row.not_above_edges() if key in shown]
         if failed and row.name not in (*CONTROLS, ORACLE):
             compared = len([key for key in row.above_edges if key in shown])
@@ -74,7 +74,7 @@ def scores_csv(result: AttributionScores) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV)
-    for row in _ordered(result):
+    for row in ordered(result):
         for key, estimate in row.estimates.items():
             score, above = SCORES[key], row.above_edges.get(key)
             beats = row.beats_edges(key)
@@ -87,7 +87,7 @@ def scores_csv(result: AttributionScores) -> str:
     return stream.getvalue()
 
 
-def _ordered(result: AttributionScores) -> list[Row]:
+def ordered(result: AttributionScores) -> list[Row]:
     """Methods first, then the oracle and the controls."""
     last = {ORACLE: 1, **dict.fromkeys(CONTROLS, 2)}
     return sorted(result.rows.values(), key=lambda row: last.get(row.name, 0))

@@ -30,13 +30,14 @@ from viscoin.analysis import (
     quality,
     surgery,
 )
-from viscoin.attribution import cam, gradients, heatmaps, methods, occlusion
+from viscoin.attribution import attribute, cam, gradients, heatmap_methods, heatmaps, occlusion
 from viscoin.attribution import concepts as concept_maps
 from viscoin.attribution.explained import Explained
 from viscoin.attribution.targets import ClassifierLogit, ConceptActivation, ExplainerLogit, Target
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.inference import batches, execution
 from viscoin.inference.loading import Pictures, Subject
+from viscoin.inference.twins import twin
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import load_model
 
@@ -108,6 +109,12 @@ def _heatmaps(shared: Shared) -> list[Tensor]:
     return [heatmaps.heatmaps(model, shared.images, target, chosen) for target in targets]
 
 
+def _attributed(shared: Shared) -> list[Tensor]:
+    target = ConceptActivation(shared.ensemble)
+    options: dict[str, dict[str, Any]] = {"gradcam": {"layer": 0}, "smoothgrad": {"samples": 2}, "guided-backprop": {}}
+    return [attribute(target, shared.images, method, [0, 2], **given).unit for method, given in options.items()]
+
+
 def _evaluation(shared: Shared) -> Tensor:
     with batches.evaluation(shared.ensemble, "cpu"):
         return shared.ensemble(shared.images)
@@ -148,7 +155,11 @@ CALLS: Mapping[str, Callable[[Shared], Any]] = {
     "analysis.amplification_study.study_amplification": _study,
     "attribution.heatmaps.heatmaps": _heatmaps,
     "attribution.heatmaps.concept_heatmaps": lambda s: heatmaps.concept_heatmaps(s.ensemble, s.images, stages=("psi",)),
-    "attribution.methods.maps_of": _of_subject(lambda subject: methods.maps_of(subject, "gradcam", (0, 2))),
+    "inference.twins.twin": lambda s: twin(s.ensemble)(s.images).detach(),
+    "attribution.attributing.attribute": _attributed,
+    "attribution.heatmap_methods.maps_of": _of_subject(
+        lambda subject: heatmap_methods.maps_of(subject, "gradcam", (0, 2))
+    ),
     "attribution.cam.activation_maps": _of_subject(lambda subject: cam.activation_maps(subject, cam.hirescam, (1,))),
     "attribution.concepts.activation_grid": _of_subject(concept_maps.activation_grid),
     "attribution.concepts.amplification_change": _of_subject(concept_maps.amplification_change),

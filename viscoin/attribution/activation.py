@@ -86,11 +86,11 @@ def _masked_scores(question: Question, A: Tensor, row: Tensor, done: Callable[[i
         for sample in range(samples):
             generator = question.generator(int(row), sample)
             for channels in torch.arange(len(A), device=A.device).split(question.batch_size):
-                masks = enlarged(A[channels], question.size)
+                masks = min_max(enlarged(A[channels], question.size))
                 if std:
                     drawn = generator.standard_normal(tuple(masks.shape), "float32")
                     masks = masks + std * torch.from_numpy(drawn).to(A.device)
-                masked = question.images[row] * min_max(masks)[:, None]
+                masked = question.images[row] * masks[:, None]
                 total[channels] += question.score(masked, row.expand(len(channels))) / samples
                 done(len(channels))
     return total
@@ -100,7 +100,7 @@ def class_activation_map(question: Question) -> Found:
     """w_c . A of the features that the last layer reads, pooled; signed."""
     if not isinstance(question.target, ClassifierLogit):
         raise DoesNotHold("it reads the last layer of the classifier f, so it explains logits of f alone")
-    layer = question.target.classifier.last_layer
+    layer = _last_layer(question)
     weight = layer.weight[question.targets]
     if question.against is not None:
         weight = weight - layer.weight[question.against]
@@ -109,11 +109,7 @@ def class_activation_map(question: Question) -> Found:
 
 def pooled_map(question: Question) -> Tensor:
     """The map (B, C, h, w) of which the last layer reads the mean over positions; checked by the logits themselves."""
-    classifier = question.target.classifier
-    try:
-        layer = classifier.last_layer
-    except ValueError as error:
-        raise DoesNotHold("its last layer is not linear") from error
+    layer = _last_layer(question)
     logits, seen = _with_pooled(question)
     for A in seen:
         if A is not None and A.shape[1] == layer.in_features:
@@ -121,6 +117,13 @@ def pooled_map(question: Question) -> Tensor:
             if torch.allclose(made, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
                 return A
     raise DoesNotHold("its logits are no linear function of a pooled map: a norm or a layer is in between")
+
+
+def _last_layer(question: Question) -> nn.Linear:
+    try:
+        return question.target.classifier.last_layer
+    except (AttributeError, Refused) as error:
+        raise DoesNotHold("its last layer is not linear, or not known") from error
 
 
 def _with_pooled(question: Question) -> tuple[Tensor, list[Tensor | None]]:

@@ -113,7 +113,7 @@ def _recorded(question: Question, differentiable: bool) -> Iterator[list[Tensor]
 
     The model is a twin, so that the switch of the kernel is seen by no other thread.
     """
-    reason = refusal(question.backbone)
+    reason = _refusal(question.backbone)
     if reason:
         raise DoesNotHold(reason)
     seen = list[Tensor]()
@@ -134,7 +134,7 @@ def _recorded(question: Question, differentiable: bool) -> Iterator[list[Tensor]
             hook.remove()
 
 
-def refusal(model: nn.Module) -> str | None:
+def _refusal(model: nn.Module) -> str | None:
     """Why a network has no attention from each patch to each that could be read; None where it has."""
     family = type(model).__module__.rsplit(".", 1)[-1]
     if family in OTHERWISE:

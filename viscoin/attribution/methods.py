@@ -10,10 +10,11 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from viscoin.attribution import activation, attention, controls, gradients, libraries, occlusion, rise
+from viscoin.attribution import activation, attention, controls, gradients, occlusion, rise, shapley
+from viscoin.attribution.deeplift import deeplift
 from viscoin.attribution.options import Option
 from viscoin.attribution.question import DoesNotHold, Found, Question
-from viscoin.errors import Refused
+from viscoin.errors import Refused, reason_of
 
 ENTRY_POINTS = "viscoin.attributions"
 FAMILIES = ("activation", "attention", "gradient", "perturbation", "learned", "control", "plugin")
@@ -84,7 +85,10 @@ def register(
     def run(question: Question) -> Found:
         if question.against is not None:
             raise DoesNotHold("a plugin explains one class, not one against another")
-        maps = function(question.images, question.targets, question.target.classifier)
+        try:
+            maps = function(question.images, question.targets, question.target.classifier)
+        except Exception as error:  # whatever a plugin raises
+            raise Refused("method", name, f"the plugin failed: {type(error).__name__}, {reason_of(error)}") from error
         if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != len(question.images):
             shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise Refused("method", name, f"gave {shape}, not maps ({len(question.images)}, h, w)", "mend the plugin")
@@ -150,7 +154,7 @@ METHODS: dict[str, Method] = {
     "sscam": Method(
         "SS-CAM", "activation", activation.score_cam, "Wang et al. 2020, arXiv 2006.14255", "1 + C n + 0",
         needs=("maps",), layered=True, random=True,
-        options={"samples": _samples(35), "std": _std(2.0, "of the activations")},
+        options={"samples": _samples(35), "std": _std(2.0, "of masks in [0, 1]")},
     ),
     "attention": Method(
         "Attention", "attention", attention.last_attention, "weights of the last block", "1 + 0",
@@ -183,7 +187,7 @@ METHODS: dict[str, Method] = {
         options={"steps": Option(None, "steps of the path; without, as many as each image needs", 1, optional=True)},
     ),
     "deeplift": Method(
-        "DeepLIFT", "gradient", libraries.deeplift, "Shrikumar et al. 2017, arXiv 1704.02685, Eqs. 6-8", "2 + 1",
+        "DeepLIFT", "gradient", deeplift, "Shrikumar et al. 2017, arXiv 1704.02685, Eqs. 6-8", "2 + 1",
         signed=True, complete=True, needs=("relu",), compared=True, extra="attribution",
     ),
     "guided-backprop": Method(
@@ -213,8 +217,8 @@ METHODS: dict[str, Method] = {
         },
     ),
     "kernel-shap": Method(
-        "Kernel SHAP", "perturbation", libraries.kernel_shap, "Lundberg & Lee 2017, arXiv 1705.07874, Sec. 4.1",
-        "n + 0", signed=True, complete=True, compared=True, random=True, extra="attribution",
+        "Kernel SHAP", "perturbation", shapley.kernel_shap, "Lundberg & Lee 2017, arXiv 1705.07874, Sec. 4.1",
+        "n + 0", signed=True, complete=True, compared=True, random=True,
         options={"samples": _samples(300), "cells": Option(7, "cells on a side", least=2)},
     ),
     "random": Method("Random noise", "control", controls.random, "none", "0 + 0", random=True),

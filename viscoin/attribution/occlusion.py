@@ -35,13 +35,14 @@ def occlusion(explained: Explained) -> Tensor:
 
 def hidden_windows(question: Question) -> Found:
     """Mean fall of the score over the windows that hide a pixel, signed; they show the baseline."""
-    side = question.options["window"] or max(2, question.size[0] // PATCHES)
+    height, width = question.size
+    side = question.options["window"] or max(2, height // PATCHES)
     stride = question.options["stride"] or max(1, side // 2)
-    if side > min(question.size):
-        raise Refused("window", side, f"larger than the image, {question.size[0]} px", "give a smaller one")
+    if side > min(height, width):
+        raise Refused("window", side, f"larger than the image, {height} px", "give a smaller one")
     if stride > side:
         raise Refused("stride", stride, f"pixels between windows of {side} would never be hidden", "give a smaller one")
-    masks = windows(*question.size, side, stride, question.options["overhang"]).to(question.images.device)
+    masks = windows(height, width, side, stride, question.options["overhang"]).to(question.images.device)
     weights, start, heats = mean_weights(masks), question.start(), []
     with torch.no_grad():
         before = question.score(question.images, question.every)

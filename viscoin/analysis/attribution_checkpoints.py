@@ -11,6 +11,7 @@ from viscoin.attribution.targets import ClassifierLogit
 from viscoin.errors import Refused
 from viscoin.inference.loading import Pictures, Subject
 from viscoin.models.files import LoadedModel, find_model, load_model
+from viscoin.runs.metrics import run_names
 from viscoin.runs.run import Run, kept_epochs
 
 
@@ -45,17 +46,17 @@ def expand_checkpoints(paths: Sequence[Path], epochs: Sequence[int] | None, data
         ValueError: no model there.
     """
     found: dict[str, Path] = {}
-    for path in paths:
+    for path, name in zip(paths, run_names(paths), strict=True):
         kept = kept_epochs(Run(path)) if path.is_dir() else {}
         missing = [epoch for epoch in epochs or () if epoch not in kept]
         if missing:
             have = f"it has {', '.join(map(str, kept))}" if kept else "train it with classifier.keep_every=1"
             raise Refused("epochs", missing[0], f"{path} did not keep the model of that epoch", have)
-        several = f"{path.name}, " if len(paths) > 1 else ""
+        several = f"{name}, " if len(paths) > 1 else ""
         if kept:
             found |= {f"{several}epoch {epoch}": file for epoch, file in kept.items() if epoch in (epochs or kept)}
         else:
-            found[path.name] = find_model("classifier", path, dataset)
+            found[name] = find_model("classifier", path, dataset)
     return found
 
 

@@ -37,7 +37,7 @@ class ExplainedClassifier(nn.Module):
         if method not in ONE_PASS:
             raise Refused("method", method, "is no map of one forward pass", f"choose one of: {', '.join(ONE_PASS)}")
         self.method, self.options = method, check_options(method, METHODS[method].options, options)
-        self.seen: list[Tensor] = []
+        self.seen = _Seen()
         side = classifier.resolution
         example = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side).to(classifier.scale.device)
         wanted = attribute(classifier, example, method, **options).maps  # refuses what does not hold
@@ -60,8 +60,8 @@ class ExplainedClassifier(nn.Module):
 
     def _attention_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, model, fusion = self.classifier(images), backbone_of(self.classifier), self.options["fusion"]
-        attentions = torch.stack(self.seen)
-        self.seen.clear()
+        attentions = torch.stack(self.seen.attentions)
+        self.seen.attentions.clear()
         if self.method == "attention":
             last = attentions[-1]
             return logits, of_patches(model, last.mean(1) if fusion == "mean" else getattr(last, f"a{fusion}")(1))
@@ -75,13 +75,20 @@ class ExplainedClassifier(nn.Module):
             attention.fused_attn, attention.attn_drop = False, _Recorder(self.seen)
 
 
+class _Seen:
+    """Attention of each block; an object of its own, as the exporter makes copies of lists."""
+
+    def __init__(self) -> None:
+        self.attentions: list[Tensor] = []
+
+
 class _Recorder(nn.Module):
     """Keeps what passes through it."""
 
-    def __init__(self, seen: list[Tensor]) -> None:
+    def __init__(self, seen: _Seen) -> None:
         super().__init__()
         self.seen = seen
 
     def forward(self, attention: Tensor) -> Tensor:
-        self.seen.append(attention)
+        self.seen.attentions.append(attention)
         return attention

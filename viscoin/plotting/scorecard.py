@@ -8,8 +8,19 @@ from matplotlib.lines import Line2D
 
 from viscoin.plotting.heatmaps import overlay
 from viscoin.plotting.style import (
-    BLUE, DARK, GREY, HEAT, LIGHT, ORANGE, PAGE, SKY, SMALL, VERMILION, new_figure, styled,
-)  # fmt: skip
+    BLUE,
+    DARK,
+    GREY,
+    HEAT,
+    LIGHT,
+    ORANGE,
+    PAGE,
+    SKY,
+    SMALL,
+    VERMILION,
+    new_figure,
+    styled,
+)
 from viscoin.plotting.truth import FUNCTIONS
 from viscoin.testing.scorecard.questions import QUESTIONS
 from viscoin.testing.scorecard.result import Example, Row, Scorecard

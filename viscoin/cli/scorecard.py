@@ -29,7 +29,7 @@ def scorecard(
         typer.Option(
             "--rivals",
             metavar="all|none|LIST",
-            help="Concepts beside the ensemble's own: some of those of test viscoin.",
+            help="Concepts beside the ensemble's own, as in test viscoin.",
         ),
     ] = None,
     scenes: Annotated[int, typer.Option("--scenes", min=2, metavar="N", help="Test scenes, sampled at random.")] = 100,

@@ -20,7 +20,7 @@ from viscoin.plotting.style import (
     VERMILION,
     new_figure,
     styled,
-)  # fmt: skip
+)
 from viscoin.plotting.truth import FUNCTIONS
 from viscoin.testing.scorecard.questions import QUESTIONS
 from viscoin.testing.scorecard.result import Example, Row, Scorecard

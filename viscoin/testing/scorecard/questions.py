@@ -11,7 +11,7 @@ it stays the same one when something is deleted.
 |---|---|---|
 | points | the highest place is in the part that f needs most | it is in the part that the concept is named after |
 | mass | so much of the evidence lies there | so much of the concept lies there |
-| falls | evidence leaves the place of a part that is gone | the concept leaves the place of its part when that is gone |
+| falls | evidence leaves the place of the part when it is gone | the concept leaves that place when its part is gone |
 | stays | objects behind the bird are no evidence: nothing moves | they are not the concept's part: nothing moves |
 | stable | noise that nobody sees does not move it | the same |
 

@@ -64,6 +64,8 @@ RUN_NONE = {
     "inference.loading.check_resolution",
     "inference.loading.choose_pictures",
     "inference.loading.part_outlines",
+    "attribution.rise.random_masks",  # a generator of random numbers
+    "attribution.shapley.coalitions",  # the same
     "inference.execution.prepare",  # changes a model, as it says: at load time, before there are threads
 }
 

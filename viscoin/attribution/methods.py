@@ -39,6 +39,7 @@ class Method:
         needs: what the model must have, of `NEEDS`: feature maps; a linear layer that reads their mean; attention from
             each token to each; ReLU as the only nonlinearity; an own training.
         layered: whether it looks at a layer, which can be chosen.
+        normalised: whether it reads tokens of a transformer after the norm, by default, where they count through it alone.
         compared: whether it compares the image with a baseline.
         random: whether it draws, so that the seed matters.
         options: its own options.
@@ -54,6 +55,7 @@ class Method:
     complete: bool = False
     needs: tuple[str, ...] = ()
     layered: bool = False
+    normalised: bool = False
     compared: bool = False
     random: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -142,7 +144,7 @@ METHODS: dict[str, Method] = {
     ),
     "hirescam": Method(
         "HiResCAM", "activation", activation.GRADIENT_WEIGHINGS["hirescam"],
-        "Draelos & Carin 2020, arXiv 2011.08891, Eq. 5", "1 + 1", needs=("maps",), layered=True,
+        "Draelos & Carin 2020, arXiv 2011.08891, Eq. 5", "1 + 1", needs=("maps",), layered=True, normalised=True,
         options={"even": _EVEN},
     ),
     "gradcampp": Method(

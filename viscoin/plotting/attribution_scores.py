@@ -84,7 +84,7 @@ def _arrow(key: str) -> str:
 
 @styled
 def curves_figure(result: AttributionScores, width: float = PAGE) -> Figure:
-    """Probability of the predicted class while pixels are hidden, the most or the least important first."""
+    """Probability of the predicted class while pixels are hidden, most or least important first, by what hides them."""
     names = [name for name in BASELINES if any(f"deletion.{name}" in row.curves for row in result.rows.values())]
     figure = new_figure(width, 2.6)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]

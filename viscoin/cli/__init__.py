@@ -24,6 +24,7 @@ from viscoin.cli import (
     submit,
     sweep,
     test,
+    test_attribution,
     to_pickle,
     train,
 )
@@ -46,6 +47,7 @@ class Console(logging.Handler):
 
 app = group(cls=Commands)
 app.add_typer(train.app, name="train")
+test.app.command(cls=Command)(test_attribution.attribution)
 app.add_typer(test.app, name="test")
 app.add_typer(ops.app, name="ops")
 for command in (

@@ -108,9 +108,9 @@ def parse_indices(values: list[str] | None, parameter: str) -> list[int] | None:
     return [int(text) for text in texts]
 
 
-def model_option(name: str, what: str) -> Any:
+def model_option(name: str, what: str, *other_names: str) -> Any:
     """Declaration of an option that names a model."""
-    return typer.Option(name, metavar="MODEL", help=f"{what}: {MODEL_HELP}")
+    return typer.Option(name, *other_names, metavar="MODEL", help=f"{what}: {MODEL_HELP}")
 
 
 # The options of `with_runtime`, by the names of the fields of `Runtime`: their defaults and declarations.

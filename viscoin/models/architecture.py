@@ -95,6 +95,18 @@ class JudgeArchitecture(Settings):
     resolution: Resolution
 
 
+class DiffMaskArchitecture(Settings):
+    """Keywords of `DiffMask`."""
+
+    classifier: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    layers: Annotated[int, Field(ge=3, le=1000)]
+    width: Size
+    mul_activation: Annotated[float, Field(gt=0)]
+    add_activation: float
+    placeholder: Literal["learned", "zeros", "fixed"]
+    alpha: Annotated[float, Field(ge=0)]
+
+
 class Metadata(BaseModel):
     """What every model file says; more than that may stand there."""
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 RUNS = Path("runs")
 # Lengths on which nothing else depends (no schedule): a run may be continued to another one.
 EXTENDABLE = ("gan.kimg",)
-MOVABLE = ("dataset.path",)  # the same files, wherever they lie
+MOVABLE = ("dataset.path", "diffmask.num_workers")  # the same files, wherever they lie, whoever reads them
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre and NFS, mounted without them
 
 

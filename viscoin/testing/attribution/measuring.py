@@ -257,6 +257,8 @@ def _stability(maps: Maps, known: Maps, context: Context) -> Measured:
 def _randomisation(maps: Maps, known: Maps, context: Context) -> Measured:
     rows = context.costly
     method, images, predicted = _method(maps), context.test.images[rows], context.test.predicted[rows]
+    if getattr(method.explain, "of_one_classifier", False):
+        raise Left("it was trained for one classifier")
     before = np.abs(maps.of(rows, predicted))
     ranks, structure = [], []
     for _, changed in robustness.randomised(context.classifier, context.seed):

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from viscoin.attribution import METHODS, AttributionResult, attribute
+from viscoin.attribution.diffmask import diffmask_maps
 from viscoin.errors import Refused
+from viscoin.models.classifier import Classifier
+from viscoin.models.diffmask import DiffMask
 from viscoin.testing.attribution.faithfulness import completeness_gap
-from viscoin.testing.attribution.types import Explain
+from viscoin.testing.attribution.types import BadMaps, Explain
 
 SLOW = ("scorecam", "sscam", "rise", "kernel-shap")  # hundreds of passes an image; only where they are named
 
@@ -45,6 +48,23 @@ class Named:
             classifier, images, self.name, targets, baseline=self.baseline, seed=self.seed,
             batch_size=self.batch_size, device=self.device, indices=indices,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The masks of a DiffMask, one number a patch."""
+
+    mask_model: DiffMask
+    batch_size: int = 32
+    device: torch.device | str = "cpu"
+    of_one_classifier = True
+
+    def __call__(self, classifier: nn.Module, images: Tensor, targets: Tensor, indices: Sequence[int]) -> np.ndarray:
+        if not isinstance(classifier, Classifier):
+            raise BadMaps(f"DiffMask masks the patches of a Classifier, not of a {type(classifier).__name__}")
+        found = diffmask_maps(classifier, self.mask_model, images, batch_size=self.batch_size, device=self.device)
+        size = images.shape[2:]
+        return nn.functional.interpolate(found.maps[:, None], (size[0], size[1]), mode="nearest")[:, 0].numpy()
 
 
 def named_methods(names: Sequence[str] | None = None, **options: object) -> dict[str, Explain]:

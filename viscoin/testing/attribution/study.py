@@ -1,6 +1,5 @@
 """All scores of all methods on one classifier and dataset, with what they have to be read against."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,8 +18,6 @@ from viscoin.testing.attribution.parts import background_independence
 from viscoin.testing.attribution.scenes import Sample, sample, versions_of
 from viscoin.testing.attribution.scores import GROUPS, SCORES, Values, difference
 from viscoin.testing.attribution.types import BadMaps, Explain
-
-logger = logging.getLogger(__name__)
 
 CONTROLS = ("random", "centre", "edges")
 ORACLE, EDGES = "oracle", "edges"
@@ -199,7 +196,6 @@ def _measure_all(
                 found[name] = _measure_one(own, before, context, groups, bar.update)
             except BadMaps as error:
                 failed[name] = str(error)
-                logger.warning("left out: %s: %s", name, error)
     if context.test.parts is not None:
         painted = OracleMaps(context.test), OracleMaps(context.known)
         found[ORACLE] = _measure_one(*painted, context, groups, lambda: None)

@@ -8,6 +8,7 @@ import typer
 
 from viscoin.cli import (
     amplify,
+    attribute,
     concept_heatmaps,
     concepts,
     data,
@@ -60,6 +61,7 @@ for command in (
     concepts.concepts,
     amplify.amplify,
     concept_heatmaps.concept_heatmaps,
+    attribute.attribute,
     scorecard.scorecard,
     project.project,
     demo.demo,

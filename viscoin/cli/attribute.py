@@ -71,6 +71,7 @@ def attribute(
         str | None,
         typer.Option("--demo", metavar="shift|randomise", help="Test the maps: move the input, or redraw weights."),
     ] = None,
+    plugin: options.Plugins = None,
     batch_size: options.TestBatchSize = 32,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -89,7 +90,9 @@ def attribute(
     from viscoin.analysis.attribution import Settings
     from viscoin.analysis.attribution_images import ImageChoice
     from viscoin.analysis.questions import Asked
+    from viscoin.attribution.plugins import load_plugins
 
+    load_plugins(plugin or ())
     methods = options.split_list(method) if method else None
     asked = Asked(tuple(target or ("predicted",)), against, options.parse_indices(concept_indices, "concept_indices"))
     settings = Settings(layer, baseline, _parse_options(option or []), seed, batch_size)

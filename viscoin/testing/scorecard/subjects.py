@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -54,14 +53,13 @@ class Subject:
 
 
 def default_methods() -> list[str]:
-    """Methods that need few passes, no training, and only what is installed; plugins are among them."""
-    return [name for name, method in METHODS.items() if _quick(name) and "training" not in method.needs]
-
-
-def _quick(name: str) -> bool:
-    method = METHODS[name]
-    installed = method.extra is None or find_spec("captum") is not None
-    return name not in (*SLOW, *CONTROLS) and method.family != "perturbation" and installed
+    """Methods that need few passes and no training; plugins are among them, as nobody knows how many they need."""
+    left = (*SLOW, *CONTROLS)
+    return [
+        name
+        for name, method in METHODS.items()
+        if name not in left and method.family != "perturbation" and "training" not in method.needs
+    ]
 
 
 def choose_methods(names: Sequence[str] | None) -> list[str]:

@@ -151,9 +151,10 @@ def explain(
             bar.update()
     if not results:
         raise next(iter(left_out.values()))
-    for method, error in left_out.items():
-        logger.warning("left out: %s %s", method, error.reason)
-    return AttributionStudy(views, results, {method: error.reason for method, error in left_out.items()})
+    reasons = {method: refused.reason for method, refused in left_out.items()}
+    for method, reason in reasons.items():
+        logger.warning("left out: %s %s", method, reason)
+    return AttributionStudy(views, results, reasons)
 
 
 def run_method(

@@ -209,8 +209,8 @@ class MovedConvolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, offset: Tensor) -> None:
         super().__init__()
-        down, right = convolution.padding
-        self.sides = [int(right), int(right), int(down), int(down)]
+        down, right = map(int, convolution.padding)
+        self.sides = [right, right, down, down]
         self.convolution = copy.deepcopy(convolution)
         self.convolution.padding = (0, 0)
         weight, bias = convolution.weight.detach(), convolution.bias

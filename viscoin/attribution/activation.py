@@ -207,7 +207,7 @@ def _recorded(question: Question, images: Tensor, rows: Tensor, layer: str) -> t
 
 
 def _check_cancelled(question: Question, layer: str, heat: Tensor, products: Tensor) -> None:
-    """Raise Refused where a map (B, h, w) is what rounding leaves of products (B, C, h, w) that cancel at each place."""
+    """Raise Refused where a map (B, h, w) is what rounding leaves of products (B, C, h, w) that cancel everywhere."""
     whole = products.abs().sum(1).max()
     if whole > 0 and heat.abs().max() < CANCELLED * whole:
         raise Refused(

@@ -39,7 +39,7 @@ class Method:
         needs: what the model must have, of `NEEDS`: feature maps; a linear layer that reads their mean; attention from
             each token to each; ReLU as the only nonlinearity; an own training.
         layered: whether it looks at a layer, which can be chosen.
-        normalised: whether it reads tokens of a transformer after the norm, by default, where they count through it alone.
+        normalised: whether it reads tokens after the norm, by default, where they count through it alone.
         compared: whether it compares the image with a baseline.
         random: whether it draws, so that the seed matters.
         options: its own options.

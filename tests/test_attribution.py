@@ -628,7 +628,7 @@ def test_a_bad_plugin_is_named(entered, function, message):
         ({"method": "smoothgrad", "samples": 0}, "samples 0: not possible .*; give a whole number from 1"),
         ({"method": "smoothgrad", "std": -0.1}, "std -0.1: .* give a number from 0"),
         ({"method": "rise", "p": 1.0}, "p 1.0: .* give a number from 0.01, below 1"),
-        ({"method": "occlusion", "window": 13}, "window 13: larger than the image, 12 px"),
+        ({"method": "occlusion", "window": 13}, "option window=13: larger than the image, 12 px"),
         ({"method": "occlusion", "window": 2, "stride": 3}, "stride 3: pixels between windows"),
         ({"method": "saliency", "targets": [0, 5]}, "targets 5: out of range; there are 5 classes, counted from 0"),
         ({"method": "saliency", "targets": [-1, 0]}, "targets -1: out of range"),

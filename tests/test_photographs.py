@@ -56,7 +56,7 @@ def write_stamp(folder: Path, name: str, description: str | None = "A tiger.", o
     pixels = np.zeros((40, 40, 4), np.uint8)
     pixels[..., 3] = 255 * opaque
     pixels[15:25, 10:30] = (*COLOUR, 255)
-    pixels[15:25, 10, 3] = 60
+    pixels[15:25, 10, 3] = 255 if opaque else 60
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

@@ -113,7 +113,7 @@ def _heatmaps(shared: Shared) -> list[Tensor]:
 
 def _attributed(shared: Shared) -> list[Tensor]:
     target = ConceptActivation(shared.ensemble)
-    options: dict[str, dict[str, Any]] = {"gradcam": {"layer": 0}, "smoothgrad": {"samples": 2}, "guided-backprop": {}}
+    options: dict[str, dict[str, Any]] = {"gradcam": {"layer": 0}, "smoothgrad": {"samples": 2}}
     return [attribute(target, shared.images, method, [0, 2], **given).unit for method, given in options.items()]
 
 

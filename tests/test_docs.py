@@ -43,12 +43,9 @@ NOT_RUN = {
     "ffhq256": "a download",
     "--features inception": "a download",
     "--devices 8": "eight GPUs",
-    "train diffmask": "a ViT of the same dataset; tests/test_diffmask_training.py",
-    "train classifier --dataset toy-count": "sizes of its own; tests/test_diffmask_training.py",
     "ops build": "nvcc; tests/test_ops_build.py",
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
-    "scripts/fetch_photographs.py": "a download; tests/test_photographs.py",
     "scripts/ship_models.py": "it replaces the models that come along",
     "scripts/draw_documents.py": "it replaces the pictures that come along",
 }

@@ -57,7 +57,9 @@ def attribution(
     as_json: options.AsJson = False,
     skip_bad_files: options.SkipBadFiles = False,
 ) -> None:
-    """How true heatmaps are, by method, beside maps that know nothing of the model.
+    """Which heatmaps are true: every score of every method.
+
+    Beside maps that know nothing of the model.
 
     Against known causes where scenes can be changed, against masks where there are any, and by hiding pixels anywhere.
     """

@@ -41,7 +41,12 @@ def hidden_windows(question: Question) -> Found:
     if side > min(height, width):
         raise Refused("option", f"window={side}", f"larger than the image, {height} px", "give a smaller one")
     if stride > side:
-        raise Refused("option", f"stride={stride}", f"pixels between windows of {side} would never be hidden", "give a smaller one")
+        raise Refused(
+            "option",
+            f"stride={stride}",
+            f"pixels between windows of {side} would never be hidden",
+            "give a smaller one",
+        )
     masks = windows(height, width, side, stride, question.options["overhang"]).to(question.images.device)
     weights, start, heats = mean_weights(masks), question.start(), []
     with torch.no_grad():

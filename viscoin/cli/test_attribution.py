@@ -59,9 +59,8 @@ def attribution(
 ) -> None:
     """Which heatmaps are true: every score of every method.
 
-    Beside maps that know nothing of the model.
-
-    Against known causes where scenes can be changed, against masks where there are any, and by hiding pixels anywhere.
+    Against known causes where scenes can be changed, against masks where there are any, and by hiding pixels anywhere;
+    beside maps that know nothing of the model.
     """
     if protocol not in PROTOCOLS:
         raise Refused("protocol", protocol, "unknown protocol", f"choose {' or '.join(PROTOCOLS)}")

@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import runpy
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from viscoin.attribution.explained import enlarged, min_max, unit
 from viscoin.attribution.question import Question
 from viscoin.errors import Refused
 
+ROOT = Path(__file__).parents[1]
 # Options that make a method cheap; the tests with reference numbers give their own.
 CHEAP: dict[str, dict[str, Any]] = {
     "smoothgradcampp": {"samples": 2},
@@ -661,3 +664,10 @@ def test_every_method_says_what_it_is():
         assert method.title and method.reference and method.cost, name
         assert method.family in {"activation", "attention", "gradient", "perturbation", "control"}
         assert set(method.needs) <= {"maps", "pooling", "attention", "relu", "training"}
+
+
+def test_page_has_the_table_of_today():
+    script = runpy.run_path(str(ROOT / "scripts" / "write_attribution_docs.py"))
+    text = script["PAGE"].read_text()
+    assert text == script["page"](text), "run: python scripts/write_attribution_docs.py"
+    assert all(f"| `{name}` |" in script["table"]() for name in METHODS)

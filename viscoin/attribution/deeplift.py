@@ -28,7 +28,7 @@ def deeplift(question: Question) -> Found:
     Captum replaces ReLU and pooling that are modules, and takes the gradient for all else, without a word; such
     networks are refused, and so is any map that does not add up to the change of the score.
     """
-    captum = _captum()
+    captum = load_captum()
     check_relu(question, reused=False)
     for module in question.target.model.modules():  # of a twin
         if isinstance(module, nn.ReLU):
@@ -49,12 +49,18 @@ def deeplift(question: Question) -> Found:
     return Found(heat, gap)
 
 
-def _captum() -> Any:
+def load_captum() -> Any:
+    """Captum's methods.
+
+    Raises:
+        Refused: it is not installed.
+    """
     try:
         import captum.attr
     except ImportError as error:
-        remedy = 'install it with: pip install "viscoin[attribution]"'
-        raise Refused("method", "deeplift", "captum is not installed", remedy) from error
+        raise Refused(
+            "method", "deeplift", "captum is not installed", "run: pip install viscoin[attribution]"
+        ) from error
     # of hooks on the model, which is a twin here
     warnings.filterwarnings("ignore", r"Setting forward, backward hooks and attributes on non-linear", UserWarning)
     return captum.attr

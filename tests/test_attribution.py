@@ -602,7 +602,7 @@ def test_a_plugin_is_a_method_like_any_other(entered):
         (lambda images, targets, classifier: images, r"gave \(2, 3, 12, 12\), not maps \(2, h, w\)"),
         (lambda images, targets, classifier: None, "gave NoneType, not maps"),
         (lambda images, targets, classifier: images.mean(1) / 0, "the map of image 0 has values that are no numbers"),
-        (lambda images, targets, classifier: 1 / 0, "the plugin failed: ZeroDivisionError, division by zero"),
+        (lambda images, targets, classifier: 1 / 0, "the plugin raised ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_bad_plugin_is_named(entered, function, message):
@@ -628,7 +628,7 @@ def test_a_bad_plugin_is_named(entered, function, message):
         ({"method": "smoothgrad", "samples": 0}, "samples 0: not possible .*; give a whole number from 1"),
         ({"method": "smoothgrad", "std": -0.1}, "std -0.1: .* give a number from 0"),
         ({"method": "rise", "p": 1.0}, "p 1.0: .* give a number from 0.01, below 1"),
-        ({"method": "occlusion", "window": 13}, "window 13: larger than the image, 12 px"),
+        ({"method": "occlusion", "window": 13}, "option window=13: larger than the image, 12 px"),
         ({"method": "occlusion", "window": 2, "stride": 3}, "stride 3: pixels between windows"),
         ({"method": "saliency", "targets": [0, 5]}, "targets 5: out of range; there are 5 classes, counted from 0"),
         ({"method": "saliency", "targets": [-1, 0]}, "targets -1: out of range"),

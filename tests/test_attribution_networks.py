@@ -127,8 +127,14 @@ def test_layers_by_default_and_by_stage(name):
         assert at.native.shape[1:] == shape[1:] and at.native.any()
 
 
-@pytest.mark.parametrize("name", ["resnet", "convnext", "vit", "vit-registers", "eva", "swin"])
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        *((name, stage) for name in ("resnet", "convnext", "eva", "swin") for stage in (0, 1)),
+        ("vit", 0),
+        ("vit-registers", 0),
+    ],
+)
 def test_gradients_at_a_layer_are_those_of_finite_differences(name, stage):
     """A step along the map itself changes the logit by the sum of HiResCAM: so maps are laid out as they should."""
     classifier, images = network(name), noise(1, side(name))
@@ -179,6 +185,17 @@ def test_tokens_that_the_score_does_not_see_are_refused(name):
             attribute(classifier, images, "gradcam", layer=layer)
     assert attribute(classifier, images, "layercam", layer="all").maps.any()
     assert attribute(network("vit-average"), images, "layercam", layer=2).maps.any()
+
+
+@pytest.mark.parametrize("name", ["vit", "vit-distilled", "vit-registers"])
+def test_tokens_whose_length_a_norm_takes_out_are_refused_where_only_that_counts(name):
+    """The score depends on the patch tokens entering the last block through its norm alone: G . A = 0 at each."""
+    classifier, images = network(name), noise(2, side(name))
+    with pytest.raises(Refused, match=r"layer blocks.1: a norm takes out the length of each token .*blocks.2.norm1"):
+        attribute(classifier, images, "hirescam", layer="blocks.1")
+    found = attribute(classifier, images, "hirescam")
+    assert found.options["layer"] == "blocks.2.norm1" and found.maps.amax() > 1e-4
+    assert attribute(network("vit-average"), images, "hirescam").options["layer"] == "blocks.1"
 
 
 @pytest.mark.parametrize(

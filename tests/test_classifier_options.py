@@ -21,7 +21,13 @@ from viscoin.models.files import load_model, read_file
 from viscoin.runs.run import Run, read_metrics
 from viscoin.statistics.measures import confusion
 from viscoin.training import classifier as module
-from viscoin.training.classifier import ClassifierTask, balanced_weights, class_average, train_classifier
+from viscoin.training.classifier import (
+    ClassifierTask,
+    balanced_weights,
+    class_average,
+    train_classifier,
+    zero_last_layer,
+)
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import Interrupted, fit, load_best
 from viscoin.training.runtime import Runtime, make_fabric
@@ -54,6 +60,13 @@ def changed(of: ClassifierTask) -> set[str]:
         of.step(*dataset([0, 1, 2, 0] * 2).batch(range(8)), step)
     after = of.model.state_dict()
     return {key.removeprefix("model.") for key in before if not torch.equal(before[key], after[key])}
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("viscoin_resnet10", 16), ("deit_tiny_distilled_patch16_224", 48)])
+def test_a_training_starts_with_all_classes_alike(backbone, size):
+    model = Classifier(backbone, 3, size)
+    zero_last_layer(model)
+    assert not model(torch.randn(2, 3, size, size)).any()
 
 
 # --- which layers train ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import train_and_test
 from toy_ensemble import WEIGHT, ToyClassifier, ToyEnsemble
 
 from viscoin.config import DatasetConfig
@@ -401,3 +402,11 @@ def test_tables_that_are_pipes_are_refused(root):
         os.mkfifo(root / name)
         with pytest.raises(ValueError, match=message):
             load(root, "train", crop_to_box=True)
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_pursuit_trains_and_its_concepts_are_told_by_attributes(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = train_and_test("cub_pursuit", tree.parent, tmp_path / "tested")
+    assert found["estimates"]["attributes.concepts.auroc"]["n"] == 12
+    assert "attributes.concepts.deletion" not in found["estimates"]

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from viscoin.attribution.diffmask import diffmask_maps
+from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import GATE, DiffMask, kl_divergence
+from viscoin.models.digests import digest
 from viscoin.models.hard_concrete import HardConcrete
 from viscoin.models.tokens import PatchTokens
 from viscoin.training.diffmask import sparsity
@@ -153,3 +157,144 @@ def test_losses_and_gradients_are_those_of_the_reference(reference, layer):
     close(model.gates.add.grad[layer], wanted["add_gradient"], CLOSE_AFTER)
     close(model.gates.v1.grad[layer], wanted["gate_gradient"], CLOSE_AFTER)
     close((kl - config["eps"]).mean(), wanted["alpha_gradient"], CLOSE_AFTER)
+
+
+# --- other transformers, and networks that are none ---------------------------------------------------------------
+
+
+def wrapped(model: nn.Module, size: int) -> Classifier:
+    """A classifier around any network, without asking timm for it by name."""
+    f = Classifier("viscoin_vit_patch8", 5, 32)
+    f.model, f.resolution = model, size
+    return f.eval()
+
+
+KINDS = {
+    "class token": {},
+    "average": {"global_pool": "avg", "class_token": False},
+    "registers": {"reg_tokens": 4, "init_values": 1e-5, "no_embed_class": True},
+    "attention pooling": {"global_pool": "map", "class_token": False},
+    "norm first": {"pre_norm": True},
+}
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_plain_vits_run_from_their_embeddings(kind):
+    torch.manual_seed(0)
+    f = wrapped(VisionTransformer(**SMALL, **KINDS[kind]), 32)
+    tokens, images = PatchTokens(f), torch.rand(2, 3, 32, 32)
+    logits, states = tokens.states(images)
+    close(logits, f(images))
+    close(tokens.logits(tokens.embed(images)), logits)
+    assert states.shape == (5, 2, 16, 16)
+
+
+def test_distilled_tokens_are_no_patches():
+    torch.manual_seed(0)
+    f = wrapped(VisionTransformerDistilled(**SMALL), 32)
+    logits, states = PatchTokens(f).states(torch.rand(2, 3, 32, 32))
+    assert states.shape == (5, 2, 16, 16) and logits.shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("f", "reason"),
+    [
+        (lambda: Classifier("viscoin_resnet10", 4, 32), "a ResNet has no tokens that stay patches"),
+        (lambda: wrapped(VisionTransformer(**SMALL, dynamic_img_size=True), 32), "follows the size of the image"),
+        (lambda: wrapped(VisionTransformer(**SMALL, embed_layer=Mixing), 32), "from a Mixing, in which patches mix"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_vit_is_refused_with_the_reason(f, reason):
+    with pytest.raises(Refused, match=reason):
+        PatchTokens(f())
+
+
+class Mixing(nn.Module):
+    """Embeddings that are not made patch by patch."""
+
+    def __init__(self, embed_dim: int, **settings: object) -> None:
+        super().__init__()
+        self.num_patches, self.grid_size = 16, (4, 4)
+
+
+# --- maps ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair() -> tuple[Classifier, DiffMask, Tensor]:
+    """A classifier, a DiffMask of it with gates that are neither open nor shut, and images."""
+    torch.manual_seed(0)
+    f = Classifier("viscoin_vit_patch8", 5, 32)
+    tokens = PatchTokens(f)
+    model = DiffMask(digest(f=f)["f"], tokens.layers, tokens.width, 3.0, 1.0)
+    return f, model, torch.rand(5, 3, 32, 32) * 2 - 1
+
+
+def test_maps_are_deterministic_and_of_the_grid_of_patches(pair):
+    f, model, images = pair
+    found = diffmask_maps(f, model, images)
+    assert found.maps.shape == (5, 4, 4) and found.maps.dtype == torch.float32
+    assert found.maps.min() > 0 and found.maps.max() < 1 and found.maps.std() > 0.001
+    close(found.kept, found.maps.mean((1, 2)))
+    for other in (diffmask_maps(f, model, images), diffmask_maps(f, model, images, batch_size=2)):
+        close(other.maps, found.maps)
+    close(diffmask_maps(f, model, images[3:4]).maps, found.maps[3:4])
+
+
+def test_what_f_says_with_the_mask_is_reported(pair):
+    f, model, images = pair
+    found, tokens = diffmask_maps(f, model, images), PatchTokens(f.eval())
+    blended = model.replace(tokens.embed(images), found.maps.flatten(1))
+    close(found.masked_logits, tokens.logits(blended))
+    close(found.logits, f(images))
+    p, q = found.logits.softmax(1), found.masked_logits.softmax(1)
+    close(found.kl, (p * (p / q).log()).sum(1))
+
+
+def test_masks_shrink_with_every_layer_and_are_the_product_of_those_alone(pair):
+    f, model, images = pair
+    so_far = [diffmask_maps(f, model, images, layer=k).maps for k in range(model.layers)]
+    alone = [diffmask_maps(f, model, images, layer=k, aggregated=False).maps for k in range(model.layers)]
+    for k in range(1, model.layers):
+        assert (so_far[k] <= so_far[k - 1]).all()
+        close(so_far[k], so_far[k - 1] * alone[k])
+    close(so_far[-1], diffmask_maps(f, model, images).maps)
+
+
+def test_patches_of_mask_zero_are_the_placeholder_and_of_one_the_image(pair):
+    _, model, _ = pair
+    embeddings = torch.rand(1, 3, 96)
+    found = model.replace(embeddings, torch.tensor([[0.0, 1.0, 0.5]]))[0]
+    close(found[0], model.placeholder)
+    close(found[1], embeddings[0, 1])
+    close(found[2], (embeddings[0, 2] + model.placeholder) / 2)
+
+
+def test_models_come_back_as_they_were(pair):
+    f, model, images = pair
+    f.train()
+    f.model.blocks[0].eval()
+    before = {module: module.training for module in f.modules()}
+    diffmask_maps(f, model, images)
+    with pytest.raises(ValueError, match="the classifier takes images"):
+        diffmask_maps(f, model, images[..., :16])
+    assert {module: module.training for module in f.modules()} == before
+    assert all(weight.requires_grad and weight.grad is None for weight in f.parameters())
+
+
+def test_a_mask_of_another_classifier_is_refused_with_both_digests(pair):
+    f, model, images = pair
+    trained_on = model.classifier[:16]
+    with torch.no_grad():
+        f.last_layer.bias.add_(1e-3)
+    given = digest(f=f)["f"][:16]
+    with pytest.raises(Refused, match=f"trained on a classifier of digest {trained_on}, and this one has {given}"):
+        diffmask_maps(f, model, images)
+
+
+@pytest.mark.parametrize("layer", [-1, 8])
+def test_layers_that_do_not_exist_are_refused(pair, layer):
+    f, model, images = pair
+    with pytest.raises(Refused, match=rf"layer {layer}: there is no such layer; choose 0 .* 1 to 6 .* or 7"):
+        diffmask_maps(f, model, images, layer=layer)

@@ -43,8 +43,6 @@ NOT_RUN = {
     "ffhq256": "a download",
     "--features inception": "a download",
     "--devices 8": "eight GPUs",
-    "train diffmask": "a ViT of the same dataset; tests/test_diffmask_training.py",
-    "train classifier --dataset toy-count": "sizes of its own; tests/test_diffmask_training.py",
     "ops build": "nvcc; tests/test_ops_build.py",
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
@@ -69,6 +67,7 @@ SMALLER: dict[str, list[object]] = {
     "test viscoin": ["--fast"],
     "test gan": ["--samples", 24, "--kid-subset", 20],
     "project": ["--steps", 3],
+    "scorecard": ["--scenes", 6],
 }
 CONCEPTS, IMAGES = 24, 60  # as many as the pages name
 
@@ -233,6 +232,8 @@ def workshop(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_
     digits(tmp_path / "digits")
     (mine,) = blocks(ROOT / "docs" / "recipes.md", "yaml")
     (tmp_path / "mine.yaml").write_text(mine)
+    (plugin,) = blocks(ROOT / "docs" / "plugins.md", "python")
+    (tmp_path / "my_method.py").write_text(plugin)
     old = tmp_path / "runs" / "photos-classifier-20261121-043058"
     old.mkdir(parents=True)
     recipe = tiny_recipe(dataset__name="photos", dataset__test=None).model_dump()

@@ -120,7 +120,7 @@ def test_saving_takes_a_copy(here):
 def test_run_folder_is_a_model(built, here):
     run = Run.create("classifier", tiny_recipe(), here / "run")
     save(run.model_path, built["classifier"], "classifier")
-    assert load_model(run.path).path == run.model_path
+    assert load_model(run.path).path == load_model(str(run.path)).path == run.model_path
 
 
 @pytest.mark.parametrize("kind", KINDS)

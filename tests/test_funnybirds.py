@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_recipe
+from tiny_models import tiny_recipe, train_and_test
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import funnybirds, load_dataset
@@ -403,3 +404,12 @@ def test_without_interventions_only_attributes_are_asked_for(root):
     assert scenes.world_of(load(root)) is None
     with pytest.raises(ValueError, match="have no interventions"):
         scenes.intervene(seen_parts, load(root), np.arange(2))
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_and_its_concepts_are_tested_by_deletions(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "CHANGED", range(6))
+    monkeypatch.chdir(tmp_path)
+    found = train_and_test("funnybirds", write_tree(tmp_path / "FunnyBirds"), tmp_path / "tested")
+    assert found["ensemble"]["agreement"] == 1
+    assert found["estimates"]["attributes.concepts.deletion"]["n"] >= len(PARTS)

@@ -146,7 +146,7 @@ def test_nix_shells_bring_python_and_tools_and_take_packages_from_the_same_list(
 
 
 def test_extras() -> None:
-    extras = {"app", "clip", "dev", "docs", "export", "gpu-ops", "metrics", "sweep", "tracking"}
+    extras = {"app", "attribution", "clip", "dev", "docs", "export", "gpu-ops", "metrics", "sweep", "tracking"}
     assert PROJECT["optional-dependencies"].keys() == extras
     core = declared().keys()
     for extra in PROJECT["optional-dependencies"]:
@@ -199,7 +199,7 @@ def imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("folders", "groups"),
     [
-        (("viscoin", "stylegan2_ada"), ("clip", "export", "gpu-ops", "metrics", "sweep", "tracking")),
+        (("viscoin", "stylegan2_ada"), ("attribution", "clip", "export", "gpu-ops", "metrics", "sweep", "tracking")),
         (("tests",), tuple(PROJECT["optional-dependencies"])),
     ],
 )

@@ -30,6 +30,9 @@ from viscoin.analysis import (
     quality,
     surgery,
 )
+from viscoin.analysis.attribution import study_attribution
+from viscoin.analysis.attribution_demos import shifted, study_randomisation, study_shift
+from viscoin.analysis.questions import scores_of
 from viscoin.attribution import attribute, cam, gradients, heatmap_methods, heatmaps, occlusion
 from viscoin.attribution import concepts as concept_maps
 from viscoin.attribution.explained import Explained
@@ -64,9 +67,24 @@ RUN_NONE = {
     "inference.loading.check_resolution",
     "inference.loading.choose_pictures",
     "inference.loading.part_outlines",
+    "attribution.rise.random_masks",  # a generator of random numbers
+    "attribution.shapley.coalitions",  # the same
+    "attribution.attention.of_patches",  # the grid of a model
+    "analysis.attribution.check_settings",
+    "analysis.questions.predictor",
     "inference.execution.prepare",  # changes a model, as it says: at load time, before there are threads
 }
 
+# These run models through functions that are called below.
+THROUGH = {
+    "analysis.attribution.explain",
+    "analysis.attribution.run_method",
+    "analysis.attribution_checkpoints.study_checkpoints",
+    "analysis.attribution_demos.study_demo",
+    "analysis.attribution_images.right_and_wrong",
+    "analysis.questions.ask",
+    "attribution.diffmask.diffmask_maps",  # as others do, by `evaluation`; of a ViT, which these threads do not share
+}
 
 SURGERY = surgery.Surgery({1: 0.5}, [(0, 2)])
 
@@ -111,7 +129,7 @@ def _heatmaps(shared: Shared) -> list[Tensor]:
 
 def _attributed(shared: Shared) -> list[Tensor]:
     target = ConceptActivation(shared.ensemble)
-    options: dict[str, dict[str, Any]] = {"gradcam": {"layer": 0}, "smoothgrad": {"samples": 2}, "guided-backprop": {}}
+    options: dict[str, dict[str, Any]] = {"gradcam": {"layer": 0}, "smoothgrad": {"samples": 2}}
     return [attribute(target, shared.images, method, [0, 2], **given).unit for method, given in options.items()]
 
 
@@ -149,7 +167,26 @@ def _study(shared: Shared) -> dict[str, Any]:
     ).to_dict()
 
 
+def _study_of_classes(shared: Shared, study: Callable[..., Any], **options: Any) -> Any:
+    pictures = Pictures(shared.images, [f"image {i}" for i in range(len(shared.images))])
+    return study(shared.ensemble.classifier, pictures, shared.ensemble.class_names, **options)
+
+
+def _attribution_study(shared: Shared) -> list[Tensor]:
+    found = _study_of_classes(shared, lambda f, *rest: study_attribution(ClassifierLogit(f), *rest))
+    return [result.unit for result in found.results.values()]
+
+
+def _demo(study: Callable[..., Any]) -> Callable[[Shared], Any]:
+    return lambda shared: _study_of_classes(shared, study, methods=("gradcam", "saliency")).to_dict()
+
+
 CALLS: Mapping[str, Callable[[Shared], Any]] = {
+    "analysis.attribution.study_attribution": _attribution_study,
+    "analysis.attribution_demos.study_shift": _demo(study_shift),
+    "analysis.attribution_demos.study_randomisation": _demo(study_randomisation),
+    "analysis.attribution_demos.shifted": lambda s: shifted(s.ensemble.classifier, 0.2)(s.images).detach(),
+    "analysis.questions.scores_of": lambda s: scores_of(ClassifierLogit(s.ensemble.classifier), s.images, "cpu", 2),
     "inference.batches.evaluation": _evaluation,
     "inference.execution.precision_of": lambda shared: execution.precision_of(shared.ensemble),
     "analysis.amplification_study.study_amplification": _study,
@@ -245,7 +282,7 @@ def test_table_names_all_functions_that_take_a_model() -> None:
                 types = " ".join(str(p.annotation) for p in inspect.signature(function).parameters.values())
                 if any(model in types.replace("'", " ") for model in MODELS):
                     wanted.add(f"{module.__name__}.{name}".removeprefix("viscoin."))
-    assert wanted == CALLS.keys() | RUN_NONE
+    assert wanted == CALLS.keys() | RUN_NONE | THROUGH
 
 
 @pytest.mark.parametrize("c", [0, 3])

@@ -1,6 +1,8 @@
 """Tiny real models and data for tests of the command line: 32 px, untrained, seeded."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,31 @@ def tiny_recipe(**changes: object) -> Recipe:
 def set_options(recipe: Recipe | None = None) -> list[str]:
     """The same recipe as --set options."""
     return [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+
+
+def train_and_test(recipe: str, data: Path, folder: Path) -> dict[str, Any]:
+    """results.json of `test viscoin` for a chain that `train all` made with all of a recipe but its sizes.
+
+    Args:
+        recipe: one of ours, whose concepts start from the pursuit; of two classes it finds one direction.
+        data: of the recipe's dataset.
+    """
+    kept = ("dataset.resolution", "classifier", "gan", "viscoin")
+    fitted = ("initialisation", "hold_concepts", "support", "translator", "directions", "schedule", "warmup")
+    sizes = {
+        key: value
+        for key, value in SETTINGS.items()
+        if key.startswith(kept) and not key.removeprefix("viscoin.").startswith(fitted)
+    }
+    sizes |= {
+        "classifier.backbone": "viscoin_resnet10", "classifier.pretrained": "false", "viscoin.n_concepts": 2,
+        "viscoin.support_width": 9, "viscoin.translator_rank": 9,
+    }  # fmt: skip
+    options = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
+    paths = Answer("train", "all", "--recipe", recipe, "--dataset-path", data, *options).went_well().out.split()
+    asked = ("--checkpoints", paths[-1], "--measures", "accuracy,truth", "--rivals", "none")
+    Answer("test", "viscoin", *asked, "--out", folder).went_well()
+    return json.loads((folder / "results.json").read_text())
 
 
 def write_models(folder: Path, recipe: Recipe | None = None) -> dict[str, Path]:

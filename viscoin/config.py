@@ -67,6 +67,9 @@ class ClassifierConfig(Section):
 
     backbone: str = Field("viscoin_resnet10", description="a name of timm, or a common spelling of one")
     pretrained: bool = True
+    cut: str | None = Field(
+        None, description="module of the backbone after which it ends, in the mean over positions and one linear layer"
+    )
     train_layers: str = Field(
         "all", description="what trains beside the last layer: all, head (nothing), last:N (blocks), or stages by name"
     )
@@ -91,6 +94,7 @@ class ClassifierConfig(Section):
     best_metric: Literal["accuracy", "balanced_accuracy", "f1", "loss"] = Field(
         "accuracy", description="measure on validation images by which the best model is kept"
     )
+    keep_every: int | None = Field(None, ge=1, description="epochs between models that are kept, to compare them")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     horizontal_flip: bool = True
     padding: int = Field(0, ge=0, description="random crop after padding by so many pixels")

@@ -21,11 +21,12 @@ from viscoin.attribution.question import DoesNotHold, Found, Question
 from viscoin.attribution.targets import ClassifierLogit
 from viscoin.errors import Refused
 from viscoin.inference.batches import progress
-from viscoin.models.layers import known_layers, lay_out, resolve_layer, stage_layers
+from viscoin.models.layers import default_layer, known_layers, lay_out, resolve_layer, stage_layers
 
 logger = logging.getLogger(__name__)
 
 ALL = "all"
+CANCELLED = 1e-5  # share of the parts that rounding may leave of a sum that is 0
 FOR_POSITIVE = (gradcampp, xgradcam)
 LONG = 2000  # passes; what takes more shows a progress bar
 
@@ -40,7 +41,10 @@ def weighing(weigh: Weighing) -> Callable[[Question], Found]:
                 logger.warning("the maps at %s are below 0 in places; the method is meant for maps >= 0", layer)
             if question.options.get("even"):
                 G = evened(G, _stride(question, A))
-            return weigh(A, G).clamp(min=0)
+            heat = weigh(A, G)
+            if weigh is hirescam:
+                _check_cancelled(question, layer, heat, A * G)
+            return heat.clamp(min=0)
 
         return _at_layers(question, at)
 
@@ -200,6 +204,16 @@ def _recorded(question: Question, images: Tensor, rows: Tensor, layer: str) -> t
         shape = tuple(seen[0].shape)
         raise Refused("layer", layer, f"its output {shape} is no map of the image", known_layers(model))
     return score, A, seen[0]
+
+
+def _check_cancelled(question: Question, layer: str, heat: Tensor, products: Tensor) -> None:
+    """Raise Refused where a map (B, h, w) is what rounding leaves of products (B, C, h, w) that cancel everywhere."""
+    whole = products.abs().sum(1).max()
+    if whole > 0 and heat.abs().max() < CANCELLED * whole:
+        raise Refused(
+            "layer", layer, "a norm takes out the length of each token there, so gradient times token is 0",
+            f"choose {default_layer(question.backbone, True)}",
+        )  # fmt: skip
 
 
 def _at_layers(question: Question, at: Callable[[str], Tensor]) -> Found:

@@ -77,14 +77,14 @@ def last_attention(question: Question) -> Found:
     """What the class token, or the mean of the patches, sees in the last block."""
     A = attentions(question)[-1]
     fusion = question.options["fusion"]
-    return Found(_of_patches(question, A.mean(1) if fusion == "mean" else getattr(A, f"a{fusion}")(1)))
+    return Found(of_patches(question.backbone, A.mean(1) if fusion == "mean" else getattr(A, f"a{fusion}")(1)))
 
 
 def attention_rollout(question: Question) -> Found:
     """Rollout from the class token, or the mean of the patches; its peak is 1."""
     found, options = attentions(question), question.options
     R = rollout(found, options["fusion"], options["discard_ratio"], prefix_tokens(question.backbone))
-    heat = _of_patches(question, R)
+    heat = of_patches(question.backbone, R)
     return Found(heat / heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny))
 
 
@@ -95,7 +95,7 @@ def chefer_relevance(question: Question) -> Found:
     _check(question, seen)
     question.passes.backwards += len(score)
     gradients = torch.autograd.grad(score.sum(), seen, materialize_grads=True)
-    return Found(_of_patches(question, chefer(torch.stack(seen).detach(), torch.stack(gradients))))
+    return Found(of_patches(question.backbone, chefer(torch.stack(seen).detach(), torch.stack(gradients))))
 
 
 def attentions(question: Question) -> Tensor:
@@ -164,9 +164,8 @@ def _check(question: Question, seen: list[Tensor]) -> None:
         raise DoesNotHold("the rows of its attention do not add up to 1")
 
 
-def _of_patches(question: Question, matrix: Tensor) -> Tensor:
-    """(B, N, N) -> (B, h, w): the rows of the tokens that the score is read from, at the patches."""
-    model = question.backbone
+def of_patches(model: nn.Module, matrix: Tensor) -> Tensor:
+    """(B, N, N) -> (B, h, w): the rows of the tokens that the logits are read from, at the patches."""
     prefix, grid = prefix_tokens(model), token_grid(model)
     if getattr(model, "global_pool", "token") == "avg":
         rows = matrix[:, prefix:].mean(1)

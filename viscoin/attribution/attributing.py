@@ -150,7 +150,9 @@ def _layer(chosen: Method, name: str, target: Target, layer: int | str | None) -
         return None
     if "pooling" in chosen.needs:
         return None if layer is None else resolve_layer(backbone_of(target.classifier), layer)
-    return activation.ALL if layer == activation.ALL else resolve_layer(backbone_of(target.classifier), layer)
+    if layer == activation.ALL:
+        return activation.ALL
+    return resolve_layer(backbone_of(target.classifier), layer, chosen.normalised)
 
 
 def _indices(indices: Sequence[int] | None, count: int, seed: int) -> list[int]:

@@ -163,7 +163,7 @@ _LINEAR = {
     "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View", "Gather", "Index",
     "UpsampleNearest2D", "UpsampleBilinear2D",
 }  # fmt: skip
-_POOLING = {"MaxPool2DWithIndices", "AdaptiveMaxPool2D"}
+_POOLING = {"AdaptiveMaxPool2D", "Amax", "MaxPool2DWithIndices"}
 
 
 def check_relu(question: Question, reused: bool = True) -> None:

@@ -4,6 +4,8 @@ A method from outside is a function images, targets, classifier -> maps, entered
 the entry point group `viscoin.attributions`.
 """
 
+import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +16,7 @@ from viscoin.attribution import activation, attention, controls, gradients, occl
 from viscoin.attribution.deeplift import deeplift
 from viscoin.attribution.options import Option
 from viscoin.attribution.question import DoesNotHold, Found, Question
+from viscoin.attribution.targets import ClassifierLogit
 from viscoin.errors import Refused, reason_of
 
 ENTRY_POINTS = "viscoin.attributions"
@@ -36,6 +39,7 @@ class Method:
         needs: what the model must have, of `NEEDS`: feature maps; a linear layer that reads their mean; attention from
             each token to each; ReLU as the only nonlinearity; an own training.
         layered: whether it looks at a layer, which can be chosen.
+        normalised: whether it reads tokens after the norm, by default, where they count through it alone.
         compared: whether it compares the image with a baseline.
         random: whether it draws, so that the seed matters.
         options: its own options.
@@ -51,6 +55,7 @@ class Method:
     complete: bool = False
     needs: tuple[str, ...] = ()
     layered: bool = False
+    normalised: bool = False
     compared: bool = False
     random: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -83,12 +88,16 @@ def register(
         raise Refused("name", name, "there is such a method", "choose another")
 
     def run(question: Question) -> Found:
+        if not isinstance(question.target, ClassifierLogit):
+            raise DoesNotHold("a plugin explains logits of the classifier f alone")
         if question.against is not None:
             raise DoesNotHold("a plugin explains one class, not one against another")
         try:
             maps = function(question.images, question.targets, question.target.classifier)
         except Exception as error:  # whatever a plugin raises
-            raise Refused("method", name, f"the plugin failed: {type(error).__name__}, {reason_of(error)}") from error
+            code = getattr(inspect.unwrap(function), "__code__", None)
+            said = said_by(error, code.co_filename if code else None)
+            raise Refused("method", name, f"the plugin raised {said}", "mend it") from error
         if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != len(question.images):
             shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise Refused("method", name, f"gave {shape}, not maps ({len(question.images)}, h, w)", "mend the plugin")
@@ -96,6 +105,15 @@ def register(
         return Found(maps if signed else maps.clamp(min=0))
 
     METHODS[name] = Method(title or name, "plugin", run, reference or "a plugin", "unknown", signed=signed)
+
+
+def said_by(error: Exception, file: str | None = None) -> str:
+    """Kind and words of an error, and the last line of a file that led to it: "KeyError: 'heads' (line 12)"."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines = [error.lineno]
+    said = f"{type(error).__name__}: {reason_of(error)}"
+    return f"{said} (line {lines[-1]})" if lines else said
 
 
 def described(name: str) -> str:
@@ -126,7 +144,7 @@ METHODS: dict[str, Method] = {
     ),
     "hirescam": Method(
         "HiResCAM", "activation", activation.GRADIENT_WEIGHINGS["hirescam"],
-        "Draelos & Carin 2020, arXiv 2011.08891, Eq. 5", "1 + 1", needs=("maps",), layered=True,
+        "Draelos & Carin 2020, arXiv 2011.08891, Eq. 5", "1 + 1", needs=("maps",), layered=True, normalised=True,
         options={"even": _EVEN},
     ),
     "gradcampp": Method(

@@ -39,9 +39,14 @@ def hidden_windows(question: Question) -> Found:
     side = question.options["window"] or max(2, height // PATCHES)
     stride = question.options["stride"] or max(1, side // 2)
     if side > min(height, width):
-        raise Refused("window", side, f"larger than the image, {height} px", "give a smaller one")
+        raise Refused("option", f"window={side}", f"larger than the image, {height} px", "give a smaller one")
     if stride > side:
-        raise Refused("stride", stride, f"pixels between windows of {side} would never be hidden", "give a smaller one")
+        raise Refused(
+            "option",
+            f"stride={stride}",
+            f"pixels between windows of {side} would never be hidden",
+            "give a smaller one",
+        )
     masks = windows(height, width, side, stride, question.options["overhang"]).to(question.images.device)
     weights, start, heats = mean_weights(masks), question.start(), []
     with torch.no_grad():

@@ -15,9 +15,9 @@ def kernel_shap(question: Question) -> Found:
     """
     cells, n = question.options["cells"], question.options["samples"]
     if cells > min(question.size):
-        raise Refused("cells", cells, f"more than pixels on a side, {min(question.size)}", "give fewer")
+        raise Refused("option", f"cells={cells}", f"more than pixels on a side, {min(question.size)}", "give fewer")
     if n <= cells * cells:
-        raise Refused("samples", n, f"too few for {cells}x{cells} cells", f"give more than {cells * cells}")
+        raise Refused("option", f"samples={n}", f"too few for {cells}x{cells} cells", f"give more than {cells * cells}")
     mask, start = cell_numbers(question.size, cells).to(question.images.device), question.start()
     areas, heats = torch.bincount(mask.flatten()), []
     with torch.no_grad():

@@ -8,6 +8,7 @@ import typer
 
 from viscoin.cli import (
     amplify,
+    attribute,
     concept_heatmaps,
     concepts,
     data,
@@ -20,6 +21,7 @@ from viscoin.cli import (
     logs,
     ops,
     project,
+    scorecard,
     submit,
     sweep,
     test,
@@ -59,6 +61,8 @@ for command in (
     concepts.concepts,
     amplify.amplify,
     concept_heatmaps.concept_heatmaps,
+    attribute.attribute,
+    scorecard.scorecard,
     project.project,
     demo.demo,
     sweep.sweep,

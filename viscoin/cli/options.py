@@ -61,6 +61,10 @@ Images = Annotated[
     list[Path] | None,
     typer.Option("--image", metavar="FILE", help="An image file instead of test images; repeatable."),
 ]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with attribution methods, which is run; repeatable."),
+]
 ConceptIndices = Annotated[
     list[str] | None, typer.Option("--concept-indices", metavar="K,L,…", help="Concepts by index, from 0.")
 ]

@@ -45,6 +45,7 @@ def attribution(
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Sample: 40 images, 8 for the scores that take long.")] = False,
     cost: Annotated[bool, typer.Option("--cost", help="Measure seconds and memory an image as well.")] = False,
+    plugin: options.Plugins = None,
     baseline: Annotated[
         str, typer.Option("--baseline", metavar="grey|blur|noise", help="What methods compare the image with.")
     ] = "blur",
@@ -56,16 +57,19 @@ def attribution(
     as_json: options.AsJson = False,
     skip_bad_files: options.SkipBadFiles = False,
 ) -> None:
-    """How true heatmaps are, by method, beside maps that know nothing of the model.
+    """Which heatmaps are true: every score of every method.
 
-    Against known causes where scenes can be changed, against masks where there are any, and by hiding pixels anywhere.
+    Against known causes where scenes can be changed, against masks where there are any, and by hiding pixels anywhere;
+    beside maps that know nothing of the model.
     """
     if protocol not in PROTOCOLS:
         raise Refused("protocol", protocol, "unknown protocol", f"choose {' or '.join(PROTOCOLS)}")
+    from viscoin.attribution.plugins import load_plugins
     from viscoin.inference.loading import load_subject
     from viscoin.plotting.attribution_scores import attribution_figures
     from viscoin.testing.attribution.command import extent_of, run_attribution
 
+    load_plugins(plugin or ())
     with json_alone(as_json):
         subject = load_subject(
             "classifier", checkpoints, dataset, dataset_path, device=device, skip_bad_files=skip_bad_files,

@@ -21,6 +21,7 @@ class ClassifierArchitecture(Settings):
     backbone: Name
     n_classes: Size
     resolution: Resolution
+    cut: Name | None = None
 
 
 class AdaptedArchitecture(Settings):

@@ -101,7 +101,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another path") from error
 
 
-def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_file(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a model file or of a pickle written by `to-pickle`; runs no code from the file.
 
     What the metadata say of a model is not looked at yet; see `read_model`.
@@ -110,12 +110,13 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: missing, truncated, other bytes than were written, not written by this project, or by a version of
             another format.
     """
+    path = Path(path)
     found = _read(path)
     with _whole(path, *found):
         return found.tensors, found.metadata
 
 
-def read_model(path: Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_model(path: Path | str, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a model, whose types and bounds are checked.
 
     Of a file without a digest, which anybody may have written, the model is built once to see whether they fit.
@@ -123,6 +124,7 @@ def read_model(path: Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
     Raises:
         ValueError: as `read_file`, another kind than asked for, or metadata of which no model can be built.
     """
+    path = Path(path)
     found = _read(path)
     if found.digest is None:
         load_model(path, kind)
@@ -131,12 +133,13 @@ def read_model(path: Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
         return found.tensors, found.metadata
 
 
-def load_model(path: Path, kind: str | None = None) -> LoadedModel:
+def load_model(path: Path | str, kind: str | None = None) -> LoadedModel:
     """Rebuild the model of a file, a run folder or a pickle written by `to-pickle`.
 
     Raises:
         ValueError: unusable file, another kind than asked for, or weights that do not fit the named architecture.
     """
+    path = Path(path)
     path = Run(path).model_path if path.is_dir() else path
     found = _read(path)
     with _whole(path, *found):

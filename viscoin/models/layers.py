@@ -21,11 +21,15 @@ def stage_layers(model: nn.Module) -> list[str]:
     return [stage["module"] for stage in getattr(model, "feature_info", [])][-3:]
 
 
-def default_layer(model: nn.Module) -> str:
+def default_layer(model: nn.Module, normalised: bool = False) -> str:
     """Path of the module whose output is explained by default: the last feature map.
 
     Of a transformer, the tokens that enter the last block: what its patch tokens are after it, a score that is read
     from the class token does not see.
+
+    Args:
+        normalised: where only the last block's attention sees the patch tokens, take them after the norm before it. It
+            takes out the length of each token, so that before it gradient times token is 0 for every token.
 
     Raises:
         Refused: no network of timm, so that the layer must be named.
@@ -36,6 +40,9 @@ def default_layer(model: nn.Module) -> str:
     if not has_tokens(model):
         return layers[-1]
     depth = len(model.get_submodule("blocks"))  # type: ignore[arg-type]  # a Sequential or a ModuleList
+    norm = f"blocks.{depth - 1}.norm1"
+    if normalised and getattr(model, "global_pool", None) == "token" and norm in dict(model.named_modules()):
+        return norm
     return f"blocks.{depth - 2}" if depth > 1 else "norm_pre"
 
 
@@ -45,14 +52,16 @@ def has_tokens(model: nn.Module) -> bool:
     return hasattr(model, "num_prefix_tokens") and isinstance(blocks, nn.Sequential | nn.ModuleList)
 
 
-def resolve_layer(model: nn.Module, layer: int | str | None) -> str:
-    """The path of a module by stage, 0 (finest) to 2 of the last three maps, or by its own path; None: the default.
+def resolve_layer(model: nn.Module, layer: int | str | None, normalised: bool = False) -> str:
+    """The path of a module by stage, 0 (finest) to 2 of the last three maps, or by its own path.
+
+    None stands for the default, `normalised` as `default_layer` takes it.
 
     Raises:
         Refused: there is none; names those that are.
     """
     if layer is None:
-        return default_layer(model)
+        return default_layer(model, normalised)
     stages = stage_layers(model)
     if isinstance(layer, int) or layer.isdigit():
         if int(layer) not in range(len(stages)):

@@ -1,6 +1,7 @@
 """Figures of how true heatmaps are: methods against scores, and curves of what hiding pixels does."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -111,9 +112,9 @@ def _curve(axes: Axes, row: Row, name: str, look: Mapping[str, object]) -> None:
     axes.plot(places, least, **{**look, "ls": "--"})  # type: ignore[arg-type]
 
 
-def _looks(result: AttributionScores) -> dict[str, dict[str, object]]:
+def _looks(result: AttributionScores) -> dict[str, dict[str, Any]]:
     """Colours of the first methods, the oracle and the controls; thin grey for the rest."""
-    looks: dict[str, dict[str, object]] = {row.name: {"color": LIGHT, "lw": 0.7} for row in result.rows.values()}
+    looks: dict[str, dict[str, Any]] = {row.name: {"color": LIGHT, "lw": 0.7} for row in result.rows.values()}
     first = [name for name in looks if name not in (*CONTROLS, ORACLE)][: CURVES - 1]
     looks |= {name: {"color": colour, "lw": 1.1} for name, colour in zip(first, PALETTE)}
     for name, width in zip((ORACLE, *CONTROLS), (1.4, 0.8, 0.8, 1.1)):

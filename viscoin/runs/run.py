@@ -319,6 +319,17 @@ class Run:
         return None
 
 
+def epoch_path(run: Run, epoch: int) -> Path:
+    """Where the model of an epoch is kept, counted from 1."""
+    return run.checkpoints / f"epoch-{epoch:04}.safetensors"
+
+
+def kept_epochs(run: Run) -> dict[int, Path]:
+    """The models that a run kept, by epoch."""
+    found = {path: path.stem.removeprefix("epoch-") for path in run.checkpoints.glob("epoch-*.safetensors")}
+    return {int(number): path for path, number in sorted(found.items()) if number.isdecimal()}
+
+
 def new_folder(name: str) -> Path:
     """Make a folder `runs/<name>-<time>` that nobody else has: several commands may start in the same second.
 

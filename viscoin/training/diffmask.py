@@ -138,11 +138,11 @@ class DiffMaskTask:
         self.model = model.to(fabric.device)
         # in eval mode: dropout of f would be taken for what masks do
         fast_layout(tokens.classifier).to(fabric.device).eval().requires_grad_(False)
-        groups = [{"params": list(model.gates.parameters()), "lr": config.learning_rate}]
+        groups: list[dict[str, Any]] = [{"params": list(model.gates.parameters()), "lr": config.learning_rate}]
         if model.placeholder.requires_grad:
             groups.append({"params": [model.placeholder], "lr": config.lr_placeholder})
-        self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
-        self.trained = [weight for group in groups for weight in group["params"]]  # type: ignore[union-attr]
+        self.rates = [float(group["lr"]) for group in groups]
+        self.trained = [weight for group in groups for weight in group["params"]]
         self.optimizer = Lookahead(setup_optimizer(fabric, torch.optim.Adam(groups)))
         self.ascent = torch.optim.Adam(model.alphas.parameters(), config.lr_alpha, maximize=True)
         # of each layer: steps in which it was drawn, and running means of agreement and of the share kept

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from viscoin.testing.attribution.types import Mapper, min_max
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 RADIUS = 0.02  # largest change of a pixel, in [-1, 1]
 DRAWS = 4
@@ -40,7 +43,7 @@ def max_sensitivity(mapper: Mapper, images: Tensor, targets: Tensor, noise: Tens
 # --- model randomisation (Adebayo et al. 2018, 1810.03292) ----------------------------------------------------------
 
 
-def randomised(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, nn.Module]]:
+def randomised(model: ModuleT, seed: int = 0) -> Iterator[tuple[str, ModuleT]]:
     """The model with its blocks redrawn from the last one down, one more each time; the same copy, changed in place.
 
     A block is a layer of the network with weights, or a member of a sequence of such. Each weight is replaced by a

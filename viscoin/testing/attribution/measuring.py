@@ -259,6 +259,8 @@ def _randomisation(maps: Maps, known: Maps, context: Context) -> Measured:
     method, images, predicted = _method(maps), context.test.images[rows], context.test.predicted[rows]
     if getattr(method.explain, "of_one_classifier", False):
         raise Left("it was trained for one classifier")
+    if not robustness.blocks(context.classifier):
+        raise Left("f has no blocks of weights that could be redrawn")
     before = np.abs(maps.of(rows, predicted))
     ranks, structure = [], []
     for _, changed in robustness.randomised(context.classifier, context.seed):

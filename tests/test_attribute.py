@@ -25,7 +25,7 @@ from viscoin.inference.loading import Pictures
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import load_model
 from viscoin.plotting import style
-from viscoin.plotting.attribution import attribution_figures, checkpoint_figure, painted
+from viscoin.plotting.attribution import attribution_figures, checkpoint_figure, describe_view, painted
 from viscoin.plotting.attribution_demos import demo_figures
 from viscoin.reports.attribution_page import write_attribution_page
 
@@ -347,6 +347,12 @@ def test_figures_can_be_read(views):
     groups = {"right": views // 2, "wrong": views - views // 2}
     for figure in attribution_figures(made_study(views), groups=groups if views == 8 else None):
         readable(figure)
+
+
+def test_a_number_keeps_its_sign_of_percent():
+    study = made_study(4)
+    lines = describe_view(study.views, 0, 17)
+    assert any("%" in line for line in lines) and "%" not in lines
 
 
 def test_many_methods_take_several_pages():

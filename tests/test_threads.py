@@ -24,22 +24,23 @@ from viscoin.analysis import (
     amplification,
     amplification_curve,
     amplification_study,
+    attribution_demos,
+    attribution_images,
     concepts,
     gallery,
     projection,
     quality,
+    questions,
     surgery,
 )
-from viscoin.analysis.attribution import study_attribution
-from viscoin.analysis.attribution_demos import shifted, study_randomisation, study_shift
-from viscoin.analysis.questions import scores_of
+from viscoin.analysis import attribution as attribution_study
 from viscoin.attribution import attribute, cam, gradients, heatmap_methods, heatmaps, occlusion
 from viscoin.attribution import concepts as concept_maps
 from viscoin.attribution.explained import Explained
 from viscoin.attribution.targets import ClassifierLogit, ConceptActivation, ExplainerLogit, Target
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.inference import batches, execution
-from viscoin.inference.loading import Pictures, Subject
+from viscoin.inference.loading import Pictures, Subject, SubjectWithImages
 from viscoin.inference.twins import twin
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import load_model
@@ -67,11 +68,9 @@ RUN_NONE = {
     "inference.loading.check_resolution",
     "inference.loading.choose_pictures",
     "inference.loading.part_outlines",
-    "attribution.rise.random_masks",  # a generator of random numbers
-    "attribution.shapley.coalitions",  # the same
-    "attribution.attention.of_patches",  # the grid of a model
     "analysis.attribution.check_settings",
     "analysis.questions.predictor",
+    "analysis.attribution_checkpoints.study_checkpoints",  # it runs those that it reads from files
     "inference.execution.prepare",  # changes a model, as it says: at load time, before there are threads
 }
 
@@ -167,18 +166,52 @@ def _study(shared: Shared) -> dict[str, Any]:
     ).to_dict()
 
 
-def _study_of_classes(shared: Shared, study: Callable[..., Any], **options: Any) -> Any:
-    pictures = Pictures(shared.images, [f"image {i}" for i in range(len(shared.images))])
-    return study(shared.ensemble.classifier, pictures, shared.ensemble.class_names, **options)
+ASKED = questions.Asked(concepts=(0, 2))
+DRAWN = attribution_study.Settings(options={"samples": 2})
 
 
-def _attribution_study(shared: Shared) -> list[Tensor]:
-    found = _study_of_classes(shared, lambda f, *rest: study_attribution(ClassifierLogit(f), *rest))
-    return [result.unit for result in found.results.values()]
+def _views(shared: Shared) -> questions.Views:
+    pictures = Pictures(shared.images, ["a", "b"])
+    return questions.ask(ConceptActivation(shared.ensemble), pictures, shared.ensemble.class_names, ASKED, "cpu", 2)
 
 
-def _demo(study: Callable[..., Any]) -> Callable[[Shared], Any]:
-    return lambda shared: _study_of_classes(shared, study, methods=("gradcam", "saliency")).to_dict()
+def _maps(study: attribution_study.AttributionStudy) -> list[Tensor]:
+    return [result.unit for result in study.results.values()]
+
+
+def _explained(shared: Shared) -> list[Tensor]:
+    target, images = ConceptActivation(shared.ensemble), shared.images.repeat_interleave(2, 0)
+    methods = ["gradcam", "smoothgrad"]
+    return _maps(attribution_study.explain(target, images, _views(shared), methods, DRAWN, "cpu"))
+
+
+def _ran(shared: Shared) -> Tensor:
+    target, images = ConceptActivation(shared.ensemble), shared.images.repeat_interleave(2, 0)
+    return attribution_study.run_method(target, images, _views(shared), "smoothgrad", DRAWN, "cpu").unit
+
+
+def _attribution(shared: Shared) -> list[Tensor]:
+    target, pictures = ExplainerLogit(shared.ensemble), Pictures(shared.images, ["a", "b"])
+    names = shared.ensemble.class_names
+    return _maps(attribution_study.study_attribution(target, pictures, names, ["saliency", "gradcam"]))
+
+
+def _right_and_wrong(shared: Shared) -> Any:
+    subject = SubjectWithImages(**vars(_of_birds(shared)), images=shared.data)
+    found, groups = attribution_images.right_and_wrong(subject, ExplainerLogit(shared.ensemble), 2)
+    return found.names, groups
+
+
+def _demo(name: str, shared: Shared) -> Any:
+    pictures = Pictures(shared.images, ["a", "b"])
+    asked, settings = questions.Asked(), attribution_study.Settings()
+    found: Any = attribution_demos.study_demo(name, _of_birds(shared), pictures, ["gradcam"], asked, settings)
+    return [row.correlation for row in found.rows] if name == "shift" else found.probabilities
+
+
+def _shifted(shared: Shared) -> Tensor:
+    moved = attribution_demos.shifted(shared.ensemble.classifier, 0.3)
+    return questions.scores_of(ClassifierLogit(moved), shared.images, "cpu", 2)
 
 
 CALLS: Mapping[str, Callable[[Shared], Any]] = {
@@ -204,6 +237,16 @@ CALLS: Mapping[str, Callable[[Shared], Any]] = {
     "attribution.gradients.integrated_gradients": _of_subject(gradients.integrated_gradients),
     "attribution.gradients.path_integral": _of_subject(lambda subject: gradients.path_integral(subject, 2)),
     "attribution.occlusion.occlusion": _of_subject(occlusion.occlusion),
+    "analysis.questions.ask": _views,
+    "analysis.questions.scores_of": lambda s: questions.scores_of(ExplainerLogit(s.ensemble), s.images, "cpu", 1),
+    "analysis.attribution.explain": _explained,
+    "analysis.attribution.run_method": _ran,
+    "analysis.attribution.study_attribution": _attribution,
+    "analysis.attribution_images.right_and_wrong": _right_and_wrong,
+    "analysis.attribution_demos.shifted": _shifted,
+    "analysis.attribution_demos.study_demo": lambda s: [_demo(name, s) for name in attribution_demos.DEMOS],
+    "analysis.attribution_demos.study_shift": lambda s: _demo("shift", s),
+    "analysis.attribution_demos.study_randomisation": lambda s: _demo("randomise", s),
     "analysis.amplification.image_relevance": lambda s: amplification.image_relevance(s.ensemble, s.images),
     "analysis.amplification.image_activations": lambda s: amplification.image_activations(s.ensemble, s.images),
     "analysis.amplification.amplify_images": lambda s: amplification.amplify_images(s.ensemble, s.images, s.selection),

@@ -123,7 +123,8 @@ def describe_view(views: Views, view: int, characters: int) -> list[str]:
 
 
 def _percent(probability: float) -> str:
-    return f"{100 * probability:.0f} %" if 0.01 <= probability <= 0.99 else "<1 %" if probability < 0.5 else ">99 %"
+    shown = f"{100 * probability:.0f}" if 0.01 <= probability <= 0.99 else "<1" if probability < 0.5 else ">99"
+    return f"{shown}\N{NO-BREAK SPACE}%"
 
 
 def _cut(name: str, characters: int, most: int) -> list[str]:

@@ -46,6 +46,8 @@ NOT_RUN = {
     "ops build": "nvcc; tests/test_ops_build.py",
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
+    "scripts/fetch_photographs.py": "a download; tests/test_photographs.py",
+    "--dataset runs/photographs": "that download",
     "scripts/ship_models.py": "it replaces the models that come along",
     "scripts/draw_documents.py": "it replaces the pictures that come along",
 }

@@ -41,7 +41,7 @@ def scorecard(
     as_json: options.AsJson = False,
     skip_bad_files: options.SkipBadFiles = False,
 ) -> None:
-    """Ask maps of classes and concepts: do they tell the truth?
+    """Score maps of classes and of concepts on known scenes.
 
     Does a map point at the part, fall when the part goes, stay when the background goes, and stand noise? On data whose
     scenes can be rendered with one thing deleted: birds and funnybirds.

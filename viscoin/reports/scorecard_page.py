@@ -57,8 +57,8 @@ def _cell(answer: Answer | None) -> str:
 
 
 def is_good(answer: Answer) -> bool:
-    """Above chance, and above the edges of the image, each by an interval of the difference."""
-    return answer.above_chance and answer.above_edges is not False
+    """Above chance, and above the edges of the image, each by an interval of the difference; never of controls."""
+    return bool(answer.above_chance and answer.above_edges)
 
 
 def page_text(card: Scorecard, info: Mapping[str, Any]) -> str:

@@ -22,7 +22,10 @@ NEEDS = {
 
 def table() -> str:
     """One row for each method, those from outside left out."""
-    lines = ["| method | family | signed | passes an image | needs | options | source |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| method | family | signed | passes an image | needs | options | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, method in METHODS.items():
         if method.family == "plugin":
             continue

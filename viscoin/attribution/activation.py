@@ -211,8 +211,8 @@ def _check_cancelled(question: Question, layer: str, heat: Tensor, products: Ten
     whole = products.abs().sum(1).max()
     if whole > 0 and heat.abs().max() < CANCELLED * whole:
         raise Refused(
-            "layer", layer, "a norm takes out the length of each token there, so gradient times token is 0",
-            f"choose {default_layer(question.backbone, True)}",
+            "layer", layer, "a norm takes out the length at each position there, so gradient times map is 0",
+            f"choose the norm behind it, or {default_layer(question.backbone, True)}",
         )  # fmt: skip
 
 

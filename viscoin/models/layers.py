@@ -28,8 +28,8 @@ def default_layer(model: nn.Module, normalised: bool = False) -> str:
     from the class token does not see.
 
     Args:
-        normalised: where only the last block's attention sees the patch tokens, take them after the norm before it. It
-            takes out the length of each token, so that before it gradient times token is 0 for every token.
+        normalised: where the last maps or tokens are read through a norm of each position alone, take them after it. It
+            takes out the length at each position, so that before it gradient times map is 0 everywhere.
 
     Raises:
         Refused: no network of timm, so that the layer must be named.
@@ -38,12 +38,17 @@ def default_layer(model: nn.Module, normalised: bool = False) -> str:
     if not layers:
         raise Refused("layer", None, f"{type(model).__name__} does not say where its maps are", "name the module")
     if not has_tokens(model):
-        return layers[-1]
+        return "norm" if normalised and _norm_of_positions(model) else layers[-1]
     depth = len(model.get_submodule("blocks"))  # type: ignore[arg-type]  # a Sequential or a ModuleList
     norm = f"blocks.{depth - 1}.norm1"
     if normalised and getattr(model, "global_pool", None) == "token" and norm in dict(model.named_modules()):
         return norm
     return f"blocks.{depth - 2}" if depth > 1 else "norm_pre"
+
+
+def _norm_of_positions(model: nn.Module) -> bool:
+    """Whether a layer norm over channels comes between the last map and the mean over positions, as in Swin."""
+    return isinstance(getattr(model, "norm", None), nn.LayerNorm) and getattr(model, "output_fmt", "") == "NHWC"
 
 
 def has_tokens(model: nn.Module) -> bool:

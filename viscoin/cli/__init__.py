@@ -8,7 +8,6 @@ import typer
 
 from viscoin.cli import (
     amplify,
-    attribute,
     concept_heatmaps,
     concepts,
     data,
@@ -21,11 +20,9 @@ from viscoin.cli import (
     logs,
     ops,
     project,
-    scorecard,
     submit,
     sweep,
     test,
-    test_attribution,
     to_pickle,
     train,
 )
@@ -48,7 +45,6 @@ class Console(logging.Handler):
 
 app = group(cls=Commands)
 app.add_typer(train.app, name="train")
-test.app.command(cls=Command)(test_attribution.attribution)
 app.add_typer(test.app, name="test")
 app.add_typer(ops.app, name="ops")
 for command in (
@@ -61,8 +57,6 @@ for command in (
     concepts.concepts,
     amplify.amplify,
     concept_heatmaps.concept_heatmaps,
-    attribute.attribute,
-    scorecard.scorecard,
     project.project,
     demo.demo,
     sweep.sweep,

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,14 @@ def test_model_file_says_how_it_was_chosen(fake_images, tmp_path, measure):
     best = (min if measure == "loss" else max)(lines.values())
     assert best == lines[selection["step"]] == pytest.approx(selection["value"], abs=1e-6)
     assert read_file(path)[1]["scores"][key] == selection["value"]
+
+
+def test_a_training_begins_there(fake_images, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(module, "fit", lambda run, task, *_rest, **_options: begun.append(task) or sys.exit())
+    with pytest.raises(SystemExit):
+        run_training(tmp_path / "run", recipe())
+    assert not begun[0].model.last_layer.weight.any()
 
 
 # --- early stopping ----------------------------------------------------------------------------------------------

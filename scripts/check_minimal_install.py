@@ -101,12 +101,14 @@ def users() -> dict[str, Callable[[], object]]:
     """For each extra that the code imports, a call that needs it (for a model that does not exist: no download)."""
     from stylegan2_ada import metrics
     from stylegan2_ada.ops.build import find_ninja
+    from viscoin.attribution.deeplift import load_captum
     from viscoin.export import onnx_packages
     from viscoin.models.scorers import load_clip
     from viscoin.runs.tracking import parse_trackers
     from viscoin.sweep.study import load_optuna
 
     return {
+        "attribution": load_captum,
         "gpu-ops": find_ninja,
         "metrics": lambda: metrics._torch_fidelity("metric_kid"),
         "clip": lambda: load_clip("no such model", "none"),

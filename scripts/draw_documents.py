@@ -36,6 +36,11 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
     "swap": ("amplify --image-indices 54 --swap 90:16", {}),
     "surgery": ("amplify --image-indices 7,54 --swap 90:16", {"surgery": "surgery"}),
     "heatmaps": ("concept-heatmaps", {"concept-heatmaps": "concept-heatmaps"}),
+    "attribution": (
+        "attribute --method gradcam,integrated-gradients,occlusion",
+        {"attribution": "attribution"},
+    ),
+    "randomise": ("attribute --demo randomise", {"randomise-curves": "randomise-curves"}),
 }
 # Figures of these commands, one below the other.
 STACKED = {"readme": ("dose/amplification", "swap/surgery")}
@@ -51,7 +56,8 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"python main.py {command}", flush=True)
-        arguments = [sys.executable, "main.py", *command.split(), "--checkpoints", MODEL, "--out", str(folder)]
+        option = "--viscoin" if command.startswith("attribute") else "--checkpoints"
+        arguments = [sys.executable, "main.py", *command.split(), option, MODEL, "--out", str(folder)]
         output = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=ROOT).stdout
         (folder / "output.txt").write_text(output)
         for figure, picture in figures.items():

@@ -31,5 +31,5 @@ def loggers_as_they_were() -> Iterator[None]:
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """For commands whose intervals do not matter: resampling would take most of the time."""
-    for module in ("attributes", "causal", "localisation"):
-        monkeypatch.setattr(f"viscoin.testing.truth.{module}.RESAMPLES", 10)
+    for module in ("truth.attributes", "truth.causal", "truth.localisation", "scorecard.result"):
+        monkeypatch.setattr(f"viscoin.testing.{module}.RESAMPLES", 10)

@@ -70,6 +70,7 @@ COMMANDS = [
     ["concepts"],
     ["amplify"],
     ["concept-heatmaps"],
+    ["attribute"],
     ["demo"],
 ]
 
@@ -347,7 +348,19 @@ def test_show_without_a_screen_says_so(here, models):
 def test_help_shows_whole_first_sentences_in_the_order_of_work(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = Answer("--help").went_well().out
-    names = ["demo", "train", "test", "data", "concepts", "amplify", "concept-heatmaps", "logs", "export", "ops"]
+    names = [
+        "demo",
+        "train",
+        "test",
+        "data",
+        "attribute",
+        "concepts",
+        "amplify",
+        "concept-heatmaps",
+        "logs",
+        "export",
+        "ops",
+    ]
     places = [text.index(f"\n  {name} ") for name in names]
     assert places == sorted(places) and "..." not in text.partition("Start:")[2] and "Others" not in text
     for group in ((), ("train",), ("test",), ("ops",)):

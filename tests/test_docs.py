@@ -46,6 +46,8 @@ NOT_RUN = {
     "ops build": "nvcc; tests/test_ops_build.py",
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
+    "scripts/fetch_photographs.py": "a download; tests/test_photographs.py",
+    "--dataset runs/photographs": "that download",
     "scripts/ship_models.py": "it replaces the models that come along",
     "scripts/draw_documents.py": "it replaces the pictures that come along",
 }
@@ -67,6 +69,7 @@ SMALLER: dict[str, list[object]] = {
     "test viscoin": ["--fast"],
     "test gan": ["--samples", 24, "--kid-subset", 20],
     "project": ["--steps", 3],
+    "scorecard": ["--scenes", 6],
 }
 CONCEPTS, IMAGES = 24, 60  # as many as the pages name
 
@@ -231,6 +234,8 @@ def workshop(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_
     digits(tmp_path / "digits")
     (mine,) = blocks(ROOT / "docs" / "recipes.md", "yaml")
     (tmp_path / "mine.yaml").write_text(mine)
+    (plugin,) = blocks(ROOT / "docs" / "plugins.md", "python")
+    (tmp_path / "my_method.py").write_text(plugin)
     old = tmp_path / "runs" / "photos-classifier-20261121-043058"
     old.mkdir(parents=True)
     recipe = tiny_recipe(dataset__name="photos", dataset__test=None).model_dump()

@@ -15,8 +15,8 @@ from toy_ensemble import SIZE, ToyEnsemble, toy_dataset
 from stylegan2_ada.networks import Generator
 from viscoin.attribution import cam, gradients, occlusion
 from viscoin.attribution.explained import Explained, blurred
+from viscoin.attribution.heatmap_methods import METHODS
 from viscoin.attribution.heatmaps import HeatmapResult, concept_heatmaps
-from viscoin.attribution.methods import METHODS
 from viscoin.attribution.targets import STAGES, ConceptActivation
 from viscoin.datasets import load_dataset
 from viscoin.models.classifier import Classifier

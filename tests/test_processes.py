@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import Answer, set_options, write_models
+from tiny_models import Answer, set_options, tiny_recipe, write_models
 
-from viscoin.models.files import load_model
+from viscoin.models.classifier import Classifier
+from viscoin.models.files import load_model, save_model
 from viscoin.runs.run import Run, read_metrics
 from viscoin.training.loop import AGREE_EVERY
 
@@ -102,6 +103,20 @@ def test_two_processes_train_as_one_does(here, kind):
     err = train(here, *options, "--devices", "2", "--out", f"{kind}-two")
     assert err.count("run folder:") == 1
     same(here / f"{kind}-one", here / f"{kind}-two")
+
+
+def test_two_processes_train_masks_as_one_does(here):
+    """The layer and the samples of the gates are those of the whole batch."""
+    recipe = tiny_recipe()
+    torch.manual_seed(0)
+    f = Classifier("viscoin_vit_patch8", recipe.dataset.classes or 4, recipe.dataset.resolution)
+    names = load_model(here / "models/classifier.safetensors").class_names
+    path = save_model(here / "models/vit.safetensors", f, "classifier", recipe=recipe, class_names=names)
+    options = ["diffmask", "--classifier", str(path), "--epochs", "2", "--batch-size", "16", "--lr", "0.001"]
+    options += ["--set", "diffmask.warmup_steps=2", "--log-every-n-steps", "4"]
+    train(here, *options, "--out", "masks-one")
+    assert train(here, *options, "--devices", "2", "--out", "masks-two").count("run folder:") == 1
+    same(here / "masks-one", here / "masks-two", 2e-3)
 
 
 @pytest.mark.long

@@ -146,7 +146,7 @@ def test_nix_shells_bring_python_and_tools_and_take_packages_from_the_same_list(
 
 
 def test_extras() -> None:
-    extras = {"app", "clip", "dev", "docs", "export", "gpu-ops", "metrics", "sweep", "tracking"}
+    extras = {"app", "attribution", "clip", "dev", "docs", "export", "gpu-ops", "metrics", "sweep", "tracking"}
     assert PROJECT["optional-dependencies"].keys() == extras
     core = declared().keys()
     for extra in PROJECT["optional-dependencies"]:
@@ -183,7 +183,7 @@ def test_messages_name_extras_that_exist() -> None:
     files = [path for folder in ("viscoin", "stylegan2_ada", "scripts", "docs") for path in (ROOT / folder).rglob("*")]
     texts = [path.read_text() for path in [*files, *ROOT.glob("*.md")] if path.suffix in (".py", ".md")]
     named = {name for text in texts for name in re.findall(r"pip install viscoin\[([\w-]+)\]", text)}
-    used = {"clip", "export", "gpu-ops", "metrics", "sweep", "tracking"}
+    used = {"attribution", "clip", "export", "gpu-ops", "metrics", "sweep", "tracking"}
     assert used <= named <= PROJECT["optional-dependencies"].keys()
 
 
@@ -199,7 +199,7 @@ def imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("folders", "groups"),
     [
-        (("viscoin", "stylegan2_ada"), ("clip", "export", "gpu-ops", "metrics", "sweep", "tracking")),
+        (("viscoin", "stylegan2_ada"), ("attribution", "clip", "export", "gpu-ops", "metrics", "sweep", "tracking")),
         (("tests",), tuple(PROJECT["optional-dependencies"])),
     ],
 )

@@ -24,19 +24,24 @@ from viscoin.analysis import (
     amplification,
     amplification_curve,
     amplification_study,
+    attribution_demos,
+    attribution_images,
     concepts,
     gallery,
     projection,
     quality,
+    questions,
     surgery,
 )
-from viscoin.attribution import cam, gradients, heatmaps, methods, occlusion
+from viscoin.analysis import attribution as attribution_study
+from viscoin.attribution import attribute, cam, gradients, heatmap_methods, heatmaps, occlusion
 from viscoin.attribution import concepts as concept_maps
 from viscoin.attribution.explained import Explained
 from viscoin.attribution.targets import ClassifierLogit, ConceptActivation, ExplainerLogit, Target
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.inference import batches, execution
-from viscoin.inference.loading import Pictures, Subject
+from viscoin.inference.loading import Pictures, Subject, SubjectWithImages
+from viscoin.inference.twins import twin
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import load_model
 
@@ -63,9 +68,22 @@ RUN_NONE = {
     "inference.loading.check_resolution",
     "inference.loading.choose_pictures",
     "inference.loading.part_outlines",
+    "analysis.attribution.check_settings",
+    "analysis.questions.predictor",
+    "analysis.attribution_checkpoints.study_checkpoints",  # it runs those that it reads from files
     "inference.execution.prepare",  # changes a model, as it says: at load time, before there are threads
 }
 
+# These run models through functions that are called below.
+THROUGH = {
+    "analysis.attribution.explain",
+    "analysis.attribution.run_method",
+    "analysis.attribution_checkpoints.study_checkpoints",
+    "analysis.attribution_demos.study_demo",
+    "analysis.attribution_images.right_and_wrong",
+    "analysis.questions.ask",
+    "attribution.diffmask.diffmask_maps",  # as others do, by `evaluation`; of a ViT, which these threads do not share
+}
 
 SURGERY = surgery.Surgery({1: 0.5}, [(0, 2)])
 
@@ -108,6 +126,12 @@ def _heatmaps(shared: Shared) -> list[Tensor]:
     return [heatmaps.heatmaps(model, shared.images, target, chosen) for target in targets]
 
 
+def _attributed(shared: Shared) -> list[Tensor]:
+    target = ConceptActivation(shared.ensemble)
+    options: dict[str, dict[str, Any]] = {"gradcam": {"layer": 0}, "smoothgrad": {"samples": 2}}
+    return [attribute(target, shared.images, method, [0, 2], **given).unit for method, given in options.items()]
+
+
 def _evaluation(shared: Shared) -> Tensor:
     with batches.evaluation(shared.ensemble, "cpu"):
         return shared.ensemble(shared.images)
@@ -142,13 +166,70 @@ def _study(shared: Shared) -> dict[str, Any]:
     ).to_dict()
 
 
+ASKED = questions.Asked(concepts=(0, 2))
+DRAWN = attribution_study.Settings(options={"samples": 2})
+
+
+def _views(shared: Shared) -> questions.Views:
+    pictures = Pictures(shared.images, ["a", "b"])
+    return questions.ask(ConceptActivation(shared.ensemble), pictures, shared.ensemble.class_names, ASKED, "cpu", 2)
+
+
+def _maps(study: attribution_study.AttributionStudy) -> list[Tensor]:
+    return [result.unit for result in study.results.values()]
+
+
+def _explained(shared: Shared) -> list[Tensor]:
+    target, images = ConceptActivation(shared.ensemble), shared.images.repeat_interleave(2, 0)
+    methods = ["gradcam", "smoothgrad"]
+    return _maps(attribution_study.explain(target, images, _views(shared), methods, DRAWN, "cpu"))
+
+
+def _ran(shared: Shared) -> Tensor:
+    target, images = ConceptActivation(shared.ensemble), shared.images.repeat_interleave(2, 0)
+    return attribution_study.run_method(target, images, _views(shared), "smoothgrad", DRAWN, "cpu").unit
+
+
+def _attribution(shared: Shared) -> list[Tensor]:
+    target, pictures = ExplainerLogit(shared.ensemble), Pictures(shared.images, ["a", "b"])
+    names = shared.ensemble.class_names
+    return _maps(attribution_study.study_attribution(target, pictures, names, ["saliency", "gradcam"]))
+
+
+def _right_and_wrong(shared: Shared) -> Any:
+    subject = SubjectWithImages(**vars(_of_birds(shared)), images=shared.data)
+    found, groups = attribution_images.right_and_wrong(subject, ExplainerLogit(shared.ensemble), 2)
+    return found.names, groups
+
+
+def _demo(name: str, shared: Shared) -> Any:
+    pictures = Pictures(shared.images, ["a", "b"])
+    asked, settings = questions.Asked(), attribution_study.Settings()
+    found: Any = attribution_demos.study_demo(name, _of_birds(shared), pictures, ["gradcam"], asked, settings)
+    return [row.correlation for row in found.rows] if name == "shift" else found.probabilities
+
+
+def _shifted(shared: Shared) -> Tensor:
+    moved = attribution_demos.shifted(shared.ensemble.classifier, 0.3)
+    return questions.scores_of(ClassifierLogit(moved), shared.images, "cpu", 2)
+
+
 CALLS: Mapping[str, Callable[[Shared], Any]] = {
+    "analysis.attribution.study_attribution": _attribution_study,
+    "analysis.attribution_demos.study_shift": _demo(study_shift),
+    "analysis.attribution_demos.study_randomisation": _demo(study_randomisation),
+    "analysis.attribution_demos.shifted": lambda s: shifted(s.ensemble.classifier, 0.2)(s.images).detach(),
+    "analysis.questions.scores_of": lambda s: scores_of(ClassifierLogit(s.ensemble.classifier), s.images, "cpu", 2),
     "inference.batches.evaluation": _evaluation,
     "inference.execution.precision_of": lambda shared: execution.precision_of(shared.ensemble),
     "analysis.amplification_study.study_amplification": _study,
     "attribution.heatmaps.heatmaps": _heatmaps,
     "attribution.heatmaps.concept_heatmaps": lambda s: heatmaps.concept_heatmaps(s.ensemble, s.images, stages=("psi",)),
-    "attribution.methods.maps_of": _of_subject(lambda subject: methods.maps_of(subject, "gradcam", (0, 2))),
+    "inference.twins.twin": lambda s: twin(s.ensemble)(s.images).detach(),
+    "attribution.attributing.attribute": _attributed,
+    "attribution.heatmap_methods.maps_of": _of_subject(
+        lambda subject: heatmap_methods.maps_of(subject, "gradcam", (0, 2))
+    ),
     "attribution.cam.activation_maps": _of_subject(lambda subject: cam.activation_maps(subject, cam.hirescam, (1,))),
     "attribution.concepts.activation_grid": _of_subject(concept_maps.activation_grid),
     "attribution.concepts.amplification_change": _of_subject(concept_maps.amplification_change),
@@ -156,6 +237,16 @@ CALLS: Mapping[str, Callable[[Shared], Any]] = {
     "attribution.gradients.integrated_gradients": _of_subject(gradients.integrated_gradients),
     "attribution.gradients.path_integral": _of_subject(lambda subject: gradients.path_integral(subject, 2)),
     "attribution.occlusion.occlusion": _of_subject(occlusion.occlusion),
+    "analysis.questions.ask": _views,
+    "analysis.questions.scores_of": lambda s: questions.scores_of(ExplainerLogit(s.ensemble), s.images, "cpu", 1),
+    "analysis.attribution.explain": _explained,
+    "analysis.attribution.run_method": _ran,
+    "analysis.attribution.study_attribution": _attribution,
+    "analysis.attribution_images.right_and_wrong": _right_and_wrong,
+    "analysis.attribution_demos.shifted": _shifted,
+    "analysis.attribution_demos.study_demo": lambda s: [_demo(name, s) for name in attribution_demos.DEMOS],
+    "analysis.attribution_demos.study_shift": lambda s: _demo("shift", s),
+    "analysis.attribution_demos.study_randomisation": lambda s: _demo("randomise", s),
     "analysis.amplification.image_relevance": lambda s: amplification.image_relevance(s.ensemble, s.images),
     "analysis.amplification.image_activations": lambda s: amplification.image_activations(s.ensemble, s.images),
     "analysis.amplification.amplify_images": lambda s: amplification.amplify_images(s.ensemble, s.images, s.selection),
@@ -234,7 +325,7 @@ def test_table_names_all_functions_that_take_a_model() -> None:
                 types = " ".join(str(p.annotation) for p in inspect.signature(function).parameters.values())
                 if any(model in types.replace("'", " ") for model in MODELS):
                     wanted.add(f"{module.__name__}.{name}".removeprefix("viscoin."))
-    assert wanted == CALLS.keys() | RUN_NONE
+    assert wanted == CALLS.keys() | RUN_NONE | THROUGH
 
 
 @pytest.mark.parametrize("c", [0, 3])

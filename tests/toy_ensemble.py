@@ -45,7 +45,7 @@ class ToyClassifier(nn.Module):
     @property
     def last_layer(self) -> nn.Linear:
         layer = nn.Linear(4, len(self.weight), bias=False)
-        layer.weight = self.weight
+        layer.weight = nn.Parameter(self.weight)  # of a twin it is a plain tensor
         return layer
 
     def last_features(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,10 @@ class DatasetConfig(Section):
     attribute: str = Field("Young", description="attribute that is the class of celeba_hq")
     path: str | None = Field(None, description="folder with the files of the dataset; None: the cache, or a download")
     crop_to_box: bool = Field(False, description="cut images to their bounding boxes, where a dataset has them")
+    grid_size: int = Field(3, ge=1, le=32, description="cells down and across of toy-count and cifar10-qa")
+    counted_class: int = Field(
+        3, ge=0, description="what these count: a colour (blue, green, cyan, red, magenta, yellow), or a CIFAR-10 class"
+    )
 
 
 class ClassifierConfig(Section):
@@ -63,6 +67,9 @@ class ClassifierConfig(Section):
 
     backbone: str = Field("viscoin_resnet10", description="a name of timm, or a common spelling of one")
     pretrained: bool = True
+    cut: str | None = Field(
+        None, description="module of the backbone after which it ends, in the mean over positions and one linear layer"
+    )
     train_layers: str = Field(
         "all", description="what trains beside the last layer: all, head (nothing), last:N (blocks), or stages by name"
     )
@@ -87,6 +94,7 @@ class ClassifierConfig(Section):
     best_metric: Literal["accuracy", "balanced_accuracy", "f1", "loss"] = Field(
         "accuracy", description="measure on validation images by which the best model is kept"
     )
+    keep_every: int | None = Field(None, ge=1, description="epochs between models that are kept, to compare them")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     horizontal_flip: bool = True
     padding: int = Field(0, ge=0, description="random crop after padding by so many pixels")
@@ -283,6 +291,33 @@ class JudgeConfig(Section):
     horizontal_flip: bool = True
 
 
+class DiffMaskConfig(Section):
+    """Training of DiffMask (De Cao et al. 2020; for images Nalmpantis et al. 2023) on a frozen ViT."""
+
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(2e-5, gt=0, description="of the gates")
+    lr_placeholder: float = Field(1e-3, gt=0, description="of the vector that replaces patches")
+    lr_alpha: float = Field(0.3, gt=0, description="of the multipliers")
+    warmup_steps: int = Field(1200, ge=0, description="steps of rising rate of gates and placeholder")
+    alpha: float = Field(20.0, ge=0, le=200, description="where the multiplier of each layer starts")
+    eps: float = Field(0.1, ge=0, description="divergence from f's prediction that is tolerated, nats")
+    sparsity: Literal["expected", "log"] = Field(
+        "expected",
+        description="what gets small: the share of patches kept, or the mean of its log, as published",
+    )
+    placeholder: Literal["learned", "zeros", "fixed"] = Field(
+        "learned", description="what replaces a patch; fixed: the mean embedding of patches that show no known part"
+    )
+    mul_activation: float = Field(15.0, gt=0, description="range of the gates' logits to each side")
+    add_activation: float = Field(8.0, description="where they start: 8 is open")
+    weighted_layer_distribution: bool = Field(False, description="draw layers less often that are good already")
+    checkpoint: str | None = Field(None, description="a DiffMask of the same classifier to start from")
+    sample_images: int = Field(8, ge=1, description="images of each split in the figures of masks")
+    log_every_n_steps: int = Field(200, ge=1, description="steps between validations, figures of masks and checkpoints")
+    num_workers: int | None = Field(None, ge=0, description="threads that prepare batches; None: by the device")
+
+
 class Recipe(Section):
     """One dataset and the settings of all that is trained on it."""
 
@@ -292,6 +327,7 @@ class Recipe(Section):
     viscoin: ViscoinConfig = ViscoinConfig()
     concept2clip: Concept2ClipConfig = Concept2ClipConfig()
     judge: JudgeConfig = JudgeConfig()
+    diffmask: DiffMaskConfig = DiffMaskConfig()
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     expected: dict[str, float] = Field(default_factory=dict, description="results to expect, by name")
 

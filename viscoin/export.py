@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,15 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from viscoin.attribution.explained_classifier import ONE_PASS, ExplainedClassifier
+from viscoin.attribution.methods import METHODS
 from viscoin.config import DatasetConfig
 from viscoin.datasets import DRAWN, load_dataset
 from viscoin.datasets.download import no_downloads
 from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 from viscoin.models.files import LoadedModel
-from viscoin.models.portable import Part, Port, take_part
+from viscoin.models.portable import ClassifierPart, Part, Port, take_part
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def export_model(
     *,
     images_are: str = "images",
     part: str | None = None,
+    with_map: str | None = None,
     noise_mode: str = "const",
     truncation_psi: float = 1,
     dtype: str = "float32",
@@ -94,6 +97,7 @@ def export_model(
         images: (B, 3, H, W) in [-1, 1], real ones; parts that generate images get what the ensemble makes of them.
         images_are: what to call these images.
         part, noise_mode, truncation_psi: see `take_part`.
+        with_map: of the part "classifier": the method of a map as second output, one of `ONE_PASS`.
         dtype: of plain weights: "float32", "float16" or "bfloat16".
         opset: version of the ONNX operators; None for 18.
         tolerance: largest difference, as a part of the largest value of an output; None for 1e-4, more if `dtype`
@@ -105,6 +109,8 @@ def export_model(
     _check_options(to, dtype, opset, truncation_psi, noise_mode)
     _check_output(output, to, loaded.path)
     chosen = take_part(loaded, part, noise_mode, truncation_psi)
+    if with_map is not None:
+        chosen = _with_map(chosen, with_map, to)
     samples = _samples(loaded, chosen, images, images_are)
     tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
     opset = DEFAULT_OPSET if opset is None else opset
@@ -224,6 +230,24 @@ def _check_output(output: Path, to: str, source: Path) -> None:
         raise Refused("output", output, "is a folder", "name a file in it")
     if output.exists() and output.samefile(source):
         raise Refused("output", output, "is the model itself", "choose another name")
+
+
+def _with_map(part: Part, method: str, to: str) -> Part:
+    """The classifier with a map as second output."""
+    if not isinstance(part.module, ClassifierPart):
+        raise Refused("with_map", method, f"is for part 'classifier', not {part.name!r}", "choose that part")
+    if to == "safetensors":
+        raise Refused("with_map", method, "plain weights compute no map", "export to onnx or torchscript")
+    if method not in ONE_PASS:
+        raise Refused("with_map", method, "is no map of one forward pass", f"choose one of: {', '.join(ONE_PASS)}")
+    side, title = part.inputs[0].shape[-1], METHODS[method].title
+    of = "the class with the largest logit" if method == "cam" else "no class in particular"
+    return replace(
+        part,
+        description=f"{part.description} and maps by {title}",
+        module=ExplainedClassifier(part.module.classifier, method),
+        outputs=(*part.outputs, Port("maps", (side, side), f"{title}, of {of}; not normalised")),
+    )
 
 
 def _metadata(loaded: LoadedModel, part: Part, to: str, noise_mode: str, truncation_psi: float) -> dict[str, Any]:

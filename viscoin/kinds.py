@@ -99,6 +99,19 @@ KINDS: Mapping[str, Kind] = {
         train="viscoin.training.judge:train_judge",
         metrics={"validation.auroc": "maximize", "validation.loss": "minimize"},
     ),
+    "diffmask": Kind(
+        "the masks of patches that f needs",
+        "viscoin.models.diffmask:DiffMask",
+        "viscoin.models.architecture:DiffMaskArchitecture",
+        train="viscoin.training.diffmask:train_diffmask",
+        needs=("classifier",),
+        metrics={
+            "validation.kept": "minimize",
+            "validation.kl": "minimize",
+            "validation.agreement": "maximize",
+            "validation.accuracy": "maximize",
+        },
+    ),
     "discriminator": Kind(
         "a discriminator, only to continue training with",
         "stylegan2_ada.networks:Discriminator",

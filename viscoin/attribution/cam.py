@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
-from viscoin.attribution.explained import Explained, unit
+from viscoin.attribution.explained import Explained, enlarged, unit
 from viscoin.attribution.targets import Stage
 
 # Steps of autograd that only lay a tensor out anew, as from tokens to a map.
@@ -30,6 +30,43 @@ def layercam(feature_map: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.clamp(min=0) * feature_map).sum(1)
 
 
+def gradcampp(feature_map: Tensor, gradient: Tensor) -> Tensor:
+    """sum_c w_c A_c, w_c = sum_ij a_ij relu(G_ij), a = G^2 / (2 G^2 + S_c G^3) = 1 / (2 + S_c G), 0 where G = 0.
+
+    Chattopadhay et al. 2018, arXiv 1710.11063, Eq. 19. S_c, the sum of A_c, is taken over all positions before it meets
+    G. It is meant for maps >= 0.
+    """
+    scale = 2 + feature_map.sum((2, 3), keepdim=True) * gradient
+    return _weighed(feature_map, _quotient(gradient.clamp(min=0), scale))
+
+
+def smoothgradcampp(feature_map: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """Grad-CAM++ with D1, D2, D3, the means of G, G^2 and G^3 over noisy images: a = D2 / (2 D2 + S_c D3).
+
+    Omeiza et al. 2019, arXiv 1908.01224. There D1 stands above the line, which is a slip: without noise, D2 alone gives
+    Grad-CAM++.
+    """
+    scale = 2 * second + feature_map.sum((2, 3), keepdim=True) * third
+    return _weighed(feature_map, _quotient(second, scale) * first.clamp(min=0))
+
+
+def xgradcam(feature_map: Tensor, gradient: Tensor) -> Tensor:
+    """sum_c w_c A_c, w_c = sum_ij G A / S_c, 0 where S_c = 0 (Fu et al. 2020, arXiv 2008.02312). For maps >= 0."""
+    sums = feature_map.sum((2, 3), keepdim=True)
+    return (_quotient((gradient * feature_map).sum((2, 3), keepdim=True), sums) * feature_map).sum(1)
+
+
+def _quotient(above: Tensor, below: Tensor) -> Tensor:
+    """0 where the lower one is 0."""
+    return torch.where(
+        below == 0, torch.zeros_like(above), above / torch.where(below == 0, torch.ones_like(below), below)
+    )
+
+
+def _weighed(feature_map: Tensor, weights: Tensor) -> Tensor:
+    return (weights.sum((2, 3), keepdim=True) * feature_map).sum(1)
+
+
 Weighing = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -45,7 +82,7 @@ def activation_maps(explained: Explained, weighing: Weighing, stages: Sequence[S
     heats = []
     for column in chosen.unbind(1):
         weighed = [
-            unit(_enlarged(weighing(A, evened(G, period)).clamp(min=0), explained.size))
+            unit(enlarged(weighing(A, evened(G, period)).clamp(min=0), explained.size))
             for A, G, period in zip(maps, _gradients(column.sum(), maps), periods, strict=True)
         ]
         together, mean = torch.stack(weighed).prod(0), torch.stack(weighed).mean(0)
@@ -101,8 +138,3 @@ def _as_map(gradient: Tensor, shape: torch.Size, otherwise: Tensor) -> Tensor:
     if gradient.ndim == 3 and gradient.shape[2] == channels and gradient.shape[1] >= height * width:
         return gradient[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
     return otherwise
-
-
-def _enlarged(heat: Tensor, size: torch.Size) -> Tensor:
-    """(B, h, w) -> (B, H, W)."""
-    return F.interpolate(heat[:, None], size, mode="bilinear", align_corners=False).squeeze(1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torch.nn import functional as F
 
 from viscoin.attribution.targets import Observed, Target
 
@@ -31,9 +32,23 @@ class Explained:
 
 
 def unit(heat: Tensor) -> Tensor:
-    """Divide each map (..., H, W) by its maximum; maps of zeros stay zero."""
-    peak = heat.amax((-2, -1), keepdim=True)
+    """Divide each map (..., H, W) by its largest absolute value; maps of zeros stay zero."""
+    peak = heat.abs().amax((-2, -1), keepdim=True)
     return heat / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+
+def min_max(heat: Tensor) -> Tensor:
+    """Bring each map (..., H, W) to [0, 1]; a constant one becomes zeros."""
+    low, high = heat.amin((-2, -1), keepdim=True), heat.amax((-2, -1), keepdim=True)
+    return (heat - low) / torch.where(high > low, high - low, torch.ones_like(high))
+
+
+def enlarged(heat: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Maps (..., h, w) as (..., H, W): bilinear, corners not aligned."""
+    if heat.shape[-2:] == size:
+        return heat
+    flat = heat.reshape(-1, 1, *heat.shape[-2:])
+    return F.interpolate(flat, size, mode="bilinear", align_corners=False).reshape(*heat.shape[:-2], *size)
 
 
 def blurred(images: Tensor) -> Tensor:

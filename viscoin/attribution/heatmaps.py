@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from viscoin.attribution.concepts import activation_grid, concepts_of
 from viscoin.attribution.explained import Explained, unit
-from viscoin.attribution.methods import FINEST, check_method, maps_of, title_of
+from viscoin.attribution.heatmap_methods import FINEST, check_method, maps_of, title_of
 from viscoin.attribution.targets import STAGES, ConceptActivation, Stage, Target
 from viscoin.datasets import to_pixels
 from viscoin.errors import Refused

@@ -1,9 +1,9 @@
 """What a map explains: the activation of a concept, a logit of the classifier f, or a logit of the explainer g."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import Encoding, VisCoIN
@@ -37,6 +37,17 @@ class Target(Protocol):
     def n_scores(self) -> int:
         """S."""
 
+    @property
+    def model(self) -> nn.Module:
+        """All that takes part in the scores."""
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network that sees the images, whose layers have the feature maps."""
+
+    def of(self, model: nn.Module) -> "Target":
+        """The same question to another model of the kind."""
+
     def observe(self, images: Tensor) -> Observed:
         """Scores and feature maps of images (B, 3, H, W) in [-1, 1]."""
 
@@ -50,7 +61,14 @@ class ConceptActivation:
     noun, nouns = "concept", "concepts"
 
     def __init__(self, ensemble: VisCoIN) -> None:
-        self.ensemble = ensemble
+        self.ensemble = self.model = ensemble
+
+    @property
+    def classifier(self) -> Classifier:
+        return self.ensemble.classifier
+
+    def of(self, model: Any) -> "ConceptActivation":
+        return ConceptActivation(model)
 
     @property
     def n_scores(self) -> int:
@@ -70,7 +88,10 @@ class ClassifierLogit:
     noun, nouns = "class", "classes"
 
     def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
+        self.classifier = self.model = classifier
+
+    def of(self, model: Any) -> "ClassifierLogit":
+        return ClassifierLogit(model)
 
     @property
     def n_scores(self) -> int:
@@ -90,7 +111,14 @@ class ExplainerLogit:
     noun, nouns = "class", "classes"
 
     def __init__(self, ensemble: VisCoIN) -> None:
-        self.ensemble = ensemble
+        self.ensemble = self.model = ensemble
+
+    @property
+    def classifier(self) -> Classifier:
+        return self.ensemble.classifier
+
+    def of(self, model: Any) -> "ExplainerLogit":
+        return ExplainerLogit(model)
 
     @property
     def n_scores(self) -> int:

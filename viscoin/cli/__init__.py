@@ -8,6 +8,7 @@ import typer
 
 from viscoin.cli import (
     amplify,
+    attribute,
     concept_heatmaps,
     concepts,
     data,
@@ -20,9 +21,11 @@ from viscoin.cli import (
     logs,
     ops,
     project,
+    scorecard,
     submit,
     sweep,
     test,
+    test_attribution,
     to_pickle,
     train,
 )
@@ -45,6 +48,7 @@ class Console(logging.Handler):
 
 app = group(cls=Commands)
 app.add_typer(train.app, name="train")
+test.app.command(cls=Command)(test_attribution.attribution)
 app.add_typer(test.app, name="test")
 app.add_typer(ops.app, name="ops")
 for command in (
@@ -57,6 +61,8 @@ for command in (
     concepts.concepts,
     amplify.amplify,
     concept_heatmaps.concept_heatmaps,
+    attribute.attribute,
+    scorecard.scorecard,
     project.project,
     demo.demo,
     sweep.sweep,

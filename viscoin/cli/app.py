@@ -24,6 +24,7 @@ ALIASES = {
     "generator": ("gan",),
     "indices": ("concept_indices",),
     "measures": ("metrics",),
+    "method": ("with_map",),
     "noise_mode": ("noise",),
     "threshold": ("concept_threshold",),
     "top_k": ("concept_top_k",),
@@ -68,7 +69,7 @@ class Command(TyperCommand):
 # The commands in the order of work.
 PANELS = {
     "Start": ("demo", "train", "test", "data"),
-    "Explain": ("concepts", "amplify", "concept-heatmaps", "project"),
+    "Explain": ("attribute", "scorecard", "concepts", "amplify", "concept-heatmaps", "project"),
     "Runs": ("logs", "sweep", "submit"),
     "Model files": ("export", "to-pickle", "from-pickle", "import-gan", "import-viscoin", "ops"),
 }

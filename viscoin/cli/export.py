@@ -37,6 +37,12 @@ def export(
             "decoder: concepts to images. generator: z to images. synthesis: styles w+ to images.",
         ),
     ] = None,
+    with_map: Annotated[
+        str | None,
+        typer.Option(
+            "--with-map", metavar="cam|attention|rollout", help="classifier: where it looks as a second output."
+        ),
+    ] = None,
     noise: Annotated[
         str, typer.Option("--noise", metavar="const|none", help="Noise in drawn images: as stored in G, or none.")
     ] = "const",
@@ -88,7 +94,7 @@ def export(
     dataset, dataset_path = locate_dataset(dataset, dataset_path)
     loaded = load_model(find_model("viscoin", model, DEFAULT_DATASET))
     if output is None:
-        name = f"{Path(loaded.metadata['dataset']).name}-{part or default_part(loaded)}"
+        name = f"{Path(loaded.metadata['dataset']).name}-{part or default_part(loaded)}{'-map' if with_map else ''}"
         output = Path(f"{name}{SUFFIXES.get(to, '')}")
     if output.exists() and not force:
         raise ValueError(f"--output {output} exists; pass --force to replace it or choose another name")
@@ -100,6 +106,7 @@ def export(
         images,
         images_are=images_are,
         part=part,
+        with_map=with_map,
         noise_mode=noise,
         truncation_psi=truncation,
         dtype=dtype,

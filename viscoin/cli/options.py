@@ -61,6 +61,10 @@ Images = Annotated[
     list[Path] | None,
     typer.Option("--image", metavar="FILE", help="An image file instead of test images; repeatable."),
 ]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with attribution methods, which is run; repeatable."),
+]
 ConceptIndices = Annotated[
     list[str] | None, typer.Option("--concept-indices", metavar="K,L,…", help="Concepts by index, from 0.")
 ]
@@ -104,9 +108,9 @@ def parse_indices(values: list[str] | None, parameter: str) -> list[int] | None:
     return [int(text) for text in texts]
 
 
-def model_option(name: str, what: str) -> Any:
+def model_option(name: str, what: str, *other_names: str) -> Any:
     """Declaration of an option that names a model."""
-    return typer.Option(name, metavar="MODEL", help=f"{what}: {MODEL_HELP}")
+    return typer.Option(name, *other_names, metavar="MODEL", help=f"{what}: {MODEL_HELP}")
 
 
 # The options of `with_runtime`, by the names of the fields of `Runtime`: their defaults and declarations.

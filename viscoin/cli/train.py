@@ -1,5 +1,6 @@
-"""`train classifier|gan|viscoin|all|concept2clip|judge`: train models, each in a run folder of its own."""
+"""`train classifier|gan|viscoin|all|concept2clip|judge|diffmask`: train models, each in a run folder of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from viscoin.cli import options
 from viscoin.cli.app import Command, group
 from viscoin.cli.output import echo
 from viscoin.cli.results import announce, open_first
+from viscoin.errors import Refused
 
 if TYPE_CHECKING:
     from viscoin.training.pipeline import RunOptions
@@ -28,11 +30,13 @@ def _train(
     runtime: "Runtime",
     keys: dict[str, Any],
     models: dict[str, Path | None] | None = None,
+    others: dict[str, Any] | None = None,
 ) -> None:
-    """Train one model; `keys` of its own section of the recipe, where they were given."""
+    """Train one model; `keys` of its own section of the recipe, where they were given, and `others` by dotted key."""
     from viscoin.training import pipeline
 
-    recipe = pipeline.resolve_recipe(kind, run, {f"{kind}.{key}": value for key, value in keys.items()})
+    given = {f"{kind}.{key}": value for key, value in keys.items()} | (others or {})
+    recipe = pipeline.resolve_recipe(kind, run, given)
     path = pipeline.train(kind, recipe, run, models or {}, runtime)
     announce(path)
     open_first(path.parent)
@@ -262,3 +266,103 @@ def judge(
     It reads attributes off images, knows real ones alone, and is used in no loss.
     """
     _train("judge", run, runtime, {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate})
+
+
+@app.command(cls=Command, context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
+@options.with_runtime
+@options.with_run
+def diffmask(
+    *,
+    classifier: Annotated[
+        Path | None, options.model_option("--classifier", "Classifier f, a plain ViT", "--from-pretrained")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", "--num-epochs", min=1, metavar="N", help="Passes over the images.")
+    ] = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", metavar="RATE", help="Learning rate of the gates.")
+    ] = None,
+    lr_placeholder: Annotated[
+        float | None, typer.Option("--lr-placeholder", metavar="RATE", help="Learning rate of the placeholder.")
+    ] = None,
+    lr_alpha: Annotated[
+        float | None, typer.Option("--lr-alpha", metavar="RATE", help="Learning rate of the multipliers.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", metavar="A", help="Where the multipliers start.")] = None,
+    eps: Annotated[
+        float | None, typer.Option("--eps", metavar="NATS", help="Tolerated KL from the prediction of f.")
+    ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option("--sparsity", metavar="expected|log", help="What gets small; log: as published code.")
+    ] = None,
+    placeholder: Annotated[
+        str | None, typer.Option("--placeholder", metavar="learned|zeros|fixed", help="What replaces a patch.")
+    ] = None,
+    no_placeholder: Annotated[bool, typer.Option("--no-placeholder", help="The same as --placeholder zeros.")] = False,
+    mul_activation: Annotated[
+        float | None, typer.Option("--mul-activation", metavar="A", help="Range of the gates' logits.")
+    ] = None,
+    add_activation: Annotated[
+        float | None, typer.Option("--add-activation", metavar="A", help="Where the gates' logits start; 8 is open.")
+    ] = None,
+    weighted_layer_distribution: Annotated[
+        bool, typer.Option("--weighted-layer-distribution", help="Sample layers less often that are good already.")
+    ] = False,
+    diffmask_checkpoint: Annotated[
+        str | None,
+        typer.Option("--diffmask-checkpoint", metavar="MODEL", help="A DiffMask of the same f to start from."),
+    ] = None,
+    sample_images: Annotated[
+        int | None, typer.Option("--sample-images", min=1, metavar="N", help="Images of each split in the figures.")
+    ] = None,
+    log_every_n_steps: Annotated[
+        int | None, typer.Option("--log-every-n-steps", min=1, metavar="N", help="Steps between validations.")
+    ] = None,
+    grid_size: Annotated[
+        int | None, typer.Option("--grid-size", min=1, metavar="N", help="Cells a side of toy-count and cifar10-qa.")
+    ] = None,
+    class_idx: Annotated[
+        int | None, typer.Option("--class-idx", min=0, metavar="N", help="What these datasets count.")
+    ] = None,
+    add_noise: Annotated[bool, typer.Option("--add-noise", help="The same as --set classifier.noise=1.")] = False,
+    add_rotation: Annotated[
+        bool, typer.Option("--add-rotation", help="The same as --set classifier.rotation=20.")
+    ] = False,
+    add_blur: Annotated[bool, typer.Option("--add-blur", help="The same as --set classifier.blur=2.")] = False,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", metavar="FOLDER", help="The same as --dataset-path.")
+    ] = None,
+    base_model: Annotated[
+        str, typer.Option("--base-model", metavar="ViT", help="What f is; DiffMask explains no other networks.")
+    ] = "ViT",
+    enable_progress_bar: Annotated[
+        bool, typer.Option("--enable-progress-bar", help="Without effect: terminals have one, logs have lines instead.")
+    ] = False,
+    num_workers: Annotated[
+        int | None, typer.Option("--num-workers", min=0, metavar="N", help="Threads that prepare batches.")
+    ] = None,
+    run: "RunOptions",
+    runtime: "Runtime",
+) -> None:
+    """Train masks of the patches that f needs.
+
+    DiffMask learns for a plain ViT which patches can be replaced by one vector without changing what it says.
+    """
+    if base_model != "ViT":
+        raise Refused("base_model", base_model, "DiffMask explains plain vision transformers", "choose ViT")
+    keys = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "lr_placeholder": lr_placeholder,
+        "lr_alpha": lr_alpha, "alpha": alpha, "eps": eps, "sparsity": sparsity,
+        "placeholder": placeholder or ("zeros" if no_placeholder else None), "mul_activation": mul_activation,
+        "add_activation": add_activation, "weighted_layer_distribution": weighted_layer_distribution or None,
+        "checkpoint": diffmask_checkpoint, "sample_images": sample_images, "log_every_n_steps": log_every_n_steps,
+        "num_workers": num_workers,
+    }  # fmt: skip
+    data = {
+        "dataset.grid_size": grid_size, "dataset.counted_class": class_idx,
+        "classifier.noise": 1.0 if add_noise else None, "classifier.rotation": 20.0 if add_rotation else None,
+        "classifier.blur": 2.0 if add_blur else None,
+    }  # fmt: skip
+    run = run if data_dir is None else replace(run, dataset_path=data_dir)
+    _train("diffmask", run, runtime, keys, {"classifier": classifier}, data)

@@ -26,8 +26,12 @@ LOADERS = {
     "cifar100": "viscoin.datasets.torchvision_sets:load_cifar100",
     "mnist": "viscoin.datasets.torchvision_sets:load_mnist",
     "pneumonia": "viscoin.datasets.pneumonia:load_pneumonia",
+    "toy-count": "viscoin.datasets.counting:load_toy_count",
+    "cifar10-qa": "viscoin.datasets.counting:load_cifar10_qa",
 }
-DRAWN = {"birds"}  # datasets without files
+DRAWN = {"birds", "toy-count"}  # datasets without files
+# As Vision DiffMask's command line names them; a folder of such a name is a folder.
+SPELLINGS = {"MNIST": "mnist", "CIFAR10": "cifar10", "CIFAR10_QA": "cifar10-qa", "toy": "toy-count"}
 logger = logging.getLogger(__name__)
 
 
@@ -141,6 +145,8 @@ def locate_dataset(
     Raises:
         Refused: a folder for a dataset that has no files of its own, or that is a folder itself.
     """
+    if dataset in SPELLINGS and not Path(dataset).exists():
+        dataset = SPELLINGS[dataset]
     if dataset_path is None or (dataset is None and (own is None or own in DRAWN or own not in dataset_names())):
         return _recognised(dataset_path or dataset)
     if dataset in DRAWN:

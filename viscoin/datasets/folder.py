@@ -14,6 +14,7 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.files import draw, judge, no_images_error, read_files, select_rows, warn_about_duplicates
 from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, make_tree, warn_once
+from viscoin.datasets.masks import MaskedDataset, masks_of
 from viscoin.datasets.walking import Found, walk, why_not
 from viscoin.errors import Refused
 
@@ -102,7 +103,7 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
         whole = {part: listing.split(part, config.seed) for part in SPLITS}
         warn_about_duplicates(name, {part: [file for file, _ in items] for part, items in whole.items()})
     of_split = [file for file, _ in items]
-    return ImageDataset(
+    data = (
         name,
         split,
         select_rows(pixels, np.array([rows[file] for file in of_split]), of_split),
@@ -110,6 +111,9 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
         listing.class_names,
         [str(file) for file in of_split],
     )
+    names = {file: name for name, file in tree.files.items()}
+    masked, masks = masks_of([names[file] for file in of_split], of_split, tree.masks)
+    return MaskedDataset(*data, images=of_split, masks=masks) if masked else ImageDataset(*data)
 
 
 def _drawn(items: list[Item], limit: int | None, seed: int) -> list[Item]:

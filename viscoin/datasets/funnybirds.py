@@ -99,6 +99,16 @@ class FunnyBirdsDataset(ImageDataset):
         return np.stack([self._attributes(i) for i in range(len(self))])
 
     def part_masks(self, index: int) -> np.ndarray:
+        drawn = self._part_map(index)
+        return np.stack([_any_of(drawn, COLOURS[part]) for part in self.part_names])
+
+    def piece_masks(self, index: int) -> tuple[np.ndarray, list[int]]:
+        """Masks (M, H, W) bool of each wing, foot and eye by itself, and the place in `part_names` of each."""
+        drawn = self._part_map(index)
+        pieces = [(colour, i) for i, part in enumerate(self.part_names) for colour in COLOURS[part]]
+        return np.stack([_any_of(drawn, [colour]) for colour, _ in pieces]), [owner for _, owner in pieces]
+
+    def _part_map(self, index: int) -> np.ndarray:
         if not self.part_names:
             raise ValueError(f"{self._scenes.root} has no {self._scenes.source}_part_map; unpack the archive again")
         path = self._scenes.file(int(self._numbers[index]), "_part_map")
@@ -110,8 +120,7 @@ class FunnyBirdsDataset(ImageDataset):
                 f"{path} is no readable part map ({reason_of(error)}); unpack the archive again"
             ) from error
         size = (self.resolution, self.resolution)
-        drawn = np.asarray(ImageOps.fit(colours, size, Image.Resampling.NEAREST))
-        return np.stack([_any_of(drawn, COLOURS[part]) for part in self.part_names])
+        return np.asarray(ImageOps.fit(colours, size, Image.Resampling.NEAREST))
 
     def without_parts(self, index: int, parts: Collection[str]) -> np.ndarray:
         """The same scene rendered without some parts of the bird: uint8 (H, W, 3).

@@ -5,7 +5,7 @@ import logging
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from viscoin.datasets.base import SPLITS
+from viscoin.datasets.masks import FOLDER, split_masks
 from viscoin.datasets.reading import UNREAD, UNREADABLE, ImageFile
 from viscoin.datasets.walking import INDEX, SPLIT_FOLDERS, composed, is_image
 from viscoin.errors import Refused
@@ -47,13 +48,15 @@ class Index:
 class Tree:
     """Image files of a folder or zip by their names relative to `root` ("cat/1.png"), and all folders likewise.
 
-    Names are composed (NFC), whatever form they have on disk, so that "Möwe" is one class everywhere.
+    Names are composed (NFC), whatever form they have on disk, so that "Möwe" is one class everywhere. `masks` are the
+    files of a folder `masks/` by the names of their images without suffix (see `masks.py`).
     """
 
     root: Path
     files: dict[str, ImageFile]
     folders: set[str]
     index: Index | None
+    masks: dict[str, ImageFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,15 @@ def make_tree(
     all_folders = _with_parents([*folders, *(posixpath.dirname(name) for name in images)])
     around = _folder_around(files, images, all_folders)
     index = files.get(f"{around}{INDEX}")
+    named = {name.removeprefix(around): files[name] for name in images if name.startswith(around)}
+    pictures, masks = split_masks(named)
+    below = {name.removeprefix(around) for name in all_folders if name.startswith(around)} - {""}
     return Tree(
         place / around,
-        {name.removeprefix(around): files[name] for name in images if name.startswith(around)},
-        {name.removeprefix(around) for name in all_folders if name.startswith(around)} - {""},
+        pictures,
+        {name for name in below if not masks or name.partition("/")[0] != FOLDER},
         None if index is None else _read_index(index, {name.removeprefix(around) for name in unusable}),
+        masks,
     )
 
 

@@ -48,6 +48,9 @@ class Member:
         if self.info.file_size > LARGEST_MEMBER:
             raise ValueError(f"{self.info.file_size >> 20} MiB when unpacked, at most {LARGEST_MEMBER >> 20} are read")
         with _one_at_a_time:
+            if self.archive.fp is None:  # masks are read when they are asked for, after the block of `open_zip`
+                with ZipFile(str(self.archive.filename)) as again:
+                    return io.BytesIO(again.read(self.info))
             return io.BytesIO(self.archive.read(self.info))
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ class ClassifierArchitecture(Settings):
     backbone: Name
     n_classes: Size
     resolution: Resolution
+    cut: Name | None = None
 
 
 class AdaptedArchitecture(Settings):
@@ -93,6 +94,18 @@ class JudgeArchitecture(Settings):
 
     attributes: list[str] = Field(min_length=1)
     resolution: Resolution
+
+
+class DiffMaskArchitecture(Settings):
+    """Keywords of `DiffMask`."""
+
+    classifier: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    layers: Annotated[int, Field(ge=3, le=1000)]
+    width: Size
+    mul_activation: Annotated[float, Field(gt=0)]
+    add_activation: float
+    placeholder: Literal["learned", "zeros", "fixed"]
+    alpha: Annotated[float, Field(ge=0)]
 
 
 class Metadata(BaseModel):

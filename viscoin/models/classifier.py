@@ -12,8 +12,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
+import viscoin.models.small_vit  # noqa: F401  timm learns its names
 from viscoin.errors import Refused, reason_of
 from viscoin.models.concept_extractor import CONCEPT_GRID
+from viscoin.models.cutting import cut_after
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
 
@@ -83,19 +85,26 @@ class Classifier(nn.Module):
         n_classes: number of logits.
         resolution: side of the square images, pixels.
         pretrained: load the published weights; the last layer stays random.
+        cut: module of the backbone after which it ends: then come the mean over positions and one linear layer.
 
     Raises:
+        Refused: the backbone cannot be cut there.
         ValueError: unknown backbone (similar names are given), one without feature maps, or too small images.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, backbone: str, n_classes: int, resolution: int, pretrained: bool = False) -> None:
+    def __init__(
+        self, backbone: str, n_classes: int, resolution: int, pretrained: bool = False, cut: str | None = None
+    ) -> None:
         super().__init__()
         self.n_classes, self.resolution = n_classes, resolution
         self.architecture: dict[str, Any] = {"backbone": backbone, "n_classes": n_classes, "resolution": resolution}
         self.model = _create(backbone, n_classes, resolution, pretrained)
+        if cut is not None:
+            self.architecture["cut"] = cut
+            cut_after(self.model, cut, resolution, n_classes)
         # on the CPU even where the weights are to have no memory yet: no file holds these
         mean, std = (
             torch.tensor(self.model.pretrained_cfg[key], device="cpu").view(1, -1, 1, 1) for key in ("mean", "std")
@@ -200,7 +209,9 @@ def _reason(error: Exception) -> str:
     return said or f"it stops with {type(error).__name__} and gives no reason"
 
 
-def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained: bool = True) -> Classifier:
+def build_classifier(
+    backbone: str, n_classes: int, resolution: int, pretrained: bool = True, cut: str | None = None
+) -> Classifier:
     """A classifier with pretrained weights where they are available, else with random ones and a warning.
 
     Args:
@@ -212,7 +223,7 @@ def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained:
     asked, backbone = backbone, resolve_backbone(backbone)
     if backbone != asked:
         logger.info("backbone %s: taking %s of timm", asked, backbone)
-    model = Classifier(backbone, n_classes, resolution)
+    model = Classifier(backbone, n_classes, resolution, cut=cut)
     if not pretrained:
         return model
     config = timm.get_pretrained_cfg(backbone)
@@ -222,7 +233,7 @@ def build_classifier(backbone: str, n_classes: int, resolution: int, pretrained:
     size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("pretrained weights of %s: %.0f MB, downloaded to %s if not there yet", backbone, size, HF_HUB_CACHE)
     try:
-        return Classifier(backbone, n_classes, resolution, pretrained=True)
+        return Classifier(backbone, n_classes, resolution, pretrained=True, cut=cut)
     except Exception as error:  # the same without weights has just worked, so it was the download
         reason = reason_of(error)
     logger.warning(

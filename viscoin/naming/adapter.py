@@ -23,6 +23,7 @@ from viscoin.datasets.cache import cache_folder, is_cached, keep
 from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation, own_batches
 from viscoin.models.concept2clip import Concept2Clip
+from viscoin.models.digests import digest
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import save_model
 from viscoin.models.scorers import AttributeScorer, Scorer, fit_probe, load_clip, probe_features
@@ -33,7 +34,6 @@ from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
-    digest,
     launch,
     load_splits,
     seed_step,

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 RUNS = Path("runs")
 # Lengths on which nothing else depends (no schedule): a run may be continued to another one.
 EXTENDABLE = ("gan.kimg",)
-MOVABLE = ("dataset.path",)  # the same files, wherever they lie
+MOVABLE = ("dataset.path", "diffmask.num_workers")  # the same files, wherever they lie, whoever reads them
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre and NFS, mounted without them
 
 
@@ -317,6 +317,17 @@ class Run:
             reason = f"no checkpoint in {self.checkpoints} can be read ({damaged})"
             raise Refused(None, None, reason, "start a new run in another folder (`out`)")
         return None
+
+
+def epoch_path(run: Run, epoch: int) -> Path:
+    """Where the model of an epoch is kept, counted from 1."""
+    return run.checkpoints / f"epoch-{epoch:04}.safetensors"
+
+
+def kept_epochs(run: Run) -> dict[int, Path]:
+    """The models that a run kept, by epoch."""
+    found = {path: path.stem.removeprefix("epoch-") for path in run.checkpoints.glob("epoch-*.safetensors")}
+    return {int(number): path for path, number in sorted(found.items()) if number.isdecimal()}
 
 
 def new_folder(name: str) -> Path:

@@ -83,7 +83,7 @@ def concept_functions(
         rivals: some of RIVALS.
     """
     random = _initialised(deepcopy(ensemble.concept_extractor), seed) if UNTRAINED in rivals else None
-    fitted = _fitted(ensemble, dataset, indices, device, batch_size, seed, [name for name in FITS if name in rivals])
+    fitted = fit_rivals(ensemble, dataset, indices, device, batch_size, seed, [name for name in FITS if name in rivals])
 
     def activations(images: Tensor) -> dict[str, np.ndarray]:
         with evaluation(ensemble, device):
@@ -99,7 +99,7 @@ def concept_functions(
     return activations
 
 
-def _fitted(
+def fit_rivals(
     ensemble: VisCoIN,
     dataset: ImageDataset,
     indices: np.ndarray,
@@ -108,6 +108,7 @@ def _fitted(
     seed: int,
     names: Sequence[str],
 ) -> dict[str, Rival]:
+    """Those of `rivals.FITS` that are named, fitted on chosen images; one that cannot be is left out with a warning."""
     if not names:
         return {}
     with evaluation(ensemble, device):

@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA, FastICA, MiniBatchNMF
 from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
 from torch.nn import functional as F
 
 from viscoin.inference.batches import TooFewImages
@@ -20,7 +21,26 @@ from viscoin.testing.sparse_autoencoder import sparse_autoencoder
 POSITIONS = 16_384  # most feature vectors that NMF and the autoencoder are fitted on
 IMAGES = 2000  # most images of the pursuit, where classes are too few to be its points
 
-Rival = Callable[[np.ndarray], np.ndarray]  # last maps (B, C, h, w) of f -> activations (B, K)
+
+class Rival(Protocol):
+    """Activations, and where in the last map of f they come from.
+
+    Attributes:
+        differentiable: whether gradients flow through `places`.
+        signed: whether an activation may be below zero, so that its opposite is as good a concept.
+    """
+
+    differentiable: bool
+    signed: bool
+
+    def __call__(self, maps: np.ndarray) -> np.ndarray:
+        """Last maps (B, C, h, w) of f -> activations (B, K)."""
+
+    def places(self, maps: Tensor) -> Tensor:
+        """Last maps (B, C, h, w) of f -> what is at each place, (B, K, h, w), before it is summed up."""
+
+    def pool(self, places: Tensor) -> Tensor:
+        """What is at each place -> the same activations (B, K)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,7 @@ class Seen:
 class Directions:
     """Directions of the map, read as Psi reads them: relu, average over a grid of 3x3, the largest."""
 
+    differentiable, signed = True, False
     weight: np.ndarray
     offset: np.ndarray
 
@@ -54,6 +75,12 @@ class Directions:
         scores = np.einsum("bchw,ck->bkhw", maps, self.weight, optimize=True) + self.offset[:, None, None]
         grid = F.adaptive_avg_pool2d(torch.from_numpy(scores).relu(), CONCEPT_GRID)
         return grid.amax((2, 3)).float().numpy()
+
+    def places(self, maps: Tensor) -> Tensor:
+        return linear(maps, self.weight, self.offset).relu()
+
+    def pool(self, places: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(places, CONCEPT_GRID).amax((2, 3))
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,7 @@ class Latents:
     uncut ones follow the attributes of the birds better.
     """
 
+    differentiable, signed = True, False
     weight: np.ndarray
     bias: np.ndarray
 
@@ -71,36 +99,66 @@ class Latents:
         latents = _vectors(maps) @ self.weight + self.bias
         return np.maximum(latents, 0).reshape(len(maps), -1, len(self.bias)).max(1)
 
+    def places(self, maps: Tensor) -> Tensor:
+        return linear(maps, self.weight, self.bias).relu()
+
+    def pool(self, places: Tensor) -> Tensor:
+        return places.amax((2, 3))
+
 
 @dataclass(frozen=True)
 class Factors:
     """Weights of non-negative factors, the largest over places."""
 
+    differentiable, signed = False, False
     model: MiniBatchNMF
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
         weights = _without_warning(self.model.transform, np.maximum(_vectors(maps), 0))
         return weights.reshape(len(maps), -1, weights.shape[1]).max(1)
 
+    def places(self, maps: Tensor) -> Tensor:
+        vectors = np.maximum(_vectors(maps.detach().cpu().numpy()), 0)
+        weights = torch.from_numpy(_without_warning(self.model.transform, vectors)).to(maps)
+        return weights.reshape(len(maps), *maps.shape[2:], -1).permute(0, 3, 1, 2)
+
+    def pool(self, places: Tensor) -> Tensor:
+        return places.amax((2, 3))
+
 
 @dataclass(frozen=True)
 class Components:
     """Components of the map's means."""
 
+    differentiable, signed = True, True
     model: PCA | FastICA
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
         return self.model.transform(maps.mean((2, 3)))
+
+    def places(self, maps: Tensor) -> Tensor:
+        weight = self.model.components_.T
+        return linear(maps, weight, -self.model.mean_ @ weight)
+
+    def pool(self, places: Tensor) -> Tensor:
+        return places.mean((2, 3))
 
 
 @dataclass(frozen=True)
 class Channels:
     """Some channels of the map, averaged."""
 
+    differentiable, signed = True, False
     columns: np.ndarray
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
         return maps.mean((2, 3))[:, self.columns]
+
+    def places(self, maps: Tensor) -> Tensor:
+        return maps[:, torch.from_numpy(self.columns).to(maps.device)]
+
+    def pool(self, places: Tensor) -> Tensor:
+        return places.mean((2, 3))
 
 
 def fit_pursuit(seen: Seen, k: int) -> Rival:
@@ -165,6 +223,12 @@ FITS: dict[str, Callable[[Seen, int], Rival]] = {
     "channels_k": fit_channels_k,
     "channels": fit_channels,
 }
+
+
+def linear(maps: Tensor, weight: np.ndarray, offset: np.ndarray) -> Tensor:
+    """Maps (B, C, h, w), weights (C, K) and offsets (K,) -> (B, K, h, w)."""
+    kernel, bias = (torch.from_numpy(np.asarray(part, np.float32)).to(maps.device) for part in (weight.T, offset))
+    return F.conv2d(maps, kernel[..., None, None], bias)
 
 
 def _both_signs(weight: np.ndarray, offset: np.ndarray, k: int) -> Directions:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
-from viscoin.runs.run import Run
+from viscoin.runs.run import Run, epoch_path
 from viscoin.statistics.measures import confusion
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.freezing import freeze
@@ -64,7 +65,9 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     train, validation = load_splits(fabric, recipe)
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
-    model = build_classifier(config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained)
+    model = build_classifier(
+        config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained, config.cut
+    )
     zero_last_layer(model)
     if config.train_layers != "all" and not config.pretrained:
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
@@ -80,6 +83,7 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=per_epoch,
         device=fabric.device, title="classifier", patience=config.early_stopping,
+        on_evaluate=partial(_keep, run, model, recipe, train.class_names, per_epoch),
     )  # fmt: skip
     step = load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
@@ -92,6 +96,18 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
         )  # fmt: skip
     fabric.barrier()
     return run.model_path
+
+
+def _keep(run: Run, model: Classifier, recipe: Recipe, class_names: Sequence[str], per_epoch: int, step: int) -> None:
+    """Keep the model of this epoch beside the checkpoints, where the recipe asks for it."""
+    every, epoch = recipe.classifier.keep_every, step // per_epoch
+    if every is None or epoch % every:
+        return
+    scores = {name: value for name, value in run.metrics()[-1].items() if name.startswith("validation.")}
+    save_model(
+        epoch_path(run, epoch), model, "classifier", recipe=recipe, class_names=class_names, scores=scores,
+        selection={"metric": "epoch", "value": epoch, "step": step},
+    )  # fmt: skip
 
 
 def zero_last_layer(model: Classifier) -> None:

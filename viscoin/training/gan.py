@@ -26,6 +26,7 @@ from viscoin.files import atomic_path
 from viscoin.inference.batches import choose_images
 from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
+from viscoin.models.digests import digest
 from viscoin.models.files import read_model, save_model
 from viscoin.models.perceptual import ClassifierPerceptual
 from viscoin.program import program_name
@@ -33,7 +34,7 @@ from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.loop import check_finite, fit, recoverable
-from viscoin.training.runtime import Runtime, check_runtime, check_shares, digest, fast_layout, launch, seed_step
+from viscoin.training.runtime import Runtime, check_runtime, check_shares, fast_layout, launch, seed_step
 
 if TYPE_CHECKING:
     from stylegan2_ada.augment import AugmentController, AugmentPipe

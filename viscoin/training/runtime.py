@@ -1,6 +1,5 @@
 """Devices, precision and seeds: everything that a run needs from Lightning Fabric."""
 
-import hashlib
 import logging
 import os
 import shutil
@@ -240,17 +239,6 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 def fast_layout(module: AnyModule) -> AnyModule:
     """Channels-last weights: the layout in which CPU and GPU convolutions are fastest."""
     return module.to(memory_format=torch.channels_last)
-
-
-def digest(**modules: nn.Module) -> dict[str, str]:
-    """SHA-256 of the weights of each module."""
-    digests = {}
-    for name, module in modules.items():
-        found = hashlib.sha256()
-        for value in module.state_dict().values():
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
-        digests[name] = found.hexdigest()
-    return digests
 
 
 def _fast_bfloat16(accelerator: str) -> bool:

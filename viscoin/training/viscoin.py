@@ -25,6 +25,7 @@ from viscoin.files import atomic_path
 from viscoin.inference.batches import choose_images
 from viscoin.models.classifier import Classifier
 from viscoin.models.concept_extractor import ConceptExtractor
+from viscoin.models.digests import digest
 from viscoin.models.directions import ConceptDirections
 from viscoin.models.ensemble import Encoding, VisCoIN
 from viscoin.models.explainer import Explainer, activations
@@ -39,7 +40,6 @@ from viscoin.training.loop import check_finite, fit, load_best, recoverable
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
-    digest,
     fast_layout,
     launch,
     load_scaler,

@@ -1,0 +1,144 @@
+"""Masks of the images of a folder or zip: files in a folder `masks/`, or their own alpha channel.
+
+    birds/crow/1.jpg, birds/crow/2.jpg, birds/gull/...
+    birds/masks/crow/1.png, ...      the same names below `masks`, of any image format, of the size of the image
+
+A mask is where values are above half of their maximum, where an alpha channel is above half of opaque, or where a
+palette's index is not 0. It is cropped and scaled as its image is.
+"""
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from viscoin.datasets.base import ImageDataset
+from viscoin.datasets.reading import UNREADABLE, ImageFile
+from viscoin.errors import Refused, reason_of
+
+FOLDER = "masks"
+PART = "object"
+TURNED = 5  # EXIF orientations from this one on swap width and height
+
+
+def split_masks(images: Mapping[str, ImageFile]) -> tuple[dict[str, ImageFile], dict[str, ImageFile]]:
+    """The images without those in a folder `masks` that has the folders of the others in it, and these by their names.
+
+    A folder `masks` with images directly in it, or with folders of other names, is a class like all others. Names of
+    masks are those of their images without suffix.
+    """
+    inside = {name: file for name, file in images.items() if name.startswith(f"{FOLDER}/")}
+    others = {name: file for name, file in images.items() if name not in inside}
+    tops = {name.partition("/")[0] for name in others}
+    names = [name.removeprefix(f"{FOLDER}/").split("/") for name in inside]
+    if not inside or not all(len(parts) > 1 and parts[0] in tops for parts in names):
+        return dict(images), {}
+    return others, {stem(name.removeprefix(f"{FOLDER}/")): file for name, file in inside.items()}
+
+
+def stem(name: str) -> str:
+    """The name of a file with its folders and without its suffix."""
+    return posixpath.splitext(name)[0]
+
+
+class MaskedDataset(ImageDataset):
+    """Images of files, each with the mask of the object that it shows.
+
+    Args:
+        images: the file of each image.
+        masks: the file of each mask, None where there is none; None: the alpha channels of the images.
+    """
+
+    part_names = (PART,)
+
+    def __init__(
+        self, *data: Any, images: Sequence[ImageFile], masks: Sequence[ImageFile | None] | None, **more: Any
+    ) -> None:
+        super().__init__(*data, **more)
+        self._images, self._masks = list(images), masks
+
+    def part_masks(self, index: int) -> np.ndarray:
+        """The object's mask (1, H, W) bool.
+
+        Raises:
+            Refused: images of this split have no mask, one of another size, or one that cannot be read.
+        """
+        size = (self.resolution, self.resolution)
+        whole = Image.fromarray(read_mask(self._checked[index]).astype(np.uint8) * 255)
+        return np.asarray(ImageOps.fit(whole, size, Image.Resampling.BOX))[None] > 127
+
+    @cached_property
+    def _checked(self) -> Sequence[ImageFile]:
+        """The file of each mask, after a look at all of them."""
+        if self._masks is None:
+            self._refuse([file for file in self._images if not has_alpha(file)], "have no alpha channel", "add it")
+            return self._images
+        pairs = list(zip(self._images, self._masks, strict=True))
+        missing = [image for image, mask in pairs if mask is None]
+        self._refuse(missing, f"have no mask of the same name in {FOLDER}/", f"add them, or remove {FOLDER}/")
+        found = [mask for mask in self._masks if mask is not None]
+        sizes = [(mask, _size(image), _size(mask)) for image, mask in zip(self._images, found, strict=True)]
+        wrong = [f"{mask}, {_by(own)} for {_by(image)}" for mask, image, own in sizes if own and image and own != image]
+        self._refuse(wrong, "have masks of another size", "make masks of the size of their images")
+        return found
+
+    def _refuse(self, wrong: Sequence[object], what: str, remedy: str) -> None:
+        if wrong:
+            count = f"{len(wrong)} of {len(self)} {self.split} images of {self.name}"
+            raise Refused(None, None, f"{count} {what} (first: {wrong[0]})", remedy)
+
+
+def masks_of(
+    names: Sequence[str], images: Sequence[ImageFile], masks: Mapping[str, ImageFile]
+) -> tuple[bool, list[ImageFile | None] | None]:
+    """Whether images have masks, and the files of these as `MaskedDataset` takes them.
+
+    Args:
+        names: of the images in their folder or zip.
+        masks: of `split_masks`.
+    """
+    if masks:
+        return True, [masks.get(stem(name)) for name in names]
+    return bool(images) and has_alpha(images[0]), None
+
+
+def has_alpha(file: ImageFile) -> bool:
+    """Whether an image file has an alpha channel, from its header alone."""
+    try:
+        with file.open("rb") as stream, Image.open(stream) as image:
+            return "A" in image.getbands()
+    except UNREADABLE:
+        return False
+
+
+def read_mask(file: ImageFile) -> np.ndarray:
+    """The mask (h, w) bool of a file, upright, at its own size; Refused if it cannot be read."""
+    try:
+        with file.open("rb") as stream, Image.open(stream) as image:
+            upright = ImageOps.exif_transpose(image)
+            if "A" in upright.getbands():
+                return np.asarray(upright.getchannel("A")) > 127
+            values = np.asarray(upright)
+            if upright.mode == "P":
+                return values > 0
+    except UNREADABLE as error:
+        raise Refused(None, None, f"{file} is no readable mask ({reason_of(error)})", "make it again") from error
+    values = values.max(2) if values.ndim == 3 else values
+    return np.asarray(values > values.max() / 2)
+
+
+def _size(file: ImageFile) -> tuple[int, int] | None:
+    """Width and height of an upright image; None if it cannot be read, which reading it will report."""
+    try:
+        with file.open("rb") as stream, Image.open(stream) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= TURNED
+            return (image.height, image.width) if turned else image.size
+    except UNREADABLE:
+        return None
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} px"

@@ -1,0 +1,94 @@
+"""All that `test attribution` measures, from a loaded classifier to tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from viscoin.datasets import load_dataset
+from viscoin.inference.loading import SubjectWithImages
+from viscoin.models.files import find_model, load_model
+from viscoin.testing.attribution.comparison import compare_vision_diffmask, comparison_table, cost_table, costs
+from viscoin.testing.attribution.cost import BATCHES
+from viscoin.testing.attribution.methods import Trained, named_methods
+from viscoin.testing.attribution.study import FAST, FULL, AttributionScores, Extent, test_attribution
+from viscoin.testing.attribution.tables import Table, method_tables, scores_csv, sentences
+from viscoin.testing.attribution.types import Explain
+
+DIFFMASK = "diffmask"
+
+
+@dataclass
+class Outcome:
+    """Plain numbers, tables by name, sentences below them, and text files by name; `scores` is for figures."""
+
+    numbers: dict[str, Any]
+    tables: dict[str, Table]
+    sentences: list[str]
+    files: dict[str, str] = field(default_factory=dict)
+    scores: AttributionScores | None = None
+
+
+def extent_of(limit: int | None, fast: bool) -> Extent:
+    """How much is measured."""
+    extent = FAST if fast else FULL
+    return extent if limit is None else replace(extent, images=limit)
+
+
+def run_attribution(
+    subject: SubjectWithImages,
+    methods: Sequence[str] | None = None,
+    diffmask: Path | None = None,
+    groups: Sequence[str] | None = None,
+    extent: Extent = FULL,
+    *,
+    protocol: str = "viscoin",
+    cost: bool = False,
+    baseline: str = "blur",
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Outcome:
+    """Measure methods on the test images of a classifier.
+
+    Args:
+        methods: names of `METHODS`; default: all that are not slow.
+        diffmask: a DiffMask of this classifier, as one more method.
+        groups: as `test_attribution`.
+        protocol: "viscoin", or "vision-diffmask" for `compare_vision_diffmask`.
+        cost: measure what methods cost, too.
+
+    Raises:
+        Refused: an unknown method or group, a DiffMask of another classifier, or masks that do not fit.
+    """
+    device = subject.device
+    chosen = named_methods(methods, batch_size=batch_size, device=device, baseline=baseline, seed=seed)
+    if diffmask is not None:
+        chosen = {DIFFMASK: _trained(subject, diffmask, batch_size), **chosen}
+    if protocol == "vision-diffmask":
+        return _vision_diffmask(subject, chosen, batch_size)
+    known = load_dataset(subject.config.name, "validation", subject.config)
+    found = test_attribution(
+        subject.model, subject.images, known, chosen, groups, extent, device=device, batch_size=batch_size, seed=seed
+    )
+    outcome = Outcome(found.to_dict(), method_tables(found), sentences(found), {"scores.csv": scores_csv(found)}, found)
+    if cost:
+        images, _ = subject.images.batch(range(min(BATCHES[-1], len(subject.images))))
+        spent = costs(subject.model, subject.path, images.to(device), chosen, device)
+        outcome.tables["cost"] = cost_table(spent)
+        outcome.numbers["cost"] = {name: one.to_dict() for name, one in spent.items()}
+    return outcome
+
+
+def _trained(subject: SubjectWithImages, path: Path, batch_size: int) -> Explain:
+    mask_model = load_model(find_model("diffmask", path, subject.config.name), "diffmask").model
+    mask_model.check_classifier(subject.model)
+    return Trained(mask_model.to(subject.device), batch_size, subject.device)
+
+
+def _vision_diffmask(subject: SubjectWithImages, methods: dict[str, Explain], batch_size: int) -> Outcome:
+    found, failed = compare_vision_diffmask(
+        subject.model, subject.images, methods, device=subject.device, batch_size=batch_size
+    )
+    numbers = {"protocol": "vision-diffmask", "methods": {name: one.to_dict() for name, one in found.items()}}
+    reasons = [f"{name} has no row: {reason}" for name, reason in failed.items()]
+    return Outcome({**numbers, "failed": failed}, {"vision-diffmask": comparison_table(found)}, reasons)

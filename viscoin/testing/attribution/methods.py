@@ -1,0 +1,85 @@
+"""The methods of `viscoin.attribution` as what scores are made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from viscoin.attribution import METHODS, AttributionResult, attribute
+from viscoin.attribution.diffmask import diffmask_maps
+from viscoin.errors import Refused
+from viscoin.models.classifier import Classifier
+from viscoin.models.diffmask import DiffMask
+from viscoin.testing.attribution.faithfulness import completeness_gap
+from viscoin.testing.attribution.types import BadMaps, Explain
+
+SLOW = ("scorecam", "sscam", "rise", "kernel-shap")  # hundreds of passes an image; only where they are named
+
+
+@dataclass(frozen=True)
+class Named:
+    """A method by its name in `METHODS`, with its default options."""
+
+    name: str
+    batch_size: int = 32
+    device: torch.device | str = "cpu"
+    baseline: str = "blur"
+    seed: int = 0
+
+    def __call__(self, classifier: nn.Module, images: Tensor, targets: Tensor, indices: Sequence[int]) -> np.ndarray:
+        return self._attribute(classifier, images, targets, indices).maps.numpy()
+
+    def gaps(self, classifier: nn.Module, images: Tensor, targets: Tensor, indices: Sequence[int]) -> np.ndarray | None:
+        """Completeness gaps (B,); None for a method whose maps need not add up to anything."""
+        if not METHODS[self.name].complete:
+            return None
+        found = self._attribute(classifier, images, targets, indices)
+        if found.gap is None:
+            return None
+        sums = found.native.flatten(1).sum(1).double().numpy()
+        return completeness_gap(sums, sums - found.gap.double().numpy())
+
+    def _attribute(
+        self, classifier: nn.Module, images: Tensor, targets: Tensor, indices: Sequence[int]
+    ) -> AttributionResult:
+        return attribute(
+            classifier, images, self.name, targets, baseline=self.baseline, seed=self.seed,
+            batch_size=self.batch_size, device=self.device, indices=indices,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The masks of a DiffMask, one number a patch."""
+
+    mask_model: DiffMask
+    batch_size: int = 32
+    device: torch.device | str = "cpu"
+    of_one_classifier = True
+
+    def __call__(self, classifier: nn.Module, images: Tensor, targets: Tensor, indices: Sequence[int]) -> np.ndarray:
+        if not isinstance(classifier, Classifier):
+            raise BadMaps(f"DiffMask masks the patches of a Classifier, not of a {type(classifier).__name__}")
+        found = diffmask_maps(classifier, self.mask_model, images, batch_size=self.batch_size, device=self.device)
+        size = images.shape[2:]
+        return nn.functional.interpolate(found.maps[:, None], (size[0], size[1]), mode="nearest")[:, 0].numpy()
+
+
+def named_methods(names: Sequence[str] | None = None, **options: object) -> dict[str, Explain]:
+    """Methods by name, and the controls; without names all but those that take hundreds of passes an image.
+
+    Args:
+        options: `batch_size`, `device`, `baseline` and `seed` of `Named`.
+
+    Raises:
+        Refused: an unknown name.
+    """
+    for name in names or ():
+        if name not in METHODS:
+            raise Refused("methods", name, "unknown method", f"choose some of: {', '.join(METHODS)}")
+    controls = [name for name, method in METHODS.items() if method.family == "control"]
+    chosen = [name for name in METHODS if name not in SLOW] if names is None else list(names)
+    every = dict.fromkeys([*(name for name in chosen if name not in controls), *controls])
+    return {name: Named(name, **options) for name in every}  # type: ignore[arg-type]

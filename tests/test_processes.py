@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_models import Answer, set_options, tiny_recipe, write_models
 
 from viscoin.models.classifier import Classifier
@@ -75,7 +74,7 @@ def curve(run: Path) -> list[dict[str, float]]:
 def same(one: Path, other: Path) -> None:
     """Metrics agree within 0.002, and each tensor of the weights within a tenth of its length.
 
-    Not each number of the weights: Adam's steps are as long for a gradient near 0, whose sign is rounding, as for others.
+    Not each number of the weights: Adam steps as far for a gradient near 0, whose sign is rounding, as for others.
     Another batch changes the biases of batch normalisation by their whole length.
     """
     for left, right in zip(curve(one), curve(other), strict=True):

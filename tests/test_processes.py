@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import Answer, set_options, tiny_recipe, write_models
 
 from viscoin.models.classifier import Classifier

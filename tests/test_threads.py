@@ -215,11 +215,6 @@ def _shifted(shared: Shared) -> Tensor:
 
 
 CALLS: Mapping[str, Callable[[Shared], Any]] = {
-    "analysis.attribution.study_attribution": _attribution_study,
-    "analysis.attribution_demos.study_shift": _demo(study_shift),
-    "analysis.attribution_demos.study_randomisation": _demo(study_randomisation),
-    "analysis.attribution_demos.shifted": lambda s: shifted(s.ensemble.classifier, 0.2)(s.images).detach(),
-    "analysis.questions.scores_of": lambda s: scores_of(ClassifierLogit(s.ensemble.classifier), s.images, "cpu", 2),
     "inference.batches.evaluation": _evaluation,
     "inference.execution.precision_of": lambda shared: execution.precision_of(shared.ensemble),
     "analysis.amplification_study.study_amplification": _study,

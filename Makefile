@@ -1,5 +1,5 @@
 # Everything runs in .venv, which `make setup` creates; only Python >= 3.11 and make are needed.
-#   make demo ARGS=--quick     options for the demo
+#   make demo ARGS=--quick     options for the demo, and for pytest in `make test-rest`
 #   make test WORKERS=8        more test processes
 #   make setup PYTHON3=/path/to/python3.12
 VENV := .venv
@@ -45,7 +45,7 @@ test-fast: setup  ## the tests that take seconds
 	$(PYTEST) -m "not slow and not long"
 
 test-rest: setup  ## the long tests, which `make test` leaves out
-	$(PYTEST) -m long
+	$(PYTEST) -m long $(ARGS)
 
 test-all: setup lint typecheck  ## every check and every test
 	$(PYTEST)

@@ -299,7 +299,7 @@ def test_make_test_runs_all_checks_and_ends_with_pytest(target: str, chosen: str
 
 @needs_make
 def test_make_test_rest_runs_what_make_test_leaves_out() -> None:
-    assert run("make", "--dry-run", "test-rest").stdout.splitlines()[-1].endswith("--dist worksteal -m long")
+    assert run("make", "--dry-run", "test-rest").stdout.splitlines()[-1].endswith("--dist worksteal -m long ")
 
 
 @needs_make
@@ -312,7 +312,7 @@ def test_make_setup_names_the_python_that_is_missing() -> None:
 def test_continuous_integration_runs_all_tests_and_checks_installing() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    last = [line.split()[:2] for line in script.read_text().splitlines()[-4:]]
+    last = [line.split()[:2] for line in script.read_text().splitlines() if line.startswith("make ")]
     assert last == [["make", "check-install"], ["make", "check-wheel"], ["make", "test"], ["make", "test-rest"]]
     assert "missing+=(nix-bin)" in script.read_text()
     assert run("bash", "-n", str(script)).returncode == 0

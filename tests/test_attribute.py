@@ -187,6 +187,18 @@ def test_options_go_to_the_methods_that_have_them():
     assert study.results["smoothgrad"].forwards == 3 and study.results["saliency"].options == {}
 
 
+def test_an_option_that_fits_others_leaves_a_method_out_and_a_wrong_one_is_refused_first(monkeypatch):
+    few = {"samples": 5}
+    study = toy_study(["kernel-shap", "smoothgrad"], options=few)
+    assert list(study.results) == ["smoothgrad"]
+    assert study.left_out["kernel-shap"] == "with samples=5: too few for 7x7 cells"
+    with pytest.raises(Refused, match="option 'samples=5': too few for 7x7 cells; give more than 49"):
+        toy_study(["kernel-shap"], options=few)
+    monkeypatch.setattr("viscoin.analysis.attribution.explain", lambda *_: pytest.fail("it began"))
+    with pytest.raises(Refused, match="p 2: not possible for method rise"):
+        toy_study(["saliency", "rise"], options={"p": 2})
+
+
 def test_arrays_hold_every_map(tmp_path):
     study = toy_study(["saliency", "occlusion"], Asked(("left",), "right"))
     with np.load(save_maps(tmp_path / "maps.npz", study)) as found:
@@ -355,6 +367,14 @@ def test_a_number_keeps_its_sign_of_percent():
     assert any("%" in line for line in lines) and "%" not in lines
 
 
+def test_a_class_is_named_once_where_it_is_predicted_and_explained():
+    views = toy_study(asked=Asked(("left", "right"), None)).views
+    roles = [[line.split()[0] for line in describe_view(views, view, 40) if "%" in line] for view in (0, 1)]
+    assert roles == [["true,"], ["true,", "explained"]]
+    contrast = toy_study(asked=Asked(against="runner-up")).views
+    assert [line.split()[0] for line in describe_view(contrast, 0, 40) if "%" in line] == ["true,", "against"]
+
+
 def test_many_methods_take_several_pages():
     names = tuple(name for name, method in METHODS.items() if method.family != "learned")
     figures = attribution_figures(made_study(2, names))
@@ -393,6 +413,10 @@ def test_page_needs_nothing_else_and_names_are_escaped(tmp_path):
     text = write_attribution_page(tmp_path / "index.html", study, about, {"right": 1, "wrong": 3}).read_text()
     assert "http" not in text and "<script" not in text and "<link" not in text and 'src="data:image/' in text
     assert text.count('type="radio" name="method"') == 3 and text.count(" checked") == 2
+    views = study.views.to_dict()
+    same = [view["true"] == view["predicted"] for view in views]
+    assert text.count("<dt>true, predicted</dt>") == sum(same) and text.count("<dt>true</dt>") == 4 - sum(same)
+    assert text.count("<dt>explained</dt>") == 0  # what is predicted is explained
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text
     assert "Grad-CAM" in text and "Attention rollout does not hold" in text and "Wrong predictions" in text
     assert set(re.findall(r'src="([^"]{5})', text)) == {"data:"}

@@ -1,6 +1,7 @@
 """Every method on every family of networks: right, or refused in one line."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,25 @@ def _has_captum() -> bool:
     except ImportError:
         return False
     return True
+
+
+def test_page_says_what_holds_for_which_network():
+    """The columns of docs/attribution.md by what their methods need, the rows by their networks here."""
+    page = (Path(__file__).parents[1] / "docs" / "attribution.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.split("## Networks")[1].split("\n") if line.startswith("| ")]
+    found = {name: cells for cells in rows[1:] for key, names in ROWS.items() if key in cells[0] for name in names}
+    needs = ("pooling", "maps", "attention", "relu")
+    assert len(rows) == 1 + len(ROWS) and set(found) == set(NETWORKS)
+    for name, cells in found.items():
+        assert cells[1:] == [*("yes" if name in HOLDS[need] else "no" for need in needs), "yes"], name
+
+
+ROWS = {
+    "ResNet": ("resnet", "regnet"), "EfficientNet": ("efficientnet",), "MobileNetV3": ("mobilenetv3",),
+    "ConvNeXt": ("convnext",), "Swin": ("swin",),
+    "DINOv2": ("vit", "vit-distilled", "vit-registers", "eva", "beit"), "mean pooling": ("vit-average",),
+    "SigLIP": ("vit-map",),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def describe_view(views: Views, view: int, characters: int) -> list[str]:
     found = [("true, predicted" if label == predicted else "predicted", predicted)]
     if label is not None and label != predicted:
         found.insert(0, ("true", label))
-    if views.of_classes and (target != predicted or views.against is not None):
+    if views.of_classes and target != predicted:
         found.append(("explained", target))
     if views.against is not None:
         found.append(("against", int(views.against[view])))
@@ -178,8 +178,9 @@ def _groups(table: ImageTable, groups: Mapping[str, int]) -> None:
             continue
         colour = {"right": GREEN, "wrong": VERMILION}.get(name, DARK)
         left, right = table.corner(0, start)[0], table.corner(0, start + count - 1)[0] + table.side
-        word = f"predicted {'rightly' if name == 'right' else 'wrongly' if name == 'wrong' else name}"
-        table.axes.text((left + right) / 2, 0.03, word, ha="center", va="top", fontsize=SMALL, color=colour)
+        table.axes.text(
+            (left + right) / 2, 0.03, f"{name} predictions", ha="center", va="top", fontsize=SMALL, color=colour
+        )
         for column in range(start, start + count):
             table.frame(0, column, colour)
         start += count

@@ -195,7 +195,7 @@ def test_an_option_that_fits_others_leaves_a_method_out_and_a_wrong_one_is_refus
     with pytest.raises(Refused, match="option 'samples=5': too few for 7x7 cells; give more than 49"):
         toy_study(["kernel-shap"], options=few)
     monkeypatch.setattr("viscoin.analysis.attribution.explain", lambda *_: pytest.fail("it began"))
-    with pytest.raises(Refused, match="p 2: not possible for method rise"):
+    with pytest.raises(Refused, match="option 'p=2': not possible for method rise"):
         toy_study(["saliency", "rise"], options={"p": 2})
 
 
@@ -289,6 +289,18 @@ def test_a_network_that_begins_otherwise_cannot_be_moved():
         demos.shifted(f, 0.3)
 
 
+def test_a_map_with_nothing_left_is_called_empty():
+    maps = {"gradcam": np.ones((2, 2, 4, 4)), "saliency": np.ones((2, 2, 4, 4))}
+    maps["gradcam"][1, 0] = 0
+    like = {method: np.array([[1.0, 1.0], [0.0, 0.5]]) for method in maps}
+    result = demos.RandomisedResult(made_study(2).views, ["trained", "fc"], np.full((2, 2), 0.5), maps, like, like)
+    first, second = result.summary.split("\n")
+    assert first.endswith("redrawn; 1 of 2 maps are empty") and second.endswith("redrawn")
+    assert result.to_dict()["methods"]["gradcam"]["empty_maps"] == [0, 1]
+    texts = [text.get_text() for text in demo_figures(result)["randomise"].findobj(Text)]
+    assert texts.count("empty") == 1 and any("ρ 0.00" in text for text in texts)
+
+
 def test_edges_do_not_notice_redrawn_weights_and_others_do():
     f = tiny_classifier()
     for part in f.modules():  # timm begins residual branches with 0, so that little of the image is read
@@ -375,6 +387,11 @@ def test_a_class_is_named_once_where_it_is_predicted_and_explained():
     assert [line.split()[0] for line in describe_view(contrast, 0, 40) if "%" in line] == ["true,", "against"]
 
 
+def test_names_break_at_their_hyphens():
+    assert style.wrap("plume-crested blue finch", 10) == ["plume-", "crested", "blue finch"]
+    assert style.wrap("plume-crested blue finch", 18) == ["plume-crested blue", "finch"]
+
+
 def test_many_methods_take_several_pages():
     names = tuple(name for name, method in METHODS.items() if method.family != "learned")
     figures = attribution_figures(made_study(2, names))
@@ -436,6 +453,7 @@ def test_command_writes_figures_numbers_arrays_and_a_page(here, models):
     }  # fmt: skip
     found = json.loads((here / "out" / "results.json").read_text())
     assert list(found["methods"]) == ["cam", "smoothgrad"] and found["methods"]["smoothgrad"]["options"]["samples"] == 2
+    assert "<h1>Where f looks</h1>" in (here / "out" / "index.html").read_text()
     assert found["of"] == "f" and list(found["left_out"]) == ["rollout"] and "true" not in found["views"][0]
     assert "left out: rollout" in answer.err and answer.err.strip().endswith("index.html")
     assert found["methods"]["cam"]["seconds"] > 0 and found["methods"]["cam"]["forwards"] == 1
@@ -451,6 +469,7 @@ def test_command_on_the_scores_of_an_ensemble(here, models, of):
     targets = [view["target"] for view in found["views"]]
     if of == "concepts":
         assert targets == ["concept 1", "concept 4"] * 2
+        assert "<h1>Where concepts are</h1>" in (here / "out" / "index.html").read_text()
     else:
         assert targets == [view["predicted"] for view in found["views"]]
         model = load_model(models["viscoin"]).model
@@ -491,7 +510,7 @@ def test_command_shows_both_tests(here, models, demo):
         (["--against", "predicted"], ["--against predicted", "the explained class itself"]),
         (["--option", "samples"], ["--option samples", "samples=50"]),
         (["--option", "samples=3"], ["--option 'samples=3'", "no such option"]),
-        (["--method", "smoothgrad", "--option", "samples=0"], ["samples 0", "from 1"]),
+        (["--method", "smoothgrad", "--option", "samples=0"], ["--option 'samples=0'", "from 1"]),
         (["--baseline", "pink"], ["--baseline pink", "grey"]),
         (["--image", "note.png"], ["note.png", "no image"]),
         (["--image-indices", "0,1,2,3,4,5,6,7,8"], ["9 images", "at most 8"]),

@@ -468,6 +468,7 @@ def test_four_threads_on_one_model(method):
     unchanged(before, classifier)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradcam", "guided-backprop", "chefer"])
 def test_memory_is_flat_over_200_calls(method):
     net, side, layer = (TinyNet(), 12, "relu1") if method != "chefer" else (vit(), 16, None)

@@ -77,7 +77,8 @@ def _has_captum() -> bool:
 def test_page_says_what_holds_for_which_network():
     """The columns of docs/attribution.md by what their methods need, the rows by their networks here."""
     page = (Path(__file__).parents[1] / "docs" / "attribution.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in page.split("## Networks")[1].split("\n") if line.startswith("| ")]
+    section = page.split("## Networks")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.split("\n") if line.startswith("| ")]
     found = {name: cells for cells in rows[1:] for key, names in ROWS.items() if key in cells[0] for name in names}
     needs = ("pooling", "maps", "attention", "relu")
     assert len(rows) == 1 + len(ROWS) and set(found) == set(NETWORKS)
@@ -192,7 +193,7 @@ def test_gradients_at_a_layer_are_those_of_finite_differences(name, stage):
         patch.setattr(activation, "activations_and_gradients", spy)
         attribute(classifier, images, "hirescam", [1], layer=stage)
     heat = cam.hirescam(*seen)[0]
-    for place in ((0, 1), (2, 0)):
+    for place in ((0, 1), (-1, 0)):
         difference = (scaled(0.01, place) - scaled(-0.01, place)) / 0.02
         assert float(heat[place]) == pytest.approx(difference, rel=0.03, abs=2e-4)
     close(A[0][0, :, 1, 1], seen[0][0, :, 1, 1])

@@ -212,7 +212,12 @@ def check_settings(target: Target, methods: Sequence[str], settings: Settings) -
                 f"they have {', '.join(known)}" if known else "leave it out",
             )  # fmt: skip
     for name, method in zip(methods, chosen, strict=True):
-        check_options(name, method.options, {key: it for key, it in settings.options.items() if key in method.options})
+        try:
+            check_options(
+                name, method.options, {key: it for key, it in settings.options.items() if key in method.options}
+            )
+        except Refused as error:
+            raise Refused("option", f"{error.parameter}={error.value}", error.reason, error.remedy) from error
 
 
 def save_maps(path: Path, study: AttributionStudy) -> Path:

@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from viscoin.analysis.attribution import AttributionStudy
+from viscoin.analysis.attribution import AttributionStudy, scale_end
 from viscoin.analysis.attribution_checkpoints import CheckpointStudy
 from viscoin.analysis.questions import Views
 from viscoin.errors import Refused
@@ -190,7 +190,7 @@ def _groups(table: ImageTable, groups: Mapping[str, int]) -> None:
 def checkpoint_figure(study: CheckpointStudy, view: int, width: float = PAGE) -> Figure:
     """One image: a row for each state of the classifier, with what it predicts; a column for each method.
 
-    Each map has its own colour scale, up to its largest absolute value, as logits grow during a training.
+    Each map has its own colour scale, as logits grow during a training; its strongest few pixels are beyond the end.
     """
     first = study.studies[0]
     methods = list(first.results)
@@ -207,11 +207,12 @@ def checkpoint_figure(study: CheckpointStudy, view: int, width: float = PAGE) ->
         table.image(row, 0, first.views.images[view])
         for column, method in enumerate(methods, 1):
             if method in one.results:
-                heat = one.results[method].unit[view].numpy()
-                table.image(row, column, painted(first.views.images[view], heat, one.results[method].signed))
+                heat = one.results[method].maps[view].numpy()
+                drawn = painted(first.views.images[view], heat / scale_end(heat), one.results[method].signed)
+                table.image(row, column, drawn)
     kinds = sorted({first.results[method].signed for method in methods})
     for row, signed in enumerate(kinds[:rows]):
-        colour_bar(table, row, signed, "max")
+        colour_bar(table, row, signed, "max", clipped=True)
     return table.figure
 
 

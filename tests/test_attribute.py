@@ -237,6 +237,7 @@ def test_states_must_have_the_same_classes(here, models):
     other = write_models(here / "other", tiny_recipe(dataset__classes=5))["classifier"]
     options = ["--checkpoints", other, "--checkpoints", models["classifier"], "--image-indices", "1"]
     Answer("attribute", *options).refused("--checkpoints", "other classes")
+    Answer("attribute", "--checkpoints", "none").refused("--checkpoints: there is no model file or run folder none")
 
 
 # --- right and wrong ------------------------------------------------------------------------------------------------

@@ -221,6 +221,18 @@ def test_tokens_whose_length_a_norm_takes_out_are_refused_where_only_that_counts
 
 
 @pytest.mark.parametrize(
+    ("name", "layer", "default"),
+    [("swin", "layers.3", "norm"), ("convnext", "stages.0", "stages.3"), ("convnext", "stages.2", "stages.3")],
+)
+def test_maps_in_front_of_a_norm_of_each_position_are_refused_by_hirescam_alone(name, layer, default):
+    classifier, images = network(name), noise(1, side(name))
+    with pytest.raises(Refused, match=f"layer {layer}: a norm takes out the length .*the norm behind it, or {default}"):
+        attribute(classifier, images, "hirescam", [1], layer=layer)
+    assert attribute(classifier, images, "hirescam", [1]).options["layer"] == default
+    assert attribute(classifier, images, "layercam", [1], layer=layer).maps.any()
+
+
+@pytest.mark.parametrize(
     ("name", "layer", "message"),
     [
         ("resnet", "layer5", "layer layer5: there is no such module; choose 0, 1, 2 .* or a module such as layer4"),

@@ -71,7 +71,7 @@ def middle_cut(name: str, most: int) -> str:
 
 def wrap(text: str, characters: int) -> list[str]:
     """Lines of limited length; hyphenated words stay whole where they fit, and else break at their hyphens."""
-    words = [word if len(word) <= characters else word.replace("-", "- ") for word in text.split()]
+    words = [word if len(word) <= characters else word.replace("-", "- ") for word in text.split(" ")]
     return textwrap.wrap(" ".join(words), characters, break_on_hyphens=False) or [""]
 
 

@@ -172,7 +172,7 @@ def smooth_plus_plus() -> Iterator[Fault]:
         "torchcam", "SmoothGradCAMpp", f"{RESNET}, layer2",
         f"with noise of 1e-6 off by {still:.2f} of the peak from Grad-CAM++; the same four noises in reverse order "
         f"change it by {order:.2f}",
-        "no difference, no change: Σ A·G³ stands for ΣA · G³, and relu takes the last gradient for the mean",
+        "no difference, no change; Σ A G³ is taken for G³ ΣA, and relu of the last gradient for that of the mean",
         still > 0.01 and order > 0.05,
     )  # fmt: skip
 
@@ -296,7 +296,7 @@ def lrp() -> Iterator[Fault]:
     modules = sorted({re.sub(r".*<class '(?:\w+\.)*(\w+)'>.*", r"\1", text) for text in said})
     yield Fault(
         "captum", "LRP", "all five", f"TypeError: no rule for {', '.join(modules)}",
-        "a map; it is no silent fault, but LRP cannot be used on these networks",
+        "an error is right; LRP is not for these networks",
         all(text.startswith("TypeError") for text in said),
     )  # fmt: skip
 

@@ -187,6 +187,18 @@ def test_options_go_to_the_methods_that_have_them():
     assert study.results["smoothgrad"].forwards == 3 and study.results["saliency"].options == {}
 
 
+def test_an_option_that_fits_others_leaves_a_method_out_and_a_wrong_one_is_refused_first(monkeypatch):
+    few = {"samples": 5}
+    study = toy_study(["kernel-shap", "smoothgrad"], options=few)
+    assert list(study.results) == ["smoothgrad"]
+    assert study.left_out["kernel-shap"] == "with samples=5: too few for 7x7 cells"
+    with pytest.raises(Refused, match="option 'samples=5': too few for 7x7 cells; give more than 49"):
+        toy_study(["kernel-shap"], options=few)
+    monkeypatch.setattr("viscoin.analysis.attribution.explain", lambda *_: pytest.fail("it began"))
+    with pytest.raises(Refused, match="option 'p=2': not possible for method rise"):
+        toy_study(["saliency", "rise"], options={"p": 2})
+
+
 def test_arrays_hold_every_map(tmp_path):
     study = toy_study(["saliency", "occlusion"], Asked(("left",), "right"))
     with np.load(save_maps(tmp_path / "maps.npz", study)) as found:
@@ -225,6 +237,7 @@ def test_states_must_have_the_same_classes(here, models):
     other = write_models(here / "other", tiny_recipe(dataset__classes=5))["classifier"]
     options = ["--checkpoints", other, "--checkpoints", models["classifier"], "--image-indices", "1"]
     Answer("attribute", *options).refused("--checkpoints", "other classes")
+    Answer("attribute", "--checkpoints", "none").refused("--checkpoints: there is no model file or run folder none")
 
 
 # --- right and wrong ------------------------------------------------------------------------------------------------
@@ -275,6 +288,18 @@ def test_a_network_that_begins_otherwise_cannot_be_moved():
     f.model.conv1.padding_mode = "reflect"
     with pytest.raises(Refused, match="demo shift: the network does not begin with a plain convolution"):
         demos.shifted(f, 0.3)
+
+
+def test_a_map_with_nothing_left_is_called_empty():
+    maps = {"gradcam": np.ones((2, 2, 4, 4)), "saliency": np.ones((2, 2, 4, 4))}
+    maps["gradcam"][1, 0] = 0
+    like = {method: np.array([[1.0, 1.0], [0.0, 0.5]]) for method in maps}
+    result = demos.RandomisedResult(made_study(2).views, ["trained", "fc"], np.full((2, 2), 0.5), maps, like, like)
+    first, second = result.summary.split("\n")
+    assert first.endswith("redrawn; 1 of 2 maps are empty") and second.endswith("redrawn")
+    assert result.to_dict()["methods"]["gradcam"]["empty_maps"] == [0, 1]
+    texts = [text.get_text() for text in demo_figures(result)["randomise"].findobj(Text)]
+    assert texts.count("empty") == 1 and any("ρ 0.00" in text for text in texts)
 
 
 def test_edges_do_not_notice_redrawn_weights_and_others_do():
@@ -355,6 +380,19 @@ def test_a_number_keeps_its_sign_of_percent():
     assert any("%" in line for line in lines) and "%" not in lines
 
 
+def test_a_class_is_named_once_where_it_is_predicted_and_explained():
+    views = toy_study(asked=Asked(("left", "right"), None)).views
+    roles = [[line.split()[0] for line in describe_view(views, view, 40) if "%" in line] for view in (0, 1)]
+    assert roles == [["true,"], ["true,", "explained"]]
+    contrast = toy_study(asked=Asked(against="runner-up")).views
+    assert [line.split()[0] for line in describe_view(contrast, 0, 40) if "%" in line] == ["true,", "against"]
+
+
+def test_names_break_at_their_hyphens():
+    assert style.wrap("plume-crested blue finch", 10) == ["plume-", "crested", "blue finch"]
+    assert style.wrap("plume-crested blue finch", 18) == ["plume-crested blue", "finch"]
+
+
 def test_many_methods_take_several_pages():
     names = tuple(name for name, method in METHODS.items() if method.family != "learned")
     figures = attribution_figures(made_study(2, names))
@@ -393,6 +431,10 @@ def test_page_needs_nothing_else_and_names_are_escaped(tmp_path):
     text = write_attribution_page(tmp_path / "index.html", study, about, {"right": 1, "wrong": 3}).read_text()
     assert "http" not in text and "<script" not in text and "<link" not in text and 'src="data:image/' in text
     assert text.count('type="radio" name="method"') == 3 and text.count(" checked") == 2
+    views = study.views.to_dict()
+    same = [view["true"] == view["predicted"] for view in views]
+    assert text.count("<dt>true, predicted</dt>") == sum(same) and text.count("<dt>true</dt>") == 4 - sum(same)
+    assert text.count("<dt>explained</dt>") == 0  # what is predicted is explained
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text
     assert "Grad-CAM" in text and "Attention rollout does not hold" in text and "Wrong predictions" in text
     assert set(re.findall(r'src="([^"]{5})', text)) == {"data:"}
@@ -412,6 +454,7 @@ def test_command_writes_figures_numbers_arrays_and_a_page(here, models):
     }  # fmt: skip
     found = json.loads((here / "out" / "results.json").read_text())
     assert list(found["methods"]) == ["cam", "smoothgrad"] and found["methods"]["smoothgrad"]["options"]["samples"] == 2
+    assert "<h1>Where f looks</h1>" in (here / "out" / "index.html").read_text()
     assert found["of"] == "f" and list(found["left_out"]) == ["rollout"] and "true" not in found["views"][0]
     assert "left out: rollout" in answer.err and answer.err.strip().endswith("index.html")
     assert found["methods"]["cam"]["seconds"] > 0 and found["methods"]["cam"]["forwards"] == 1
@@ -427,6 +470,7 @@ def test_command_on_the_scores_of_an_ensemble(here, models, of):
     targets = [view["target"] for view in found["views"]]
     if of == "concepts":
         assert targets == ["concept 1", "concept 4"] * 2
+        assert "<h1>Where concepts are</h1>" in (here / "out" / "index.html").read_text()
     else:
         assert targets == [view["predicted"] for view in found["views"]]
         model = load_model(models["viscoin"]).model
@@ -467,7 +511,7 @@ def test_command_shows_both_tests(here, models, demo):
         (["--against", "predicted"], ["--against predicted", "the explained class itself"]),
         (["--option", "samples"], ["--option samples", "samples=50"]),
         (["--option", "samples=3"], ["--option 'samples=3'", "no such option"]),
-        (["--method", "smoothgrad", "--option", "samples=0"], ["samples 0", "from 1"]),
+        (["--method", "smoothgrad", "--option", "samples=0"], ["--option 'samples=0'", "from 1"]),
         (["--baseline", "pink"], ["--baseline pink", "grey"]),
         (["--image", "note.png"], ["note.png", "no image"]),
         (["--image-indices", "0,1,2,3,4,5,6,7,8"], ["9 images", "at most 8"]),

@@ -1,6 +1,7 @@
 """Every method on every family of networks: right, or refused in one line."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,26 @@ def _has_captum() -> bool:
     except ImportError:
         return False
     return True
+
+
+def test_page_says_what_holds_for_which_network():
+    """The columns of docs/attribution.md by what their methods need, the rows by their networks here."""
+    page = (Path(__file__).parents[1] / "docs" / "attribution.md").read_text()
+    section = page.split("## Networks")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.split("\n") if line.startswith("| ")]
+    found = {name: cells for cells in rows[1:] for key, names in ROWS.items() if key in cells[0] for name in names}
+    needs = ("pooling", "maps", "attention", "relu")
+    assert len(rows) == 1 + len(ROWS) and set(found) == set(NETWORKS)
+    for name, cells in found.items():
+        assert cells[1:] == [*("yes" if name in HOLDS[need] else "no" for need in needs), "yes"], name
+
+
+ROWS = {
+    "ResNet": ("resnet", "regnet"), "EfficientNet": ("efficientnet",), "MobileNetV3": ("mobilenetv3",),
+    "ConvNeXt": ("convnext",), "Swin": ("swin",),
+    "DINOv2": ("vit", "vit-distilled", "vit-registers", "eva", "beit"), "mean pooling": ("vit-average",),
+    "SigLIP": ("vit-map",),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -172,7 +193,7 @@ def test_gradients_at_a_layer_are_those_of_finite_differences(name, stage):
         patch.setattr(activation, "activations_and_gradients", spy)
         attribute(classifier, images, "hirescam", [1], layer=stage)
     heat = cam.hirescam(*seen)[0]
-    for place in ((0, 1), (2, 0)):
+    for place in ((0, 1), (-1, 0)):
         difference = (scaled(0.01, place) - scaled(-0.01, place)) / 0.02
         assert float(heat[place]) == pytest.approx(difference, rel=0.03, abs=2e-4)
     close(A[0][0, :, 1, 1], seen[0][0, :, 1, 1])
@@ -197,6 +218,18 @@ def test_tokens_whose_length_a_norm_takes_out_are_refused_where_only_that_counts
     found = attribute(classifier, images, "hirescam")
     assert found.options["layer"] == "blocks.2.norm1" and found.maps.amax() > 1e-4
     assert attribute(network("vit-average"), images, "hirescam").options["layer"] == "blocks.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "default"),
+    [("swin", "layers.3", "norm"), ("convnext", "stages.0", "stages.3"), ("convnext", "stages.2", "stages.3")],
+)
+def test_maps_in_front_of_a_norm_of_each_position_are_refused_by_hirescam_alone(name, layer, default):
+    classifier, images = network(name), noise(1, side(name))
+    with pytest.raises(Refused, match=f"layer {layer}: a norm takes out the length .*the norm behind it, or {default}"):
+        attribute(classifier, images, "hirescam", [1], layer=layer)
+    assert attribute(classifier, images, "hirescam", [1]).options["layer"] == default
+    assert attribute(classifier, images, "layercam", [1], layer=layer).maps.any()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Other libraries beside ours: the same where they are right, and what they do where they are not.
 
 Versions are those of requirements.txt (captum 0.9.0, torchcam 0.5.0, grad-cam 1.5.7); a test that fails after an update
-may mean that a fault has been mended: then docs/attribution.md says too much.
+may mean that a fault has been mended: then docs/what-the-libraries-get-wrong.md says too much.
 """
 
 import copy
+import re
+import runpy
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,3 +249,24 @@ def test_captum_draws_from_the_random_numbers_of_all() -> None:
     halves = (torch.arange(144) // 72).view(1, 1, 12, 12)
     captum.KernelShap(Linear()).attribute(noise(1, 12), target=1, n_samples=3, feature_mask=halves)
     assert not torch.equal(torch.random.get_rng_state(), drawn)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "library_faults.py"
+
+
+def test_page_is_of_the_versions_that_are_pinned() -> None:
+    script = runpy.run_path(str(SCRIPT))
+    said = re.search(r"With (.*)\.", script["PAGE"].read_text())
+    assert said is not None, "run: python scripts/library_faults.py --write"
+    assert said[1] == ", ".join(f"{name} {version(name)}" for name in script["PACKAGES"])
+
+
+@pytest.mark.long
+def test_every_row_of_the_page_is_still_so() -> None:
+    script = runpy.run_path(str(SCRIPT))
+    rows = [line.strip("| ").split(" | ") for line in script["PAGE"].read_text().split("\n") if line.startswith("| ")]
+    found = [fault for demonstrate in script["ALL"] for fault in demonstrate()]
+    assert [row[:3] for row in rows[1:]] == [fault.cells[:3] for fault in found]
+    assert [fault.cells for fault in found if not fault.shown] == []

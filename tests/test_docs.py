@@ -48,6 +48,7 @@ NOT_RUN = {
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
     "scripts/fetch_photographs.py": "a download; tests/test_photographs.py",
     "--dataset runs/photographs": "that download",
+    "scripts/library_faults.py": "tests/test_attribution_oracles.py",
     "scripts/ship_models.py": "it replaces the models that come along",
     "scripts/draw_documents.py": "it replaces the pictures that come along",
 }

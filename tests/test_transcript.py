@@ -180,11 +180,13 @@ def test_bars_without_a_terminal_estimate(monkeypatch: pytest.MonkeyPatch, caplo
     now = [0.0]
     monkeypatch.setattr(estimates.time, "monotonic", lambda: now[0])
     caplog.set_level(logging.INFO, "viscoin")
-    with progress(1000, "features", "image") as bar:
-        for _ in range(5):
-            now[0] += 20.0
-            bar.update(10)
-    assert [record.getMessage() for record in caplog.records] == ["features: about 32 min left for 960 images"]
+    for unit, units in (("image", "images"), ("pass", "passes")):
+        with progress(1000, "features", unit) as bar:
+            for _ in range(5):
+                now[0] += 20.0
+                bar.update(10)
+        assert caplog.records[-1].getMessage() == f"features: about 32 min left for 960 {units}"
+    assert len(caplog.records) == 2
 
 
 def test_backbone_of_train_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

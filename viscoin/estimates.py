@@ -27,7 +27,8 @@ class Estimate:
             return
         self.said, rest = True, self.total - self.done
         if (left := rest * seconds / (self.done - self.first)) > SECONDS:
-            logger.info("%s: about %s left for %d %ss", self.title, duration(left), rest, self.unit)
+            units = f"{self.unit}es" if self.unit.endswith("s") else f"{self.unit}s"
+            logger.info("%s: about %s left for %d %s", self.title, duration(left), rest, units)
 
 
 def duration(seconds: float) -> str:

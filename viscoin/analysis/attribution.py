@@ -12,6 +12,7 @@ from torch import Tensor
 
 from viscoin.analysis.questions import Asked, Views, ask
 from viscoin.attribution import METHODS, AttributionResult, attribute
+from viscoin.attribution.options import check_options
 from viscoin.attribution.targets import Target
 from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
@@ -61,8 +62,8 @@ class AttributionStudy:
     def place(self, method: str) -> str:
         """The layer or the baseline of a method, for people; "" for methods with neither."""
         options = self.results[method].options
-        if options.get("layer") is not None:
-            return str(options["layer"])
+        if (layer := options.get("layer")) is not None:
+            return "all layers, multiplied" if layer == ALL else str(layer)
         return f"against {options['baseline']}" if "baseline" in options else ""
 
     def limit(self, method: str) -> float:
@@ -125,8 +126,8 @@ def study_attribution(
         methods: names of `METHODS`, or "all": all that hold for the model, but for the controls.
 
     Raises:
-        Refused: as `attribute` and `ask`. A method that does not hold for the model is left out, which is logged,
-            unless no other is left.
+        Refused: as `attribute` and `ask`. A method that does not hold for the model or with an option is left out,
+            which is logged, unless no other is left.
     """
     names = expand_methods(methods)
     check_settings(target, names, settings)
@@ -145,16 +146,21 @@ def explain(
             try:
                 results[method] = run_method(target, images, views, method, settings, device)
             except Refused as error:
-                if error.parameter != "method":
+                if error.parameter not in ("method", "option"):
                     raise
                 left_out[method] = error
             bar.update()
     if not results:
         raise next(iter(left_out.values()))
-    reasons = {method: refused.reason for method, refused in left_out.items()}
+    reasons = {method: _reason(refused) for method, refused in left_out.items()}
     for method, reason in reasons.items():
         logger.warning("left out: %s %s", method, reason)
     return AttributionStudy(views, results, reasons)
+
+
+def _reason(refused: Refused) -> str:
+    """Why a method is left out, to stand behind its name."""
+    return refused.reason if refused.parameter == "method" else f"with {refused.value}: {refused.reason}"
 
 
 def run_method(
@@ -205,6 +211,13 @@ def check_settings(target: Target, methods: Sequence[str], settings: Settings) -
                 "option", f"{name}={value}", f"{', '.join(methods)} have no such option",
                 f"they have {', '.join(known)}" if known else "leave it out",
             )  # fmt: skip
+    for name, method in zip(methods, chosen, strict=True):
+        try:
+            check_options(
+                name, method.options, {key: it for key, it in settings.options.items() if key in method.options}
+            )
+        except Refused as error:
+            raise Refused("option", f"{error.parameter}={error.value}", error.reason, error.remedy) from error
 
 
 def save_maps(path: Path, study: AttributionStudy) -> Path:

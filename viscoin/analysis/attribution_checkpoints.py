@@ -42,8 +42,7 @@ def expand_checkpoints(paths: Sequence[Path], epochs: Sequence[int] | None, data
         epochs: only these of the kept ones.
 
     Raises:
-        Refused: an epoch that no run has kept.
-        ValueError: no model there.
+        Refused: an epoch that no run has kept; no model there.
     """
     found: dict[str, Path] = {}
     for path, name in zip(paths, run_names(paths), strict=True):
@@ -56,8 +55,15 @@ def expand_checkpoints(paths: Sequence[Path], epochs: Sequence[int] | None, data
         if kept:
             found |= {f"{several}epoch {epoch}": file for epoch, file in kept.items() if epoch in (epochs or kept)}
         else:
-            found[name] = find_model("classifier", path, dataset)
+            found[name] = _one(path, dataset)
     return found
+
+
+def _one(path: Path, dataset: str) -> Path:
+    try:
+        return find_model("classifier", path, dataset)
+    except ValueError as error:
+        raise Refused("checkpoints", None, str(error), "give model files, or folders of classifier runs") from error
 
 
 def study_checkpoints(

@@ -248,19 +248,31 @@ class RandomisedResult:
         heat = self.maps[method][state, view]
         return np.asarray(heat / scale_end(heat))
 
+    def empty(self, method: str, state: int) -> np.ndarray:
+        """Which maps (B,) of a state have nothing left, so that they are like no other whatever the method is worth."""
+        return np.asarray(~self.maps[method][state].any((1, 2)))
+
     @property
     def summary(self) -> str:
-        """A line for each method: how alike its maps are when all weights are redrawn."""
-        return "\n".join(
+        """A line for each method: how alike its maps are when all weights are redrawn, and how many are empty."""
+        return "\n".join(map(self._line, self.maps))
+
+    def _line(self, method: str) -> str:
+        empty = self.empty(method, -1)
+        return (
             f"{METHODS[method].title}: rank correlation {self.correlation[method][-1].mean():.2f}, structural "
             f"similarity {self.similarity[method][-1].mean():.2f} with all weights redrawn"
-            for method in self.maps
+            + (f"; {empty.sum()} of {len(empty)} maps are empty" if empty.any() else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
         scores = {"rank_correlation": self.correlation, "structural_similarity": self.similarity}
         means = {
-            method: {name: values[method].mean(1).tolist() for name, values in scores.items()} for method in self.maps
+            method: {
+                **{name: values[method].mean(1).tolist() for name, values in scores.items()},
+                "empty_maps": [int(self.empty(method, state).sum()) for state in range(len(self.steps))],
+            }
+            for method in self.maps
         }
         return {
             "demo": "randomise", "steps": self.steps, "views": self.views.to_dict(),

@@ -80,6 +80,6 @@ def right_and_wrong(
     chosen = {group: sorted(members[:count]) for group, members in found.items()}
     for group, members in chosen.items():
         if len(members) < count:
-            logger.warning("of %d test images, %d are predicted %sly", len(data), len(members), group)
+            logger.warning("of %d test images, %d predictions are %s", len(data), len(members), group)
     indices = [index for members in chosen.values() for index in members]
     return choose_pictures(subject, indices, len(indices), seed), {name: len(one) for name, one in chosen.items()}

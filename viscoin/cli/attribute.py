@@ -55,7 +55,7 @@ def attribute(
     image: options.Images = None,
     right_and_wrong: Annotated[
         int | None,
-        typer.Option("--right-and-wrong", min=1, metavar="N", help="N test images predicted rightly, N wrongly."),
+        typer.Option("--right-and-wrong", min=1, metavar="N", help="N right and N wrong predictions on test images."),
     ] = None,
     checkpoints: Annotated[
         list[Path] | None,

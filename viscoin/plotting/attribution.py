@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from viscoin.analysis.attribution import AttributionStudy
+from viscoin.analysis.attribution import AttributionStudy, scale_end
 from viscoin.analysis.attribution_checkpoints import CheckpointStudy
 from viscoin.analysis.questions import Views
 from viscoin.errors import Refused
@@ -110,7 +110,7 @@ def describe_view(views: Views, view: int, characters: int) -> list[str]:
     found = [("true, predicted" if label == predicted else "predicted", predicted)]
     if label is not None and label != predicted:
         found.insert(0, ("true", label))
-    if views.of_classes and (target != predicted or views.against is not None):
+    if views.of_classes and target != predicted:
         found.append(("explained", target))
     if views.against is not None:
         found.append(("against", int(views.against[view])))
@@ -178,8 +178,9 @@ def _groups(table: ImageTable, groups: Mapping[str, int]) -> None:
             continue
         colour = {"right": GREEN, "wrong": VERMILION}.get(name, DARK)
         left, right = table.corner(0, start)[0], table.corner(0, start + count - 1)[0] + table.side
-        word = f"predicted {'rightly' if name == 'right' else 'wrongly' if name == 'wrong' else name}"
-        table.axes.text((left + right) / 2, 0.03, word, ha="center", va="top", fontsize=SMALL, color=colour)
+        table.axes.text(
+            (left + right) / 2, 0.03, f"{name} predictions", ha="center", va="top", fontsize=SMALL, color=colour
+        )
         for column in range(start, start + count):
             table.frame(0, column, colour)
         start += count
@@ -189,7 +190,7 @@ def _groups(table: ImageTable, groups: Mapping[str, int]) -> None:
 def checkpoint_figure(study: CheckpointStudy, view: int, width: float = PAGE) -> Figure:
     """One image: a row for each state of the classifier, with what it predicts; a column for each method.
 
-    Each map has its own colour scale, up to its largest absolute value, as logits grow during a training.
+    Each map has its own colour scale, as logits grow during a training; its strongest few pixels are beyond the end.
     """
     first = study.studies[0]
     methods = list(first.results)
@@ -206,11 +207,12 @@ def checkpoint_figure(study: CheckpointStudy, view: int, width: float = PAGE) ->
         table.image(row, 0, first.views.images[view])
         for column, method in enumerate(methods, 1):
             if method in one.results:
-                heat = one.results[method].unit[view].numpy()
-                table.image(row, column, painted(first.views.images[view], heat, one.results[method].signed))
+                heat = one.results[method].maps[view].numpy()
+                drawn = painted(first.views.images[view], heat / scale_end(heat), one.results[method].signed)
+                table.image(row, column, drawn)
     kinds = sorted({first.results[method].signed for method in methods})
     for row, signed in enumerate(kinds[:rows]):
-        colour_bar(table, row, signed, "max")
+        colour_bar(table, row, signed, "max", clipped=True)
     return table.figure
 
 

@@ -83,7 +83,8 @@ def randomised_figure(result: RandomisedResult, view: int = 0, width: float = PA
             table.image(row, column, painted(result.views.images[view], result.scaled(method, state, view), signed))
             if state:
                 numbers = result.correlation[method][state, view], result.similarity[method][state, view]
-                table.caption(row, column, f"ρ {numbers[0]:.2f}, S {numbers[1]:.2f}".replace("-", "−"))
+                likeness = f"ρ {numbers[0]:.2f}, S {numbers[1]:.2f}".replace("-", "−")
+                table.caption(row, column, "empty" if result.empty(method, state)[view] else likeness)
         colour_bar(table, row, signed, "max", clipped=True)
     return table.figure
 

@@ -70,8 +70,9 @@ def middle_cut(name: str, most: int) -> str:
 
 
 def wrap(text: str, characters: int) -> list[str]:
-    """Lines of limited length; hyphenated words stay whole where they fit."""
-    return textwrap.wrap(text, characters, break_on_hyphens=False) or [""]
+    """Lines of limited length; hyphenated words stay whole where they fit, and else break at their hyphens."""
+    words = [word if len(word) <= characters else word.replace("-", "- ") for word in text.split(" ")]
+    return textwrap.wrap(" ".join(words), characters, break_on_hyphens=False) or [""]
 
 
 def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:

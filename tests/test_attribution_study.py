@@ -179,7 +179,7 @@ def test_methods_that_fail_are_named_and_the_others_go_on(found):
 
 def test_every_score_has_an_interval_and_a_number_of_images(found):
     slope = found.rows["slope"]
-    left = {"completeness": "its maps need not add up to anything"}
+    left = {"completeness": "maps of these methods need not add up to anything"}
     assert {key: reason for key, reason in slope.left_out.items() if key in left} == left
     undefined = {key for key, reason in slope.left_out.items() if reason == "undefined for every image"}
     assert set(slope.estimates) | undefined | {"completeness.gap"} == set(SCORES)
@@ -208,8 +208,11 @@ def test_who_does_not_beat_edges_is_said(found):
     rows, header = method_tables(found)["truth"]
     assert header[0] == "method" and [row[0] for row in rows] == ["slope", "oracle", "edges"]
     text = "\n".join(sentences(found))
+    assert "better than edges in every score of these tables: no method" in text
     assert "slope does not beat edges in" in text and "raising has no row: KeyError" in text
     assert any("*" in cell for cell in rows[0]) and not any("*" in cell for cell in rows[2])
+    header = method_tables(found)["parts"][1]
+    assert header[:3] == ("method", "CSDC ↑", "CSDC (p) ↑") and len(header) > 10
     lines = scores_csv(found).splitlines()
     assert lines[0].startswith("method,score,title,better,value,low,high,n") and len(lines) > 100
 
@@ -392,3 +395,7 @@ def test_the_command_refuses_what_there_is_not(classifier):
     Answer(*common, "--methods", "gradcamm").refused("--methods gradcamm: unknown method")
     Answer(*common, "--protocol", "vision").refused("--protocol vision: unknown protocol")
     Answer(*common, "--scores", "colour").refused("--scores colour: unknown scores")
+    Answer(*common, "--baseline", "white").refused("--baseline white: unknown baseline")
+    Answer(*common, "--methods", "rollout,chefer").refused("--methods rollout: does not hold for viscoin_resnet10")
+    fixed = (*common, "--protocol", "vision-diffmask")
+    Answer(*fixed, "--limit", 3).refused("--limit: does not go with --protocol vision-diffmask")

@@ -1,5 +1,6 @@
 """Part scores: the numbers of the published code, and maps whose scores are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def golden_truth() -> PartTruth:
         np.stack([logits(gone) for gone in sets], 1),
         np.stack([logits(objects == number) for number in (1, 2)], 1),
         GOLDEN["class_parts"],
-        np.stack([(part == p).any((1, 2)) for p in range(5)], 1),
+        np.stack([(part == p).any((1, 2)) for p in range(5)] + [(objects == n).any((1, 2)) for n in (1, 2)], 1),
     )
 
 
@@ -113,7 +114,7 @@ def additive(weights: np.ndarray, classes: int = 4, n: int = 3) -> PartTruth:
     without = np.full((n, 2, classes), np.nan)
     without[:, 0] = logits[:, 0]
     table = np.arange(classes)[:, None].repeat(count, 1)
-    return PartTruth(np.zeros(n, int), logits, without, table, np.ones((n, count), bool))
+    return PartTruth(np.zeros(n, int), logits, without, table, np.ones((n, count + 2), bool))
 
 
 def test_everything_or_nothing_marked():
@@ -182,14 +183,17 @@ def test_a_constant_added_to_all_logits_changes_nothing():
     assert not (parts.irrelevant(truth, published=True) == parts.irrelevant(shifted, published=True)).all()
 
 
-def test_a_part_that_a_class_lacks_is_in_no_set_and_one_that_is_not_seen_is_not_counted():
+def test_a_part_that_a_class_lacks_is_in_no_set_and_what_is_not_seen_is_not_counted():
     table = np.array([[0, ABSENT], [1, 0], [2, 0]])
     assert parts.sufficient_sets(table).tolist() == [[False, True, False, False]] * 3
     truth = additive(np.array([1.0, 0, 0]))
-    hidden = PartTruth(
-        truth.labels, truth.logits, truth.without_object, truth.class_parts, truth.visible & [True, False, True]
-    )
+    hidden = replace(truth, visible=truth.visible & [True, False, True, True, True])
     assert parts.irrelevant(hidden).tolist() == [[False, False, True, True, False]] * 3
+    behind = replace(truth, visible=truth.visible & [True, True, True, False, True])
+    assert parts.irrelevant(behind).tolist() == [[False, True, True, False, False]] * 3
+    assert parts.irrelevant(behind, published=True).tolist() == [[False, True, True, True, False]] * 3
+    assert np.isnan(parts.background_independence(behind)).all()
+    assert parts.background_independence(behind, published=True)[:, 0].tolist() == [1] * 3
 
 
 def test_a_background_that_f_does_not_see_is_independent():

@@ -64,6 +64,10 @@ def attribution(
     """
     if protocol not in PROTOCOLS:
         raise Refused("protocol", protocol, "unknown protocol", f"choose {' or '.join(PROTOCOLS)}")
+    given = {"scores": scores is not None, "limit": limit is not None, "fast": fast, "cost": cost}
+    if protocol != PROTOCOLS[0] and any(given.values()):
+        name = next(name for name, there in given.items() if there)
+        raise Refused(name, None, f"does not go with `protocol` {protocol}", "that is the same 50 images for everybody")
     from viscoin.attribution.plugins import load_plugins
     from viscoin.inference.loading import load_subject
     from viscoin.plotting.attribution_scores import attribution_figures

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from viscoin.datasets import load_dataset
+from viscoin.errors import Refused, reason_of
 from viscoin.inference.loading import SubjectWithImages
 from viscoin.models.files import find_model, load_model
 from viscoin.testing.attribution.comparison import compare_vision_diffmask, comparison_table, cost_table, costs
@@ -58,10 +59,12 @@ def run_attribution(
         cost: measure what methods cost, too.
 
     Raises:
-        Refused: an unknown method or group, a DiffMask of another classifier, or masks that do not fit.
+        Refused: an unknown method or group, none of the named methods holds for the classifier, a DiffMask of another
+            classifier, or masks that do not fit.
     """
     device = subject.device
     chosen = named_methods(methods, batch_size=batch_size, device=device, baseline=baseline, seed=seed)
+    _check_some_hold(subject, {name: chosen[name] for name in methods or ()})
     if diffmask is not None:
         chosen = {DIFFMASK: _trained(subject, diffmask, batch_size), **chosen}
     if protocol == "vision-diffmask":
@@ -77,6 +80,23 @@ def run_attribution(
         outcome.tables["cost"] = cost_table(spent)
         outcome.numbers["cost"] = {name: one.to_dict() for name, one in spent.items()}
     return outcome
+
+
+def _check_some_hold(subject: SubjectWithImages, named: dict[str, Explain]) -> None:
+    """Refused where no method that was named gives a map, before the controls are measured for nothing."""
+    image, label = subject.images.batch([0])
+    first: tuple[str, Exception] | None = None
+    for name, explain in named.items():
+        try:
+            explain(subject.model, image.to(subject.device), label, [0])
+        except Exception as error:  # whatever a method of others raises
+            first = first or (name, error)
+        else:
+            return
+    if first is not None:
+        name, error = first
+        known = (error.reason, error.remedy) if isinstance(error, Refused) else (reason_of(error), "")
+        raise Refused("methods", name, *known) from error
 
 
 def _trained(subject: SubjectWithImages, path: Path, batch_size: int) -> Explain:

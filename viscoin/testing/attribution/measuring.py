@@ -228,7 +228,7 @@ def _completeness(maps: Maps, known: Maps, context: Context) -> Measured:
     images, targets = context.test.images[rows], torch.from_numpy(context.test.predicted[rows])
     found = None if gaps is None else gaps(context.classifier, images, targets, indices)
     if found is None:
-        raise Left("its maps need not add up to anything")
+        raise Left("maps of these methods need not add up to anything")
     return Measured({"completeness.gap": Values(context.spread(found))})
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from viscoin.attribution import METHODS, AttributionResult, attribute
 from viscoin.attribution.diffmask import diffmask_maps
+from viscoin.attribution.question import BASELINES
 from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import DiffMask
@@ -74,8 +75,11 @@ def named_methods(names: Sequence[str] | None = None, **options: object) -> dict
         options: `batch_size`, `device`, `baseline` and `seed` of `Named`.
 
     Raises:
-        Refused: an unknown name.
+        Refused: an unknown name or baseline.
     """
+    baseline = options.get("baseline", BASELINES[0])
+    if baseline not in BASELINES:
+        raise Refused("baseline", baseline, "unknown baseline", f"choose {', '.join(BASELINES)}")
     for name in names or ():
         if name not in METHODS:
             raise Refused("methods", name, "unknown method", f"choose some of: {', '.join(METHODS)}")

@@ -96,5 +96,6 @@ def _marks(maps: np.ndarray, parts: PartScenes, published: bool) -> np.ndarray:
 def decisive_parts(parts: PartScenes) -> np.ndarray:
     """The part (N,) without which the label's logit falls most, of those that are seen; ABSENT where none lowers it."""
     before, after = parts.truth.of_label(centred=True)
-    drops = np.where(parts.truth.visible, before[:, None] - after[:, : parts.truth.n_parts], -np.inf)
+    count = parts.truth.n_parts
+    drops = np.where(parts.truth.visible[:, :count], before[:, None] - after[:, :count], -np.inf)
     return np.where(drops.max(1) > 0, drops.argmax(1), ABSENT)

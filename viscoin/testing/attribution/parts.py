@@ -7,7 +7,8 @@ Each score has the published definition and, where that is wrong, a repaired one
 - 5 % of a logit changes when a constant is added to all logits: repaired, logits count from their mean;
 - a map whose sum is negative marks every part: repaired, only its positive values mark;
 - a map without differences between parts, or between classes, is left out of SD or loses TS: repaired, it has 0.5;
-- TS compares classes whose shared parts overlap where no others are there: repaired, only disjoint ones.
+- TS compares classes whose shared parts overlap where no others are there: repaired, only disjoint ones;
+- parts and objects that are hidden by others count as irrelevant, though no map could mark them: repaired, left out.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class PartTruth:
         logits: (N, 2**P, C); index s without the parts whose bits are set in s, so that index 0 is the whole scene.
         without_object: (N, O, C), NaN where a scene has fewer objects.
         class_parts: (C, P) which variant of each part a class has, ABSENT where it has none to be seen.
-        visible: (N, P) bool, parts of which a pixel is seen.
+        visible: (N, P + O) bool, parts and objects of which a pixel is seen.
     """
 
     labels: np.ndarray
@@ -202,12 +203,12 @@ def _stays(truth: PartTruth, removed: np.ndarray) -> np.ndarray:
 def irrelevant(truth: PartTruth, published: bool = False) -> np.ndarray:
     """Parts and objects (N, P + O) bool whose deletion lowers the label's logit by less than 5 % of it, or raises it.
 
-    Repaired, logits count from their mean, and parts of which nothing is seen are left out.
+    Repaired, logits count from their mean, and parts and objects of which nothing is seen are left out.
     """
     before, after = truth.of_label(centred=not published)
     small = before[:, None] - after < TOLERANCE * np.abs(before)[:, None]  # False for NaN
     if not published:
-        small[:, : truth.n_parts] &= truth.visible
+        small &= truth.visible
     return np.asarray(small)
 
 
@@ -249,6 +250,10 @@ def target_sensitivity(importance: np.ndarray, shared: np.ndarray, published: bo
 
 
 def background_independence(truth: PartTruth, published: bool = False) -> np.ndarray:
-    """BI (N, O) of f alone: 1 for background objects whose deletion is irrelevant; NaN where there is none."""
+    """BI (N, O) of f alone: 1 for background objects whose deletion is irrelevant; NaN where there is none.
+
+    Repaired, objects of which nothing is seen are left out.
+    """
     small = irrelevant(truth, published)[:, truth.n_parts :]
-    return np.where(np.isnan(truth.without_object).all(2), np.nan, small)
+    given = ~np.isnan(truth.without_object).all(2)
+    return np.where(given if published else given & truth.visible[:, truth.n_parts :], small, np.nan)

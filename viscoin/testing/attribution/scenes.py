@@ -141,9 +141,7 @@ def _part_scenes(
     pieces = len(scenes[0].owners)
     masks = np.stack([_padded(scene.masks, pieces + most, False) for scene in scenes])
     owners = (*scenes[0].owners, *range(len(names), len(names) + most))
-    seen = np.stack([
-        [masks[row, np.array(owners) == part].any() for part in range(len(names))] for row in range(len(scenes))
-    ])  # fmt: skip
+    seen = np.stack([masks[:, np.array(owners) == owner].any((1, 2, 3)) for owner in range(len(names) + most)], 1)
     objects = np.stack([_padded(found, most, np.nan) for found in without])
     truth = PartTruth(dataset.labels[indices], np.stack(logits).astype(np.float32), objects, table, seen)
     hidden = to_images(np.stack([scene.without[-1] for scene in scenes])).to(device)

@@ -20,6 +20,14 @@ COLUMNS = {
         "randomisation.spearman": "randomised", "complexity.gini": "Gini",
     },
 }  # fmt: skip
+# What the terminal shows beside these, and figures do not: the part scores, repaired and as published.
+PARTS = {
+    f"{kind}.{key}": f"{title}{mark}"
+    for key, title in {
+        "csdc": "CSDC", "pc": "PC", "dc": "DC", "d": "D", "com": "Com", "sd": "SD", "ts": "TS", "mean": "mean",
+    }.items()
+    for kind, mark in (("parts", ""), ("published", " (p)"))
+}  # fmt: skip
 BELOW = "*"  # beside what is not better than `edges`
 CSV = (
     "method",
@@ -43,10 +51,10 @@ def method_tables(result: AttributionScores) -> dict[str, Table]:
     """A row for each method, by table; columns that no method has are left out.
 
     Values that do not beat `edges` by more than the interval of the difference have a star; arrows of the header say
-    which direction is better.
+    which direction is better. The table `parts` has all part scores, those with (p) as published.
     """
     tables: dict[str, Table] = {}
-    for name, columns in COLUMNS.items():
+    for name, columns in {**COLUMNS, "parts": PARTS}.items():
         known = [key for key in columns if any(key in row.estimates for row in result.rows.values())]
         header = ("method", *(f"{columns[key]}{_arrow(key)}" for key in known))
         rows = [(row.name, *(_cell(row, key) for key in known)) for row in ordered(result)]
@@ -60,11 +68,16 @@ def sentences(result: AttributionScores) -> list[str]:
     found = [_of_classifier(result), *result.notes]
     found.append(f"{BELOW} not better than edges: the 95 % interval of the difference, over the same images, holds 0")
     shown = {key for columns in COLUMNS.values() for key in columns}
-    for row in ordered(result):
+    best = []
+    for row in _compared(result):
         failed = [key for key in row.not_above_edges() if key in shown]
-        if failed and row.name not in (*CONTROLS, ORACLE):
-            compared = len([key for key in row.above_edges if key in shown])
+        compared = len([key for key in row.above_edges if key in shown])
+        if failed:
             found.append(f"{row.name} does not beat edges in {len(failed)} of {compared}: {', '.join(failed)}")
+        else:
+            best.append(row.name)
+    if _compared(result):
+        found.append(f"better than edges in every score of these tables: {', '.join(best) or 'no method'}")
     found += [f"{name} has no row: {reason}" for name, reason in result.failed.items()]
     return found + list(_left_out(result))
 
@@ -91,6 +104,11 @@ def ordered(result: AttributionScores) -> list[Row]:
     """Methods first, then the oracle and the controls."""
     last = {ORACLE: 1, **dict.fromkeys(CONTROLS, 2)}
     return sorted(result.rows.values(), key=lambda row: last.get(row.name, 0))
+
+
+def _compared(result: AttributionScores) -> list[Row]:
+    """Methods that were compared with `edges`."""
+    return [row for row in ordered(result) if row.above_edges and row.name not in (*CONTROLS, ORACLE)]
 
 
 def _arrow(key: str) -> str:

@@ -40,13 +40,17 @@ def _lines(card: Scorecard) -> Iterator[tuple[Any, ...]]:
 def table_of(card: Scorecard) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
     """Rows of texts, and the header above them: for each question the value with the half width of its interval.
 
-    A star where it is above chance and above the edges of the image.
+    A star where it is above chance and above the edges of the image. n: scenes that the map was asked about.
     """
     rows = [
-        (title_of(row), KINDS[row.kind][0], *(_cell(row.answers.get(question)) for question in QUESTIONS))
+        (title_of(row), KINDS[row.kind][0], *(_cell(row.answers.get(question)) for question in QUESTIONS), str(_n(row)))
         for row in ordered(card.rows)
     ]
-    return rows, ("map", "of", *(question.title for question in QUESTIONS.values()))
+    return rows, ("map", "of", *(question.title for question in QUESTIONS.values()), "n")
+
+
+def _n(row: Row) -> int:
+    return max(answer.estimate.n for answer in row.answers.values())
 
 
 def _cell(answer: Answer | None) -> str:

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         {"attribution": "attribution"},
     ),
     "randomise": ("attribute --demo randomise", {"randomise-curves": "randomise-curves"}),
+    "scorecard": ("scorecard --scenes 40", {"scorecard": "scorecard"}),
 }
 # Figures of these commands, one below the other.
 STACKED = {"readme": ("dose/amplification", "swap/surgery")}

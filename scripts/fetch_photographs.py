@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,10 +103,10 @@ def write(out: Path, folder: Path, weights: Path, seed: int) -> None:
     print(f"{len(stamps)} stamps of a class; on grey, the network names {len(named)} of them rightly")
     rows, kept = [], []
     for stamp, label in zip(stamps, labels):
-        row = [stamp.path.stem, stamp.description, names[label][0], label in stamp.classes, 0, 0]
+        row = [stamp.path.stem, stamp.description, names[label][0], label in stamp.classes, 0, 0, ""]
         if stamp in named:
-            found, row[-1] = compositions(network, stamp, named, np.random.default_rng([seed, named.index(stamp)]))
-            row[-2] = len(found)
+            found, tried = compositions(network, stamp, named, np.random.default_rng([seed, named.index(stamp)]))
+            row[-3:] = len(found), tried, " ".join(composition.background for composition in found)
             if len(found) == len(SPLITS):
                 kept.append(label)
                 save(out, folder_name(names[label]), stamp.path.stem, found)
@@ -120,7 +121,8 @@ def write(out: Path, folder: Path, weights: Path, seed: int) -> None:
 def write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("stamp", "description", "named on grey", "rightly", "compositions named rightly", "tried"))
+        head = "stamp", "description", "named on grey", "rightly", "compositions named rightly", "tried", "backgrounds"
+        writer.writerow(head)
         writer.writerows(rows)
 
 
@@ -186,18 +188,23 @@ def scaled(stamp: Image.Image, longest: float) -> Image.Image:
     return stamp.resize((width, height), Image.Resampling.LANCZOS)
 
 
-Composition = tuple[Image.Image, Image.Image]
+class Composition(NamedTuple):
+    """An image, the mask of the object in it, and the kind of its background."""
+
+    image: Image.Image
+    mask: Image.Image
+    background: str
 
 
 def compositions(
     network: Classifier, stamp: Stamp, others: Sequence[Stamp], random: np.random.Generator
 ) -> tuple[list[Composition], int]:
-    """Image and mask of as many compositions as there are splits that are named rightly, and how many were tried."""
+    """As many compositions as there are splits that are named rightly, and how many were tried."""
     found: list[Composition] = []
     for tried in range(1, TRIES + 1):
-        image, mask = composed(stamp, others, random)
-        if predicted(network, image) in stamp.classes:
-            found.append((image, mask))
+        composition = composed(stamp, others, random)
+        if predicted(network, composition.image) in stamp.classes:
+            found.append(composition)
         if len(found) == len(SPLITS):
             return found, tried
     return found, TRIES
@@ -205,29 +212,30 @@ def compositions(
 
 def composed(stamp: Stamp, others: Sequence[Stamp], random: np.random.Generator) -> Composition:
     """The object, 45 to 75 % of the side long, anywhere on a random background; its mask."""
-    canvas = background(others, stamp, random).convert("RGBA")
+    kind, behind = background(others, stamp, random)
+    canvas = behind.convert("RGBA")
     fitted = scaled(stamp.image(), random.uniform(0.45, 0.75) * SIDE)
     if random.random() < 0.5:
         fitted = fitted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     layer = Image.new("RGBA", canvas.size)
     layer.paste(fitted, tuple(int(random.integers(0, SIDE - length + 1)) for length in fitted.size))
     mask = layer.getchannel("A").point(lambda alpha: 255 * (alpha > SEEN))
-    return Image.alpha_composite(canvas, layer).convert("RGB"), mask
+    return Composition(Image.alpha_composite(canvas, layer).convert("RGB"), mask, kind)
 
 
-def background(others: Sequence[Stamp], own: Stamp, random: np.random.Generator) -> Image.Image:
-    """A gradient, noise, a part of a photograph, or noise with two small stamps of other classes."""
-    kind = random.choice(["gradient", "noise", "photograph", "stamps"])
+def background(others: Sequence[Stamp], own: Stamp, random: np.random.Generator) -> tuple[str, Image.Image]:
+    """A gradient, noise, a part of a photograph, or noise with two small stamps of other classes; and which it is."""
+    kind = str(random.choice(["gradient", "noise", "photograph", "stamps"]))
     if kind == "gradient":
-        return gradient(random)
+        return kind, gradient(random)
     if kind == "photograph":
-        return photograph(random)
+        return kind, photograph(random)
     canvas = noise(random)
     rivals = [other for other in others if not set(other.classes) & set(own.classes)]
     for other in random.permutation(len(rivals))[: 2 if kind == "stamps" else 0]:
         fitted = scaled(rivals[other].image(), 0.3 * SIDE)
         canvas.paste(fitted, tuple(int(random.integers(0, SIDE - length + 1)) for length in fitted.size), fitted)
-    return canvas
+    return kind, canvas
 
 
 def gradient(random: np.random.Generator) -> Image.Image:
@@ -257,7 +265,7 @@ def photograph(random: np.random.Generator) -> Image.Image:
 
 
 def save(out: Path, name: str, stem: str, found: Sequence[Composition]) -> None:
-    for split, (image, mask) in zip(SPLITS, found, strict=True):
+    for split, (image, mask, _) in zip(SPLITS, found, strict=True):
         for picture, folder in ((image, out / split), (mask, out / "masks" / split)):
             (folder / name).mkdir(parents=True, exist_ok=True)
             picture.save(folder / name / f"{stem}.png")

@@ -80,7 +80,8 @@ def test_a_composition_shows_the_object_where_its_mask_is(script: dict[str, Any]
     stamps = [script["Stamp"](write_stamp(tmp_path, "tiger"), "A tiger.", (0,))]
     corners = set()
     for seed in range(12):
-        image, mask = script["composed"](stamps[0], stamps, np.random.default_rng(seed))
+        image, mask, kind = script["composed"](stamps[0], stamps, np.random.default_rng(seed))
+        assert kind in ("gradient", "noise", "photograph", "stamps")
         pixels, where = np.asarray(image), np.asarray(mask)
         assert pixels.shape == (224, 224, 3) and set(np.unique(where)) == {0, 255}
         rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))

@@ -95,6 +95,7 @@ def test_below_zero_is_cut_off_unless_it_is_signed(tmp_path: Path, images: Tenso
         ("raise KeyError('heads')", "KeyError: 'heads' (line 2)"),
         ("return images", r"gave \(3, 3, 16, 16\), not maps \(3, h, w\)"),
         ("return images.mean(1)[:2]", r"gave \(2, 16, 16\)"),
+        ("return images[:, 0, :0]", r"gave \(3, 0, 16\)"),
         ("return None", "NoneType"),
         ("return images.mean(1) / 0 * 0", "no numbers"),
     ],

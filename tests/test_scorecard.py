@@ -302,6 +302,16 @@ def test_a_star_is_for_what_beats_chance_and_edges(card: Scorecard) -> None:
     assert by_name["right"]["mass in the part"] == "1.00 ± 0.00*"
     assert not by_name["still"]["stays without background"].endswith("*")
     assert list(by_name) == ["right", "PCA of f: half", "edges", "still"]
+    assert by_name["right"]["n"] == str(N) and by_name["PCA of f: half"]["n"] == "3"
+
+
+def test_what_rounds_to_zero_has_no_sign(card: Scorecard) -> None:
+    found = replace(card.rows[1].answers["falls"].estimate, value=-0.001)
+    row = replace(
+        card.rows[1], answers=card.rows[1].answers | {"falls": replace(card.rows[1].answers["falls"], estimate=found)}
+    )
+    rows, header = table_of(replace(card, rows=[row]))
+    assert dict(zip(header, rows[0]))["falls with the part"].startswith("0.00")
 
 
 def test_the_page_needs_nothing_else_and_shows_each_row(card: Scorecard) -> None:
@@ -356,10 +366,12 @@ def test_command_writes_the_table_and_names_a_broken_plugin(
 @pytest.mark.slow
 def test_command_takes_a_classifier_alone(models: dict[str, Path], tmp_path: Path, few_resamples: None) -> None:
     found = Answer(
-        "scorecard", "--classifier", models["classifier"], "--scenes", 6, "--methods", "saliency", "--json",
+        "scorecard", "--classifier", models["classifier"], "--scenes", 6, "--methods", "hirescam", "--json",
         "--out", tmp_path / "out",
     ).went_well()  # fmt: skip
-    assert {row["kind"] for row in json.loads(found.out)["rows"]} == {"class", "control"}
+    rows = json.loads(found.out)["rows"]
+    assert {row["kind"] for row in rows} == {"class", "control"}
+    assert {"hirescam", "hirescam, finest map"} <= {row["name"] for row in rows}
     Answer("scorecard", "--classifier", models["classifier"], "--viscoin-pickle-path", models["viscoin"]).refused(
         "--classifier", "one of them"
     )

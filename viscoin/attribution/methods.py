@@ -66,7 +66,8 @@ class Plugin(Protocol):
     """A method from outside; the classifier is a twin, which it may hook and switch as it likes."""
 
     def __call__(self, images: Tensor, targets: Tensor, classifier: nn.Module) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] and classes (B,) -> maps (B, h, w), positive where the class is spoken for."""
+        """Copies of images (B, 3, H, W) in [-1, 1] and classes (B,) -> maps (B, h, w), positive where the class is
+        spoken for."""
 
 
 def register(
@@ -98,7 +99,7 @@ def register(
             code = getattr(inspect.unwrap(function), "__code__", None)
             said = said_by(error, code.co_filename if code else None)
             raise Refused("method", name, f"the plugin raised {said}", "mend it") from error
-        if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != len(question.images):
+        if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != len(question.images) or not maps.numel():
             shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise Refused("method", name, f"gave {shape}, not maps ({len(question.images)}, h, w)", "mend the plugin")
         maps = maps.detach().float()

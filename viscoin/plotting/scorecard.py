@@ -61,7 +61,8 @@ def scorecard_figure(card: Scorecard, width: float = PAGE) -> Figure:
     figure = new_figure(width, 0.95 + ROW * len(rows))
     panels = figure.subplots(1, len(questions), sharey=True, squeeze=False)[0]
     for axes, question in zip(panels, questions, strict=True):
-        least = min((row.answers[question].estimate.low for row in rows if question in row.answers), default=0)
+        answers = [row.answers[question] for row in rows if question in row.answers]
+        least = min(min(answer.estimate.low, answer.chance) for answer in answers)
         for place, row in enumerate(rows):
             if answer := row.answers.get(question):
                 value, colour = answer.estimate, KINDS[row.kind][1]

@@ -40,20 +40,29 @@ def _lines(card: Scorecard) -> Iterator[tuple[Any, ...]]:
 def table_of(card: Scorecard) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
     """Rows of texts, and the header above them: for each question the value with the half width of its interval.
 
-    A star where it is above chance and above the edges of the image.
+    A star where it is above chance and above the edges of the image. n: scenes that the map was asked about.
     """
     rows = [
-        (title_of(row), KINDS[row.kind][0], *(_cell(row.answers.get(question)) for question in QUESTIONS))
+        (title_of(row), KINDS[row.kind][0], *(_cell(row.answers.get(question)) for question in QUESTIONS), str(_n(row)))
         for row in ordered(card.rows)
     ]
-    return rows, ("map", "of", *(question.title for question in QUESTIONS.values()))
+    return rows, ("map", "of", *(question.title for question in QUESTIONS.values()), "n")
+
+
+def _n(row: Row) -> int:
+    return max(answer.estimate.n for answer in row.answers.values())
 
 
 def _cell(answer: Answer | None) -> str:
     if answer is None:
         return "–"
     found = answer.estimate
-    return f"{found.value:.2f} ± {(found.high - found.low) / 2:.2f}{'*' if is_good(answer) else ''}"
+    return f"{_fixed(found.value)} ± {_fixed((found.high - found.low) / 2)}{'*' if is_good(answer) else ''}"
+
+
+def _fixed(value: float) -> str:
+    """Two digits; never -0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def is_good(answer: Answer) -> bool:
@@ -69,7 +78,7 @@ def page_text(card: Scorecard, info: Mapping[str, Any]) -> str:
     """
     shown = max({row.example.case for row in card.rows}, key=lambda case: _showing(card, case))
     environment = template_environment()
-    environment.filters |= {"fixed": "{:.2f}".format}
+    environment.filters |= {"fixed": _fixed}
     return environment.get_template("scorecard.html.j2").render(
         info=info,
         card=card,
@@ -77,6 +86,7 @@ def page_text(card: Scorecard, info: Mapping[str, Any]) -> str:
         rows=[_values(card, row) for row in ordered(card.rows)],
         scene=_data_uri(scene_strip(card, shown)),
         part=card.cases.parts[shown],
+        explained={row.example.explains for row in card.rows if row.function is None and row.example.case == shown},
         pixelated=card.cases.images.shape[-1] <= 128,
     )
 
@@ -95,6 +105,7 @@ def _values(card: Scorecard, row: Row) -> dict[str, Any]:
         "good": {name: answer is not None and is_good(answer) for name, answer in answers.items()},
         "seconds": row.seconds,
         "explains": row.example.explains,
+        "concept": row.function is not None,
         "picture": _data_uri(strip(card, row.example)),
     }
 

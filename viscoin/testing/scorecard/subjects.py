@@ -21,6 +21,7 @@ KINDS = ("class", "plugin", "concept", "control")
 CONTROLS = ("random", "centre", "edges")
 SLOW = ("scorecam", "sscam")  # and all that perturb images: hundreds of passes for one map
 OWN, BY_GRADIENT = "own map", "hirescam"
+FINEST = ", finest map"
 
 # Images (B, 3, H, W) of the cases in these rows (B,) -> maps (B, H, W).
 MapsOf = Callable[[Tensor, np.ndarray], np.ndarray]
@@ -82,16 +83,21 @@ def class_subjects(
     classifier: Classifier, class_names: Sequence[str], cases: Cases, methods: Sequence[str],
     device: torch.device | str = "cpu", batch_size: int = 32, seed: int = 0,
 ) -> list[Subject]:  # fmt: skip
-    """Maps of f's logit of the class that it predicts of the whole scene, by each method and by the controls."""
+    """Maps of f's logit of the class that it predicts of the whole scene, by each method and by the controls.
+
+    With HiResCAM there is a second row of it, at f's finest map: how the maps of concepts are made.
+    """
     explains = [class_names[target] for target in cases.targets]
 
-    def subject(name: str) -> Subject:
+    def subject(name: str, suffix: str = "", layer: int | None = None) -> Subject:
         method = METHODS[name]
         kind = method.family if method.family in ("control", "plugin") else "class"
-        maps = _attributed(classifier, name, cases.targets, cases, device, batch_size, seed)
-        return Subject(name, kind, method.title, maps, np.ones(len(cases), bool), method.signed, explains)
+        maps = _attributed(classifier, name, cases.targets, cases, device, batch_size, seed, layer)
+        everywhere = np.ones(len(cases), bool)
+        return Subject(name + suffix, kind, method.title + suffix, maps, everywhere, method.signed, explains)
 
-    return [subject(name) for name in (*methods, *CONTROLS)]
+    finest = [subject(BY_GRADIENT, FINEST, 0)] if BY_GRADIENT in methods else []
+    return [*map(subject, methods), *finest, *map(subject, CONTROLS)]
 
 
 def concept_subjects(

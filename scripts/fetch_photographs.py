@@ -218,9 +218,14 @@ def composed(stamp: Stamp, others: Sequence[Stamp], random: np.random.Generator)
     if random.random() < 0.5:
         fitted = fitted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     layer = Image.new("RGBA", canvas.size)
-    layer.paste(fitted, tuple(int(random.integers(0, SIDE - length + 1)) for length in fitted.size))
+    layer.paste(fitted, anywhere(fitted, random))
     mask = layer.getchannel("A").point(lambda alpha: 255 * (alpha > SEEN))
     return Composition(Image.alpha_composite(canvas, layer).convert("RGB"), mask, kind)
+
+
+def anywhere(fitted: Image.Image, random: np.random.Generator) -> tuple[int, int]:
+    """A corner, so that all of it is within the square."""
+    return int(random.integers(0, SIDE - fitted.width + 1)), int(random.integers(0, SIDE - fitted.height + 1))
 
 
 def background(others: Sequence[Stamp], own: Stamp, random: np.random.Generator) -> tuple[str, Image.Image]:
@@ -234,7 +239,7 @@ def background(others: Sequence[Stamp], own: Stamp, random: np.random.Generator)
     rivals = [other for other in others if not set(other.classes) & set(own.classes)]
     for other in random.permutation(len(rivals))[: 2 if kind == "stamps" else 0]:
         fitted = scaled(rivals[other].image(), 0.3 * SIDE)
-        canvas.paste(fitted, tuple(int(random.integers(0, SIDE - length + 1)) for length in fitted.size), fitted)
+        canvas.paste(fitted, anywhere(fitted, random), fitted)
     return kind, canvas
 
 

@@ -79,7 +79,7 @@ class ClassifierConfig(Section):
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(64, ge=1)
     accumulate: int = Field(1, ge=1, description=ACCUMULATE)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    optimizer: Literal["adam", "adamw", "radam", "sgd"] = "adamw"
     learning_rate: float = Field(2e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.02, ge=0)

@@ -61,9 +61,8 @@ def run_attribution(
         Refused: an unknown method or group, a DiffMask of another classifier, or masks that do not fit.
     """
     device = subject.device
-    chosen = named_methods(methods, batch_size=batch_size, device=device, baseline=baseline, seed=seed)
-    if diffmask is not None:
-        chosen = {DIFFMASK: _trained(subject, diffmask, batch_size), **chosen}
+    trained = {} if diffmask is None else {DIFFMASK: _trained(subject, diffmask, batch_size)}
+    chosen = named_methods(methods, trained, batch_size=batch_size, device=device, baseline=baseline, seed=seed)
     if protocol == "vision-diffmask":
         return _vision_diffmask(subject, chosen, batch_size)
     known = load_dataset(subject.config.name, "validation", subject.config)

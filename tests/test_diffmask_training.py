@@ -238,6 +238,14 @@ def test_placeholders_of_zeros_stay_zero():
     assert not task.model.placeholder.any()
 
 
+def test_gates_start_alike_where_they_are_told_to():
+    (images, _), values = batch(), {}
+    for spread in (1.0, 0.1, 0.0):
+        task = make_task({"spread": spread, "add_activation": 4})
+        values[spread] = task.model.gates(task.tokens.states(images)[1]).detach() - 4
+    assert values[1.0].abs().mean() > 2 and 0 < values[0.1].abs().max() < 2 and not values[0.0].any()
+
+
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +337,7 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path, monkeypatch):
 # --- measured and shown -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_a_method_of_both_commands_once_trained(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     f = save_f(tmp_path / "f.safetensors")

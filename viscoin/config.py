@@ -311,6 +311,9 @@ class DiffMaskConfig(Section):
     )
     mul_activation: float = Field(15.0, gt=0, description="range of the gates' logits to each side")
     add_activation: float = Field(8.0, description="where they start: 8 is open")
+    spread: float = Field(
+        1.0, ge=0, le=1, description="how far gates differ at the start, of the usual initialisation; 1 as published"
+    )
     weighted_layer_distribution: bool = Field(False, description="draw layers less often that are good already")
     checkpoint: str | None = Field(None, description="a DiffMask of the same classifier to start from")
     sample_images: int = Field(8, ge=1, description="images of each split in the figures of masks")

@@ -52,6 +52,12 @@ class Gates(nn.Module):
         self.v2, self.g2, self.b2 = _normalised_layers(layers, 1, hidden)
         self.add = nn.Parameter(torch.full((layers,), float(add_activation)))
 
+    @torch.no_grad()
+    def narrow(self, spread: float) -> None:
+        """Shrink what is added to `add` to this share, so that gates start more alike."""
+        self.g2.mul_(spread)
+        self.b2.mul_(spread)
+
     def forward(self, states: Tensor) -> Tensor:
         """States of layers 0..k, (k + 1, B, N, d), in order -> logits v of their gates (B, N, k + 1)."""
         with torch.autocast(states.device.type, enabled=False):  # their sum over layers needs all digits

@@ -289,7 +289,7 @@ def _draws(task: DiffMaskTask, run: Run, splits: tuple[ImageDataset, ...], recip
     def draw(step: int) -> None:
         found = task.explain(images)
         masks, *layers = (_pictured(task.tokens, one, images) for one in (found.mask, *task.layers(images)))
-        for name, rows in (("masks", [2 * masks - 1, images * masks]), ("layers", [2 * one - 1 for one in layers])):
+        for name, rows in (("layers", [2 * one - 1 for one in layers]), ("masks", [2 * masks - 1, images * masks])):
             with atomic_path(run.figures / f"{name}-{step:06d}.png") as partial:
                 pictures = torch.cat([images, *rows])
                 save_image(pictures, partial, "PNG", nrow=len(images), normalize=True, value_range=(-1, 1))

@@ -98,7 +98,7 @@ def attribute(
     methods = options.split_list(method) if method else None
     own = _parse_options(option or [])
     if diffmask is not None:
-        methods, own = [*(methods or []), "diffmask"], own | {"diffmask": _load_diffmask(diffmask)}
+        methods, own = ["diffmask", *(methods or [])], own | {"diffmask": _load_diffmask(diffmask)}
     asked = Asked(tuple(target or ("predicted",)), against, options.parse_indices(concept_indices, "concept_indices"))
     settings = Settings(layer, baseline, own, seed, batch_size)
     images = ImageChoice(

@@ -42,7 +42,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "kernel-shap": {"samples": 12, "cells": 2},
 }
 OF_LIBRARIES = {name for name, method in METHODS.items() if method.extra}
-ON_TINY = [name for name, method in METHODS.items() if "attention" not in method.needs]
+UNTRAINED = [name for name, method in METHODS.items() if "training" not in method.needs]  # others: test_diffmask.py
+ON_TINY = [name for name in UNTRAINED if "attention" not in METHODS[name].needs]
 
 
 @pytest.fixture(autouse=True)
@@ -356,7 +357,7 @@ def same(a: AttributionResult, b: AttributionResult, rows: Any = slice(None)) ->
     torch.testing.assert_close(a.native[rows] / peak, b.native / peak, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNTRAINED)
 def test_a_map_does_not_depend_on_the_batch(method):
     net, side, layer = (TinyNet(), 12, "relu1") if method in ON_TINY else (network("vit"), 32, None)
     images, targets, options = noise(3, side), torch.tensor([0, 1, 3]), given(method, layer)
@@ -516,7 +517,7 @@ def test_one_class_against_another_is_the_difference(method):
     assert found.options["against"] == [2, 3]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNTRAINED)
 def test_every_method_takes_one_class_against_another(method):
     net, side, layer = (TinyNet(), 12, "relu1") if method in ON_TINY else (network("vit"), 32, None)
     options = given(method, layer)
@@ -663,7 +664,7 @@ def test_images_of_another_size_and_ensembles_are_refused():
 def test_every_method_says_what_it_is():
     for name, method in METHODS.items():
         assert method.title and method.reference and method.cost, name
-        assert method.family in {"activation", "attention", "gradient", "perturbation", "control"}
+        assert method.family in {"activation", "attention", "gradient", "perturbation", "learned", "control"}
         assert set(method.needs) <= {"maps", "pooling", "attention", "relu", "training"}
 
 

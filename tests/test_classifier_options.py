@@ -112,6 +112,12 @@ def test_frozen_modules_are_in_eval_mode_after_each_evaluation_too():
     assert of.model.model.layer4.training and of.model.model.fc.training
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam"])
+def test_optimizers_by_name(name):
+    optimizer = task(optimizer=name, weight_decay=0.5).optimizer
+    assert type(optimizer).__name__.lower() == f"fabric{name}" and optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
 def test_state_of_another_optimizer_is_refused():
     """As on --allow-changes; else the first step would miss its moments, or SGD would take those of Adam."""
     state = task(optimizer="adam").state_dict()

@@ -9,8 +9,11 @@ from safetensors import safe_open
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from toy_ensemble import ToyEnsemble
 
+from viscoin.attribution import METHODS, attribute
 from viscoin.attribution.diffmask import diffmask_maps
+from viscoin.attribution.targets import ConceptActivation
 from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import GATE, DiffMask, kl_divergence
@@ -298,3 +301,42 @@ def test_layers_that_do_not_exist_are_refused(pair, layer):
     f, model, images = pair
     with pytest.raises(Refused, match=rf"layer {layer}: there is no such layer; choose 0 .* 1 to 6 .* or 7"):
         diffmask_maps(f, model, images, layer=layer)
+
+
+# --- as one of the methods ----------------------------------------------------------------------------------------
+
+
+def test_as_a_method_it_gives_the_same_maps(pair):
+    f, model, images = pair
+    found = attribute(f, images, "diffmask", diffmask=model, batch_size=2)
+    close(found.native, diffmask_maps(f, model, images).maps)
+    assert found.maps.shape == (5, 32, 32) and not found.signed and not found.maps.is_inference()
+    assert (found.forwards, found.backwards) == (1, 0)
+    assert json.loads(json.dumps(found.options))["diffmask"] == digest(model=model)["model"]
+    assert METHODS["diffmask"].family == "learned" and METHODS["diffmask"].needs == ("training",)
+
+
+@pytest.mark.parametrize("aggregated", [True, False])
+def test_as_a_method_it_shows_single_layers(pair, aggregated):
+    f, model, images = pair
+    found = attribute(f, images, "diffmask", diffmask=model, gates=2, aggregated=aggregated)
+    close(found.native, diffmask_maps(f, model, images, layer=2, aggregated=aggregated).maps)
+
+
+def test_as_a_method_it_is_refused_in_one_line(pair):
+    f, model, images = pair
+
+    def refused(message: str, classifier: object = f, **options: object) -> None:
+        with pytest.raises(Refused, match=message):
+            attribute(classifier, images, "diffmask", **options)
+
+    refused(r"method diffmask: it has to be trained .*, and no DiffMask is given; train one with `train diffmask`")
+    refused(r"gates 8: there is no such layer; choose 0", diffmask=model, gates=8)
+    refused(r"aggregated 3: not possible for method diffmask; choose True or False", diffmask=model, aggregated=3)
+    resnet = Classifier("viscoin_resnet10", 4, 32)
+    refused(r"method diffmask: does not hold for \w+: .* a ResNet has no tokens .*; those that do: .*gradcam", resnet)
+    given = digest(f=f)["f"][:16]
+    model.classifier = "another-classifier"
+    refused(f"digest another-classifi, and this one has {given}", diffmask=model)
+    with pytest.raises(Refused, match=r"does not hold for .*: a DiffMask explains what the classifier f predicts"):
+        attribute(ConceptActivation(ToyEnsemble()), torch.zeros(1, 3, 8, 8), "diffmask", diffmask=model)

@@ -238,6 +238,14 @@ def test_placeholders_of_zeros_stay_zero():
     assert not task.model.placeholder.any()
 
 
+def test_gates_start_alike_where_they_are_told_to():
+    (images, _), values = batch(), {}
+    for spread in (1.0, 0.1, 0.0):
+        task = make_task({"spread": spread, "add_activation": 4})
+        values[spread] = task.model.gates(task.tokens.states(images)[1]).detach() - 4
+    assert values[1.0].abs().mean() > 2 and 0 < values[0.1].abs().max() < 2 and not values[0.0].any()
+
+
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -268,12 +276,17 @@ def test_what_a_run_leaves(finished):
     assert {line["step"] for line in metrics(finished) if "validation.kl" in line} == {4, 8, 9}
     assert any(key.startswith("train.alpha.") for line in metrics(finished) for key in line)
     figures = {path.name for path in (finished / "figures").iterdir()}
-    assert figures == {f"masks-{step:06d}.{kind}" for step in (4, 8, 9) for kind in ("png", "json")}
+    kinds = ("masks-{}.png", "layers-{}.png", "masks-{}.json")
+    assert figures == {kind.format(f"{step:06d}") for step in (4, 8, 9) for kind in kinds}
     rows = json.loads((finished / "figures" / "masks-000009.json").read_text())
     assert [row["split"] for row in rows] == ["train"] * 2 + ["validation"] * 2
     assert {"class", "predicted", "predicted_with_mask", "kl", "kept"} <= rows[0].keys()
     with Image.open(finished / "figures" / "masks-000009.png") as picture:
         assert picture.size == (4 * 50 + 2, 3 * 50 + 2)  # image, mask and masked image of four images
+        mask = np.asarray(picture)[52:100]
+    with Image.open(finished / "figures" / "layers-000009.png") as picture:
+        assert picture.size == (4 * 50 + 2, 7 * 50 + 2)  # images, and masks up to each of six layers
+        assert np.array_equal(np.asarray(picture)[-50:-2], mask)  # the last is the mask
 
 
 @pytest.mark.parametrize("number", [2, 6])
@@ -319,6 +332,35 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "sparsity", lambda log_open, measure: log_open.mean(1) * float("nan"))
     with pytest.raises(ValueError, match=r"step 0: loss = nan;"):
         train(tmp_path / "run")
+
+
+# --- measured and shown -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_it_is_a_method_of_both_commands_once_trained(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    f = save_f(tmp_path / "f.safetensors")
+    attribute = [
+        "attribute",
+        "--dataset",
+        "toy-count",
+        "--classifier",
+        f,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "maps",
+    ]
+    Answer(*attribute, "--method", "diffmask").refused("--method diffmask", "no DiffMask is given", "train diffmask")
+    Answer(*attribute, "--method", "gradcam", "--diffmask", finished, "--option", "gates=1").went_well()
+    saved = np.load(tmp_path / "maps" / "maps.npz")
+    assert saved["diffmask.native"].shape == (4, 3, 3) and "gradcam.maps" in saved
+    test = ["test", "attribution", "--checkpoints", f, "--device", "cpu", "--scores", "segments", "--out", "scores"]
+    Answer(*test, "--methods", "diffmask").refused("--methods diffmask", "given", "train diffmask", "--diffmask")
+    Answer(*test, "--methods", "rollout", "--diffmask", finished).went_well()
+    rows = json.loads((tmp_path / "scores" / "results.json").read_text())["methods"]
+    assert {"diffmask", "rollout"} < rows.keys() and "segments.ap" in rows["diffmask"]["estimates"]
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class ClassifierConfig(Section):
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(64, ge=1)
     accumulate: int = Field(1, ge=1, description=ACCUMULATE)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    optimizer: Literal["adam", "adamw", "radam", "sgd"] = "adamw"
     learning_rate: float = Field(2e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.02, ge=0)
@@ -311,6 +311,9 @@ class DiffMaskConfig(Section):
     )
     mul_activation: float = Field(15.0, gt=0, description="range of the gates' logits to each side")
     add_activation: float = Field(8.0, description="where they start: 8 is open")
+    spread: float = Field(
+        1.0, ge=0, le=1, description="how far gates differ at the start, of the usual initialisation; 1 as published"
+    )
     weighted_layer_distribution: bool = Field(False, description="draw layers less often that are good already")
     checkpoint: str | None = Field(None, description="a DiffMask of the same classifier to start from")
     sample_images: int = Field(8, ge=1, description="images of each split in the figures of masks")

@@ -18,6 +18,7 @@ from viscoin.attribution.targets import ClassifierLogit, Target
 from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation
 from viscoin.inference.twins import twin
+from viscoin.models.digests import digest
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.layers import backbone_of, name_of, resolve_layer
 
@@ -235,8 +236,10 @@ def _resolved(
     rivals: Tensor | None,
     found: list[Found],
 ) -> dict[str, Any]:
-    """The options as they were used."""
-    resolved = dict(asked)
+    """The options as they were used, as plain values: models by their digests."""
+    resolved = {
+        name: digest(model=value)["model"] if isinstance(value, nn.Module) else value for name, value in asked.items()
+    }
     if chosen.layered:
         resolved["layer"] = path
     if chosen.compared:

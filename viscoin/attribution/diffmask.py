@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from viscoin.attribution.question import DoesNotHold, Found, Question
+from viscoin.attribution.targets import ClassifierLogit
+from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation
 from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import DiffMask, Masked
@@ -61,3 +64,29 @@ def diffmask_maps(
         parts = [mask_model.explain(tokens, part.to(device), layer, aggregated) for part in images.split(batch_size)]
     found = Masked(*(torch.cat(values).float().cpu() for values in zip(*parts)))
     return DiffMaskMaps(found.mask.view(-1, *tokens.grid), found.logits, found.masked_logits, found.kl, found.kept)
+
+
+def learned_mask(question: Question) -> Found:
+    """`diffmask_maps` as a method: option `diffmask` is the model, `gates` the last layer whose gates count.
+
+    Like attention rollout it says what the whole prediction needs, the same for every class.
+    """
+    if not isinstance(question.target, ClassifierLogit):
+        raise DoesNotHold("a DiffMask explains what the classifier f predicts")
+    classifier = question.target.classifier
+    try:
+        tokens = PatchTokens(classifier)
+    except Refused as error:
+        raise DoesNotHold(error.reason) from error
+    mask_model, gates = question.options["diffmask"], question.options["gates"]
+    if not isinstance(mask_model, DiffMask):
+        raise Refused(
+            "method", "diffmask", "it has to be trained for this classifier, and no DiffMask is given",
+            "train one with `train diffmask`, and give its file (`diffmask`)",
+        )  # fmt: skip
+    mask_model.check_classifier(classifier)
+    mask_model.check_layer(gates, "gates")
+    question.passes.forwards += len(question.images)
+    with evaluation(mask_model, question.images.device):
+        mask = mask_model.mask(tokens.states(question.images)[1], gates, question.options["aggregated"])
+    return Found(mask.float().view(-1, *tokens.grid).clone())

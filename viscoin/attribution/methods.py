@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from viscoin.attribution import activation, attention, controls, gradients, occlusion, rise, shapley
 from viscoin.attribution.deeplift import deeplift
+from viscoin.attribution.diffmask import learned_mask
 from viscoin.attribution.options import Option
 from viscoin.attribution.question import DoesNotHold, Found, Question
 from viscoin.attribution.targets import ClassifierLogit
@@ -239,6 +240,15 @@ METHODS: dict[str, Method] = {
         "Kernel SHAP", "perturbation", shapley.kernel_shap, "Lundberg & Lee 2017, arXiv 1705.07874, Sec. 4.1",
         "n + 0", signed=True, complete=True, compared=True, random=True,
         options={"samples": _samples(300), "cells": Option(7, "cells on a side", least=2)},
+    ),
+    "diffmask": Method(
+        "DiffMask", "learned", learned_mask, "De Cao et al. 2020, arXiv 2004.14992; Nalmpantis et al. 2023, 2304.06391",
+        "1 + 0", needs=("training",),
+        options={
+            "diffmask": Option(None, "the DiffMask of the classifier, of `train diffmask`", optional=True),
+            "gates": Option(None, "last layer whose gates count, from 0; without, all", least=0, optional=True),
+            "aggregated": Option(True, "all layers up to that one; else that one alone"),
+        },
     ),
     "random": Method("Random noise", "control", controls.random, "none", "0 + 0", random=True),
     "centre": Method("Blob in the middle", "control", controls.centre, "none", "0 + 0"),

@@ -22,7 +22,8 @@ USUAL = 4
 METHOD_HELP = (
     "cam|gradcam|hirescam|gradcampp|smoothgradcampp|xgradcam|layercam|scorecam|sscam|attention|rollout|chefer|saliency|"
     "input-x-gradient|smoothgrad|integrated-gradients|deeplift|guided-backprop|gradient-shap|occlusion|rise|kernel-shap|"
-    "random|centre|edges|all; several by commas or repeated; all: but the last three, if they hold. Default: gradcam."
+    "diffmask|random|centre|edges|all; several by commas or repeated; all: but the last three, if they hold. Default: "
+    "gradcam."
 )
 TARGET_HELP = "Class to explain: predicted (default), true, runner-up, a name or a number; repeatable."
 LAYER_HELP = "Layer for CAMs: 0 (finest) to 2, a module, or all multiplied. Default: the last that matters."
@@ -71,6 +72,7 @@ def attribute(
         str | None,
         typer.Option("--demo", metavar="shift|randomise", help="Test the maps: move the input, or redraw weights."),
     ] = None,
+    diffmask: options.DiffMaskModel = None,
     plugin: options.Plugins = None,
     batch_size: options.TestBatchSize = 32,
     seed: options.Seed = 0,
@@ -94,8 +96,11 @@ def attribute(
 
     load_plugins(plugin or ())
     methods = options.split_list(method) if method else None
+    own = _parse_options(option or [])
+    if diffmask is not None:
+        methods, own = ["diffmask", *(methods or [])], own | {"diffmask": _load_diffmask(diffmask)}
     asked = Asked(tuple(target or ("predicted",)), against, options.parse_indices(concept_indices, "concept_indices"))
-    settings = Settings(layer, baseline, _parse_options(option or []), seed, batch_size)
+    settings = Settings(layer, baseline, own, seed, batch_size)
     images = ImageChoice(
         image, dataset, dataset_path, options.parse_indices(image_indices, "image_indices"), right_and_wrong, device,
         seed, skip_bad_files, batch_size,
@@ -196,6 +201,12 @@ def _check_together(of: str, demo: str | None, **given: Any) -> None:
     ):
         if not applies and {**given, "of": of, "demo": demo}[name]:
             raise Refused(name, None, reason, "leave it out")
+
+
+def _load_diffmask(path: Path) -> Any:
+    from viscoin.models.files import find_model, load_model
+
+    return load_model(find_model("diffmask", path, ""), "diffmask").model
 
 
 def _parse_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -65,6 +65,10 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", help="Python file with attribution methods, which is run; repeatable."),
 ]
+DiffMaskModel = Annotated[
+    Path | None,
+    typer.Option("--diffmask", metavar="MODEL", help="DiffMask of f, as one more method: model file or run folder."),
+]
 ConceptIndices = Annotated[
     list[str] | None, typer.Option("--concept-indices", metavar="K,L,…", help="Concepts by index, from 0.")
 ]

@@ -30,7 +30,7 @@ def attribution(
             "--methods", metavar="LIST", help="Methods of `attribute`; default: all that hold for f and are not slow."
         ),
     ] = None,
-    diffmask: Annotated[Path | None, options.model_option("--diffmask", "DiffMask of f, as one more method")] = None,
+    diffmask: options.DiffMaskModel = None,
     scores: Annotated[str | None, typer.Option("--scores", metavar="LIST", help=SCORES_HELP)] = None,
     protocol: Annotated[
         str,

@@ -60,7 +60,9 @@ def classifier(
             help="Layers to train: all, the last layer, it and the last N blocks, or stages such as layer4.",
         ),
     ] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", metavar="adamw|adam|sgd", help="Optimizer.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", metavar="adamw|adam|radam|sgd", help="Optimizer.")
+    ] = None,
     schedule: Annotated[
         str | None, typer.Option("--schedule", metavar="cosine|step|constant", help="Learning-rate schedule.")
     ] = None,
@@ -89,10 +91,10 @@ def classifier(
 ) -> None:
     """Train the classifier f."""
     keys = {
-        "backbone": backbone, "pretrained": pretrained, "train_layers": train_layers, "optimizer": optimizer,
-        "schedule": schedule, "class_weights": class_weights, "early_stopping": early_stopping,
-        "best_metric": best_metric, "epochs": epochs, "batch_size": batch_size, "accumulate": accumulate,
-        "learning_rate": learning_rate,
+        "backbone": backbone, "pretrained": pretrained, "train_layers": train_layers,
+        "optimizer": optimizer and optimizer.lower(), "schedule": schedule, "class_weights": class_weights,
+        "early_stopping": early_stopping, "best_metric": best_metric, "epochs": epochs, "batch_size": batch_size,
+        "accumulate": accumulate, "learning_rate": learning_rate,
     }  # fmt: skip
     _train("classifier", run, runtime, keys)
 

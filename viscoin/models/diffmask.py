@@ -52,6 +52,12 @@ class Gates(nn.Module):
         self.v2, self.g2, self.b2 = _normalised_layers(layers, 1, hidden)
         self.add = nn.Parameter(torch.full((layers,), float(add_activation)))
 
+    @torch.no_grad()
+    def narrow(self, spread: float) -> None:
+        """Shrink what is added to `add` to this share, so that gates start more alike."""
+        self.g2.mul_(spread)
+        self.b2.mul_(spread)
+
     def forward(self, states: Tensor) -> Tensor:
         """States of layers 0..k, (k + 1, B, N, d), in order -> logits v of their gates (B, N, k + 1)."""
         with torch.autocast(states.device.type, enabled=False):  # their sum over layers needs all digits
@@ -140,18 +146,22 @@ class DiffMask(nn.Module):
             layer: the last layer whose gates count, from 0; None: all layers.
             aggregated: m_i = prod_k P(z_ki > 0) over the layers up to that one; else of that one alone.
         """
-        layer = self.layers - 1 if layer is None else layer
         logits, states = tokens.states(images)
-        log_open = self.log_open(states[: layer + 1])
-        mask = (log_open.sum(-1) if aggregated else log_open[..., -1]).exp()
+        mask = self.mask(states, layer, aggregated)
         masked = tokens.logits(self.replace(states[0], mask))
         return Masked(mask, logits.float(), masked.float())
 
-    def check_layer(self, layer: int | None) -> None:
+    def mask(self, states: Tensor, layer: int | None = None, aggregated: bool = True) -> Tensor:
+        """The deterministic masks (B, N) of states (L + 2, B, N, d); as `explain`."""
+        layer = self.layers - 1 if layer is None else layer
+        log_open = self.log_open(states[: layer + 1])
+        return (log_open.sum(-1) if aggregated else log_open[..., -1]).exp()
+
+    def check_layer(self, layer: int | None, parameter: str = "layer") -> None:
         """Raise Refused unless there is such a layer."""
         if layer is not None and not 0 <= layer < self.layers:
             raise Refused(
-                "layer", layer, "there is no such layer",
+                parameter, layer, "there is no such layer",
                 f"choose 0 (embeddings), 1 to {self.layers - 2} (inputs of the blocks) or {self.layers - 1} (output)",
             )  # fmt: skip
 

@@ -224,8 +224,8 @@ def _optimizer(config: ClassifierConfig, model: Classifier) -> torch.optim.Optim
     if config.optimizer == "sgd":
         momentum, decay = config.momentum, config.weight_decay
         return torch.optim.SGD(parameters, config.learning_rate, momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
+    return kinds[config.optimizer](parameters, config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _rate(config: ClassifierConfig, step: int, steps: int, per_epoch: int) -> float:

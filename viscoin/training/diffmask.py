@@ -205,6 +205,12 @@ class DiffMaskTask:
         with torch.no_grad(), self.fabric.autocast():
             return self.model.explain(self.tokens, images.to(self.fabric.device))
 
+    def layers(self, images: Tensor) -> Tensor:
+        """Masks (L + 2, B, N) of images (B, 3, H, W) by the gates of the layers up to each; the last are the final."""
+        with torch.no_grad(), self.fabric.autocast():
+            _, states = self.tokens.states(images.to(self.fabric.device))
+            return self.model.log_open(states).cumsum(-1).exp().movedim(-1, 0)
+
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
         totals, n = torch.zeros(4, dtype=torch.float64), 0
         chosen = choose_images(len(self.validation), VALIDATION_IMAGES, seed=0)[rank() :: world_size()]
@@ -271,7 +277,10 @@ def score(results: Mapping[str, float]) -> float:
 
 
 def _draws(task: DiffMaskTask, run: Run, splits: tuple[ImageDataset, ...], recipe: Recipe) -> Callable[[int], None]:
-    """What draws the masks of sample images of each split after each validation, and writes down what they do."""
+    """What draws the masks of sample images of each split after each validation, and writes down what they do.
+
+    `masks-STEP.png` has rows of images, masks and masked images; `layers-STEP.png` images and masks up to each layer.
+    """
     chosen = [(data, choose_images(len(data), recipe.diffmask.sample_images, recipe.seed)) for data in splits]
     images, labels = (torch.cat(parts) for parts in zip(*(data.batch(indices) for data, indices in chosen)))
     sources = [(data.split, int(index)) for data, indices in chosen for index in indices]
@@ -279,11 +288,12 @@ def _draws(task: DiffMaskTask, run: Run, splits: tuple[ImageDataset, ...], recip
 
     def draw(step: int) -> None:
         found = task.explain(images)
-        masks = task.tokens.enlarge(found.mask.float().cpu(), images.shape[-1])[:, None]
-        pictures = torch.cat([images, 2 * masks.expand_as(images) - 1, images * masks])
-        with atomic_path(run.figures / f"masks-{step:06d}.png") as partial:
-            save_image(pictures, partial, "PNG", nrow=len(images), normalize=True, value_range=(-1, 1))
-        rows = [
+        masks, *layers = (_pictured(task.tokens, one, images) for one in (found.mask, *task.layers(images)))
+        for name, rows in (("layers", [2 * one - 1 for one in layers]), ("masks", [2 * masks - 1, images * masks])):
+            with atomic_path(run.figures / f"{name}-{step:06d}.png") as partial:
+                pictures = torch.cat([images, *rows])
+                save_image(pictures, partial, "PNG", nrow=len(images), normalize=True, value_range=(-1, 1))
+        about = [
             {"split": split, "index": index, "class": names[label], "predicted": names[predicted],
              "predicted_with_mask": names[masked], "kl": kl, "kept": kept}
             for (split, index), label, predicted, masked, kl, kept in zip(
@@ -292,6 +302,11 @@ def _draws(task: DiffMaskTask, run: Run, splits: tuple[ImageDataset, ...], recip
             )
         ]  # fmt: skip
         with atomic_path(run.figures / f"masks-{step:06d}.json") as partial:
-            partial.write_text(json.dumps(rows, indent=1) + "\n")
+            partial.write_text(json.dumps(about, indent=1) + "\n")
 
     return draw
+
+
+def _pictured(tokens: PatchTokens, mask: Tensor, images: Tensor) -> Tensor:
+    """A mask (B, N) as grey images."""
+    return tokens.enlarge(mask.float().cpu(), images.shape[-1])[:, None].expand_as(images)

@@ -31,6 +31,7 @@ def build_diffmask(config: DiffMaskConfig, tokens: PatchTokens, train: ImageData
     model = DiffMask(
         f, tokens.layers, tokens.width, config.mul_activation, config.add_activation, config.placeholder, config.alpha
     )
+    model.gates.narrow(config.spread)
     if config.checkpoint is not None:
         _start_from(model, Path(config.checkpoint), tokens.classifier)
     if config.placeholder == "fixed":

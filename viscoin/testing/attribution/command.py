@@ -63,10 +63,9 @@ def run_attribution(
             classifier, or masks that do not fit.
     """
     device = subject.device
-    chosen = named_methods(methods, batch_size=batch_size, device=device, baseline=baseline, seed=seed)
+    trained = {} if diffmask is None else {DIFFMASK: _trained(subject, diffmask, batch_size)}
+    chosen = named_methods(methods, trained, batch_size=batch_size, device=device, baseline=baseline, seed=seed)
     _check_some_hold(subject, {name: chosen[name] for name in methods or ()})
-    if diffmask is not None:
-        chosen = {DIFFMASK: _trained(subject, diffmask, batch_size), **chosen}
     if protocol == "vision-diffmask":
         return _vision_diffmask(subject, chosen, batch_size)
     known = load_dataset(subject.config.name, "validation", subject.config)

@@ -21,7 +21,7 @@ from viscoin.models.tokens import PatchTokens
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.attribution.cost import BATCHES, Run, Seconds, peak_memory, seconds_per_image
 from viscoin.testing.attribution.maps import MethodMaps
-from viscoin.testing.attribution.methods import Named, Trained
+from viscoin.testing.attribution.methods import Trained
 from viscoin.testing.attribution.scenes import Sample, answers
 from viscoin.testing.attribution.types import BadMaps, Explain, min_max
 from viscoin.testing.attribution.vision_diffmask import (
@@ -170,7 +170,7 @@ def costs(
             except ValueError:  # it does not hold for this classifier; its row says so
                 continue
             where = str(device)
-            taken = peak_memory(_load, path, name, images[: BATCHES[-1]].cpu().numpy(), where) if memory else None
+            taken = peak_memory(_load, path, explain, images[: BATCHES[-1]].cpu().numpy(), where) if memory else None
             found[name] = Cost(seconds, taken)
     return found
 
@@ -181,13 +181,13 @@ def _explain(explain: Explain, classifier: nn.Module, images: Tensor) -> np.ndar
     return explain(classifier, images, targets, range(len(images)))
 
 
-def _load(path: Path, name: str, images: np.ndarray, device: str) -> tuple[Run, str]:
+def _load(path: Path, explain: Explain, images: np.ndarray, device: str) -> tuple[Run, str]:
     """What `peak_memory` runs in its process."""
     classifier = load_model(path, "classifier").model.to(device).eval()
     batch = torch.from_numpy(images).to(device)
     with torch.no_grad():
         classifier(batch)  # what the model itself takes is there before
-    return partial(_explain, Named(name, device=device), classifier, batch), device
+    return partial(_explain, explain, classifier, batch), device
 
 
 def cost_table(found: Mapping[str, Cost]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:

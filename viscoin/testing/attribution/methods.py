@@ -1,6 +1,6 @@
 """The methods of `viscoin.attribution` as what scores are made from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from viscoin.attribution import METHODS, AttributionResult, attribute
-from viscoin.attribution.diffmask import diffmask_maps
 from viscoin.attribution.question import BASELINES
 from viscoin.errors import Refused
+from viscoin.inference.batches import evaluation
 from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import DiffMask
+from viscoin.models.tokens import PatchTokens
 from viscoin.testing.attribution.faithfulness import completeness_gap
 from viscoin.testing.attribution.types import BadMaps, Explain
 
@@ -53,7 +54,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Trained:
-    """The masks of a DiffMask, one number a patch."""
+    """The masks of a DiffMask of the classifier, which is not checked; one number on all pixels of a patch."""
 
     mask_model: DiffMask
     batch_size: int = 32
@@ -63,27 +64,38 @@ class Trained:
     def __call__(self, classifier: nn.Module, images: Tensor, targets: Tensor, indices: Sequence[int]) -> np.ndarray:
         if not isinstance(classifier, Classifier):
             raise BadMaps(f"DiffMask masks the patches of a Classifier, not of a {type(classifier).__name__}")
-        found = diffmask_maps(classifier, self.mask_model, images, batch_size=self.batch_size, device=self.device)
-        size = images.shape[2:]
-        return nn.functional.interpolate(found.maps[:, None], (size[0], size[1]), mode="nearest")[:, 0].numpy()
+        tokens = PatchTokens(classifier)
+        with evaluation(classifier, self.device), evaluation(self.mask_model, self.device):
+            masks = [
+                self.mask_model.mask(tokens.states(some.to(self.device))[1]) for some in images.split(self.batch_size)
+            ]
+            return tokens.enlarge(torch.cat(masks).float(), images.shape[-1]).cpu().numpy()
 
 
-def named_methods(names: Sequence[str] | None = None, **options: object) -> dict[str, Explain]:
+def named_methods(
+    names: Sequence[str] | None = None, trained: Mapping[str, Explain] | None = None, **options: object
+) -> dict[str, Explain]:
     """Methods by name, and the controls; without names all but those that take hundreds of passes an image.
 
     Args:
+        trained: methods that need a training, by name, of which all are measured.
         options: `batch_size`, `device`, `baseline` and `seed` of `Named`.
 
     Raises:
-        Refused: an unknown name or baseline.
+        Refused: an unknown name or baseline, or the name of a method that needs a training and has had none.
     """
+    trained = trained or {}
     baseline = options.get("baseline", BASELINES[0])
     if baseline not in BASELINES:
         raise Refused("baseline", baseline, "unknown baseline", f"choose {', '.join(BASELINES)}")
     for name in names or ():
         if name not in METHODS:
             raise Refused("methods", name, "unknown method", f"choose some of: {', '.join(METHODS)}")
+        if "training" in METHODS[name].needs and name not in trained:
+            reason = "it has to be trained for this classifier, and none is given"
+            raise Refused("methods", name, reason, f"train one with `train {name}`, and give its file (`{name}`)")
     controls = [name for name, method in METHODS.items() if method.family == "control"]
-    chosen = [name for name in METHODS if name not in SLOW] if names is None else list(names)
-    every = dict.fromkeys([*(name for name in chosen if name not in controls), *controls])
-    return {name: Named(name, **options) for name in every}  # type: ignore[arg-type]
+    usual = [name for name, method in METHODS.items() if name not in SLOW and "training" not in method.needs]
+    chosen = usual if names is None else list(names)
+    every = dict.fromkeys([*trained, *(name for name in chosen if name not in controls), *controls])
+    return {name: trained.get(name) or Named(name, **options) for name in every}  # type: ignore[arg-type]

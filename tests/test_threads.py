@@ -71,6 +71,9 @@ RUN_NONE = {
     "analysis.attribution.check_settings",
     "analysis.questions.predictor",
     "analysis.attribution_checkpoints.study_checkpoints",  # it runs those that it reads from files
+    "attribution.attention.of_patches",
+    "attribution.rise.random_masks",  # of a generator of random numbers
+    "attribution.shapley.coalitions",  # likewise
     "inference.execution.prepare",  # changes a model, as it says: at load time, before there are threads
 }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import captum.attr as captum
@@ -178,15 +179,10 @@ def smooth_plus_plus() -> Iterator[Fault]:
 
 
 def _with_noises(net: nn.Module, noises: Tensor) -> Tensor:
-    class Given:
-        def __init__(self) -> None:
-            self.left = iter(noises)
-
-        def sample(self, _size: torch.Size) -> Tensor:
-            return next(self.left)
-
+    left = iter(noises)
+    given: Any = SimpleNamespace(sample=lambda _size: next(left))
     with torchcam.SmoothGradCAMpp(net, "layer2") as method:
-        method._distrib = Given()
+        method._distrib = given
         net(noise())
         found: Tensor = method(TARGET)[0]
         return found[0]

@@ -291,7 +291,7 @@ def test_a_network_that_begins_otherwise_cannot_be_moved():
 
 
 def test_a_map_with_nothing_left_is_called_empty():
-    maps = {"gradcam": np.ones((2, 2, 4, 4)), "saliency": np.ones((2, 2, 4, 4))}
+    maps = {"gradcam": np.ones((2, 2, 16, 16)), "saliency": np.ones((2, 2, 16, 16))}
     maps["gradcam"][1, 0] = 0
     like = {method: np.array([[1.0, 1.0], [0.0, 0.5]]) for method in maps}
     result = demos.RandomisedResult(made_study(2).views, ["trained", "fc"], np.full((2, 2), 0.5), maps, like, like)

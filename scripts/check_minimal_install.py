@@ -71,7 +71,8 @@ def check(extra: str) -> Iterator[str]:
             if asks_for_it == (needed == extra):
                 yield f"{extra}: what needs the extra {needed} says: {error}"
         else:
-            if needed not in (extra, "gpu-ops"):  # a ninja of the system will do as well
+            brought = set(EXTRAS[needed]) <= set(EXTRAS.get(extra, []))
+            if not brought and needed != "gpu-ops":  # a ninja of the system will do as well
                 yield f"{extra}: works without the extra {needed}; is that extra needed?"
 
 

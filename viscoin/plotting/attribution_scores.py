@@ -13,8 +13,9 @@ from viscoin.testing.attribution.scores import BASELINES, SCORES
 from viscoin.testing.attribution.study import CONTROLS, ORACLE, AttributionScores, Row
 from viscoin.testing.attribution.tables import BELOW, COLUMNS, ordered
 
-CURVES = 7  # methods with a colour of their own; the others are grey
+CURVES = 7  # methods with a colour of their own, beside which the others are grey
 WORST, BEST = 0.04, 0.75  # of the colour map, so that numbers can be read on it
+DARK_SHADE = 0.45  # above which grey numbers would not be read
 
 
 def attribution_figures(result: AttributionScores) -> dict[str, Figure]:
@@ -38,7 +39,7 @@ def scores_figure(result: AttributionScores, width: float = PAGE) -> Figure:
     axes.imshow(shades, cmap="Greens", vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(rows):
         for x, key in enumerate(columns):
-            _number(axes, x, y, row, key)
+            _number(axes, x, y, row, key, pale=not shades[y, x] > DARK_SHADE)
     titles = {key: title for group in COLUMNS.values() for key, title in group.items()}
     axes.set_xticks(range(len(columns)), [f"{titles[key]}{_arrow(key)}" for key in columns], rotation=55, ha="left")
     axes.xaxis.tick_top()
@@ -69,14 +70,15 @@ def _shades(estimates: Sequence[object], better: int) -> np.ndarray:
     return WORST + (BEST - WORST) * (values - known.min()) / np.ptp(known)
 
 
-def _number(axes: Axes, x: int, y: int, row: Row, key: str) -> None:
+def _number(axes: Axes, x: int, y: int, row: Row, key: str, pale: bool) -> None:
     estimate = row.estimates.get(key)
     if estimate is None:
         axes.text(x, y, "–", ha="center", va="center", fontsize=SMALL, color=GREY)
         return
     below = row.beats_edges(key) is False
     text = f"{estimate.value:.2f}{BELOW if below else ''}"
-    axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=GREY if below else DARK)
+    colour = (GREY if pale else LIGHT) if below else DARK
+    axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=colour)
 
 
 def _arrow(key: str) -> str:
@@ -112,10 +114,17 @@ def _curve(axes: Axes, row: Row, name: str, look: Mapping[str, object]) -> None:
     axes.plot(places, least, **{**look, "ls": "--"})  # type: ignore[arg-type]
 
 
+def _gap(row: Row) -> float:
+    """Insertion - deletion by the last of the baselines, the truest."""
+    found = [row.estimates[f"gap.{name}"].value for name in BASELINES if f"gap.{name}" in row.estimates]
+    return found[-1] if found else -np.inf
+
+
 def _looks(result: AttributionScores) -> dict[str, dict[str, Any]]:
-    """Colours of the first methods, the oracle and the controls; thin grey for the rest."""
+    """Colours of the methods with the largest gaps, the oracle and the controls; thin grey for the rest."""
     looks: dict[str, dict[str, Any]] = {row.name: {"color": LIGHT, "lw": 0.7} for row in result.rows.values()}
-    first = [name for name in looks if name not in (*CONTROLS, ORACLE)][: CURVES - 1]
+    by_gap = sorted(result.rows.values(), key=_gap, reverse=True)
+    first = [row.name for row in by_gap if row.name not in (*CONTROLS, ORACLE)][: CURVES - 1]
     looks |= {name: {"color": colour, "lw": 1.1} for name, colour in zip(first, PALETTE)}
     for name, width in zip((ORACLE, *CONTROLS), (1.4, 0.8, 0.8, 1.1)):
         if name in looks:

@@ -1,8 +1,10 @@
 """Text of others is shown without effect."""
 
+import logging
+
 import pytest
 
-from viscoin.printing import printable
+from viscoin.printing import printable, said_once
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,12 @@ from viscoin.printing import printable
 def test_printable(text: str, shown: str) -> None:
     assert printable(text) == shown
     printable(text).encode()
+
+
+def test_a_logger_says_nothing_twice_within_the_block(caplog: pytest.LogCaptureFixture) -> None:
+    with said_once("spoken"):
+        for layer in ("a", "a", "b"):
+            logging.getLogger("spoken").warning("below 0 at %s", layer)
+        logging.getLogger("another").warning("below 0 at a")
+    logging.getLogger("spoken").warning("below 0 at %s", "a")
+    assert [record.getMessage()[-1] for record in caplog.records] == ["a", "b", "a", "a"]

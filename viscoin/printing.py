@@ -1,6 +1,9 @@
-"""Text of others, such as names of files, made safe to be shown."""
+"""Text of others, such as names of files, made safe to be shown; and warnings, said once."""
 
+import logging
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LAYOUT = "\n\t"
 
@@ -28,3 +31,20 @@ def _escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # a byte, as Python hands on names that are no UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+@contextmanager
+def said_once(logger: str) -> Iterator[None]:
+    """Within the block, the logger of that name says nothing twice."""
+    said: set[str] = set()
+
+    def unsaid(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in said
+        said.add(record.getMessage())
+        return not known
+
+    logging.getLogger(logger).addFilter(unsaid)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(unsaid)

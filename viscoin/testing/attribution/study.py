@@ -11,6 +11,7 @@ from torch import nn
 from viscoin.datasets.base import ImageDataset
 from viscoin.errors import Refused
 from viscoin.inference.batches import choose_images, evaluation, progress
+from viscoin.printing import said_once
 from viscoin.statistics.bootstrap import Estimate, bootstrap
 from viscoin.testing.attribution.maps import Maps, MethodMaps, OracleMaps
 from viscoin.testing.attribution.measuring import Context, Left, Measured, measure
@@ -134,7 +135,7 @@ def test_attribution(
         Refused: an unknown group, one that was asked for and cannot be measured, or masks that do not fit.
     """
     wanted = _groups(groups)
-    with evaluation(classifier, device, gradients=True):
+    with evaluation(classifier, device, gradients=True), said_once("viscoin.attribution.activation"):
         found, before, notes = _samples(classifier, test, known, extent, device, seed)
         costly = choose_images(len(found), extent.costly, seed)
         context = Context(classifier, found, before, costly, batch_size, extent.steps, seed)

@@ -14,6 +14,7 @@ from viscoin.errors import Refused
 from viscoin.inference.batches import progress
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
+from viscoin.printing import said_once
 from viscoin.statistics.bootstrap import Estimate, bootstrap
 from viscoin.testing.attribution.robustness import perturbations
 from viscoin.testing.scorecard.concepts import concept_functions
@@ -148,7 +149,7 @@ def scorecard(subjects: Iterable[Subject], cases: Cases, seed: int = 0) -> Score
     """Ask every subject; one that refuses is left out, with its reason."""
     subjects, noisy = list(subjects), perturbations(cases.images, NOISES, seed=seed).swapaxes(0, 1) + cases.images
     found, left_out = [], {}
-    with progress(len(subjects), "scorecard", "row") as bar:
+    with said_once("viscoin.attribution.activation"), progress(len(subjects), "scorecard", "row") as bar:
         for subject in subjects:
             try:
                 found.append(_asked(subject, cases, noisy))

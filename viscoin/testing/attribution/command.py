@@ -94,9 +94,9 @@ def _check_some_hold(subject: SubjectWithImages, named: dict[str, Explain]) -> N
         else:
             return
     if first is not None:
-        name, error = first
-        known = (error.reason, error.remedy) if isinstance(error, Refused) else (reason_of(error), "")
-        raise Refused("methods", name, *known) from error
+        name, cause = first
+        known = (cause.reason, cause.remedy) if isinstance(cause, Refused) else (reason_of(cause), "")
+        raise Refused("methods", name, *known) from cause
 
 
 def _trained(subject: SubjectWithImages, path: Path, batch_size: int) -> Explain:

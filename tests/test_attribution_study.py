@@ -230,6 +230,7 @@ def test_figures_show_methods_and_controls(found):
     assert labels == ["slope", "oracle", "edges"]
 
 
+@pytest.mark.slow
 def test_parts_without_a_right_prediction_are_refused_or_left_out(birds):
     known, test = birds
     f = Knowing(test.batch(np.arange(24))[0], (test.labels + 1) % 12)
@@ -255,6 +256,7 @@ def test_images_without_masks_have_faithfulness_alone(tmp_path):
     assert row.estimates["infidelity.unexplained"].value < 1
 
 
+@pytest.mark.slow
 def test_funnybirds_choose_thresholds_on_other_test_images(tmp_path, monkeypatch):
     monkeypatch.setattr(test_funnybirds, "CHANGED", range(100))
     root = test_funnybirds.write_tree(tmp_path / "FunnyBirds")
@@ -366,6 +368,7 @@ def classifier(tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"), tiny_recipe())["classifier"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_writes_files(classifier, tmp_path):
     out = tmp_path / "out"
     answer = Answer(
@@ -380,6 +383,7 @@ def test_the_command_prints_tables_and_writes_files(classifier, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_compares_as_vision_diffmask(classifier, tmp_path):
     answer = Answer(
         "test", "attribution", "--checkpoints", classifier, "--methods", "gradcam", "--protocol", "vision-diffmask",

@@ -1,6 +1,7 @@
 """The order of tests: those that take longest begin first, so that no process waits for the last of them."""
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,15 @@ def loggers_as_they_were() -> Iterator[None]:
     for logger, level, handlers in kept:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_stay() -> Iterator[None]:
+    """Commands that load plugins enter them into the table of methods."""
+    yield
+    table = getattr(sys.modules.get("viscoin.attribution.methods"), "METHODS", {})
+    for name in [name for name, method in table.items() if method.family == "plugin"]:
+        del table[name]
 
 
 @pytest.fixture

@@ -141,7 +141,10 @@ def test_torchcam_cam_refuses_several_linear_layers() -> None:
     assert attribute(Two(), noise(1, 12), "cam").maps.any()
 
 
-def test_torchcam_leaves_a_hook_after_an_error() -> None:
+def test_torchcam_leaves_a_hook_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.distributions.Distribution, "_validate_args", True
+    )  # as it is, if nothing loaded before has switched it off
     net = own("resnet")
     with pytest.raises(ValueError, match="scale"):
         torchcam.SmoothGradCAMpp(net, "model.layer2", std=0.0)

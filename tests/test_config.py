@@ -210,7 +210,7 @@ def test_a_file_is_read_as_the_command_line_is(tmp_path):
         ("classifier: {epochs: 0}", ["classifier.epochs = '0'", "greater than or equal to 1"]),
         ("classifier: {epochs: [3]}", ["classifier.epochs = ['3']", "integer"]),
         ("classifier: {epochs: }", ["classifier.epochs = None", "integer"]),
-        ("classifier: {optimizer: sdg}", ["classifier.optimizer = 'sdg'", "'adam', 'adamw' or 'sgd'"]),
+        ("classifier: {optimizer: sdg}", ["classifier.optimizer = 'sdg'", "'adam', 'adamw', 'radam' or 'sgd'"]),
         ("base: birds\nclassifier: 3", ["classifier = '3'"]),
         ("base: birds\nclassifier: {epohcs: 3}", ["'classifier.epohcs'", "did you mean 'epochs'?"]),
         ("clasifier: {epochs: 3}", ["'clasifier'", "did you mean 'classifier'?"]),

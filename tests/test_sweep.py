@@ -144,7 +144,10 @@ dataset.train: [32, 1e2]
         ("classifier.epochs: 3", "a fixed value goes into the recipe"),
         ("classifier.epochs: [1, 1]", "stands there twice"),
         ("classifier.epochs: []", "choices must be a list"),
-        ("classifier.optimizer: [adam, 3]", "classifier.optimizer = 3: input should be 'adam', 'adamw' or 'sgd'"),
+        (
+            "classifier.optimizer: [adam, 3]",
+            "input should be 'adam', 'adamw', 'radam' or 'sgd'",
+        ),
         ("classifier.optimizer: {low: adam, high: sgd}", "give choices, as in [adam, sgd]"),
         ("classifier.epochs: [2, 5]\nclassifier.warmup_epochs: [1, 3]", "shorten the warm-up"),
         ("classifier.epochs: [2\n", "not valid YAML"),

@@ -20,7 +20,8 @@ CONVNEXTS = tuple(
 )
 EFFICIENTNETS = (*(f"efficientnet_b{n}" for n in range(8)), *(f"efficientnetv2_{size}" for size in "sml"))
 VITS = (
-    *(f"vit_{size}_patch{patch}_224" for size in ("tiny", "small", "base", "large") for patch in (16, 32, 8)),
+    "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_small_patch32_224", "vit_base_patch16_224",
+    "vit_base_patch32_224", "vit_base_patch8_224", "vit_large_patch16_224", "vit_large_patch32_224",
     "vit_huge_patch14_224", "viscoin_vit_patch8",
 )  # fmt: skip
 DEITS = tuple(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base"))

@@ -14,7 +14,7 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.files import draw, judge, no_images_error, read_files, select_rows, warn_about_duplicates
 from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, make_tree, warn_once
-from viscoin.datasets.masks import MaskedDataset, masks_of
+from viscoin.datasets.masks import MaskedDataset, masks_of, stem
 from viscoin.datasets.walking import Found, walk, why_not
 from viscoin.errors import Refused
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
-    """One split of a folder of images, centre-cropped to squares of `config.resolution` pixels.
+    """One split of a folder of images, fitted into squares of `config.resolution` pixels.
 
     Without `validation` images a tenth of the training images is held out for them; without `train` and `test`
     folders the classes are split 70:10:20. Both splits are stratified and depend on `config.seed` alone.
@@ -91,7 +91,9 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
     splits = {part: _drawn(listing.split(part, config.seed), getattr(config, part), config.seed) for part in SPLITS}
     # Files of any split: what cannot be used is better known before the training than at its test.
     files = list(dict.fromkeys(file for items in splits.values() for file, _ in items))
-    pixels, kept = read_files(name, files, config, tree.root)
+    names = {file: name for name, file in tree.files.items()}
+    masks = [tree.masks.get(stem(names[file])) for file in files] if tree.masks else None
+    pixels, kept = read_files(name, files, config, tree.root, masks=masks)
     rows = {files[i]: row for row, i in enumerate(kept)}
     items = [item for item in splits[split] if item[0] in rows]
     if not items:
@@ -111,9 +113,8 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
         listing.class_names,
         [str(file) for file in of_split],
     )
-    names = {file: name for name, file in tree.files.items()}
-    masked, masks = masks_of([names[file] for file in of_split], of_split, tree.masks)
-    return MaskedDataset(*data, images=of_split, masks=masks) if masked else ImageDataset(*data)
+    masked, own = masks_of([names[file] for file in of_split], of_split, tree.masks)
+    return MaskedDataset(*data, images=of_split, masks=own) if masked else ImageDataset(*data)
 
 
 def _drawn(items: list[Item], limit: int | None, seed: int) -> list[Item]:

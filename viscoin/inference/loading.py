@@ -16,13 +16,20 @@ from viscoin.config import DEFAULT_DATASET, DatasetConfig
 from viscoin.datasets import ImageDataset, check_dataset_name, load_dataset, locate_dataset, plain_name, to_images
 from viscoin.datasets.depth import Whites
 from viscoin.datasets.files import report_whites
-from viscoin.datasets.reading import BadImage, ImageFile, image_size, read_square
+from viscoin.datasets.masks import object_box
+from viscoin.datasets.reading import CROP, BadImage, Fit, ImageFile, image_size, read_square
 from viscoin.datasets.walking import composed
 from viscoin.errors import Refused, regular
 from viscoin.inference.devices import resolve_device
 from viscoin.models.files import LoadedModel, find_model, load_model
 from viscoin.models.judge import Judge
 
+# What a model keeps to with other images than those it was trained on.
+OF_THE_MODEL = ("resolution", "seed", "fit", "crop_share", "interpolation")
+DONE = {
+    "crop": "centre-cropped and resized", "pad": "padded and resized", "squash": "squashed",
+    "object": "cut to its object and resized",
+}  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
@@ -113,7 +120,7 @@ def load_subject(
     name = dataset or (saved["name"] if model is not None else DEFAULT_DATASET)
     check_dataset_name(name)
     if name != saved["name"]:
-        saved, expected = {"resolution": saved["resolution"], "seed": saved["seed"]}, {}
+        saved, expected = {key: saved[key] for key in OF_THE_MODEL if key in saved}, {}
     if path is not None:
         saved = {**saved, "path": path}
     config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
@@ -238,19 +245,22 @@ def load_pictures(
     dataset, dataset_path = locate_dataset(dataset, dataset_path)
     if files and dataset is None:
         alone = load_alone(kind, model, device)
-        return alone, read_pictures(files, alone.config.resolution, skip_bad_files)
+        return alone, read_pictures(files, alone.config.resolution, skip_bad_files, Fit.of(alone.config))
     subject = load_subject(
         kind, model, dataset, dataset_path, device=device, skip_bad_files=skip_bad_files, parameter=parameter
     )
     if files:
-        return subject, read_pictures(files, subject.config.resolution, skip_bad_files)
+        return subject, read_pictures(files, subject.config.resolution, skip_bad_files, Fit.of(subject.config))
     return subject, choose_pictures(subject, indices, count, seed)
 
 
-def read_pictures(files: Sequence[Path | bytes], resolution: int, skip_bad_files: bool = False) -> Pictures:
-    """Images from files or their bytes, centre-cropped and resized, which is logged, with their names.
+def read_pictures(
+    files: Sequence[Path | bytes], resolution: int, skip_bad_files: bool = False, fit: Fit = CROP
+) -> Pictures:
+    """Images from files or their bytes, fitted into squares, which is logged, with their names.
 
     Args:
+        fit: as the images that a model was trained on were; "object" goes by alpha channels.
         skip_bad_files: leave out files that are missing or no images, with a warning.
 
     Raises:
@@ -262,7 +272,7 @@ def read_pictures(files: Sequence[Path | bytes], resolution: int, skip_bad_files
     pixels, sources = [], []
     for number, source in enumerate(given):
         try:
-            pixels.append(_read(source if isinstance(source, _Bytes) else regular(source), resolution, whites))
+            pixels.append(_read(source if isinstance(source, _Bytes) else regular(source), resolution, whites, fit))
             sources.append(source)
         except Refused as error:
             if not skip_bad_files or (number == len(given) - 1 and not sources):
@@ -337,12 +347,15 @@ class _Bytes:
         return self.stem
 
 
-def _read(file: "ImageFile", resolution: int, whites: Whites) -> np.ndarray:
+def _read(file: "ImageFile", resolution: int, whites: Whites, fit: Fit) -> np.ndarray:
     try:
-        pixels = read_square(file, resolution, whites=whites)
+        box = object_box(file) if fit.mode == "object" else None
+        pixels = read_square(file, resolution, box, whites, fit)
     except BadImage as error:
         raise Refused(None, None, f"{file} cannot be used as an image ({error})", "give PNG or JPEG files") from error
     width, height = image_size(file)
     if (width, height) != (resolution, resolution):
-        logger.info("%s is %dx%d px: centre-cropped and resized to %d px", file, width, height, resolution)
+        logger.info("%s is %dx%d px: %s to %d px", file, width, height, DONE[fit.mode], resolution)
+    if fit.mode == "object" and box is None:
+        logger.info("%s has no alpha channel with an object: it is shown whole", file)
     return pixels

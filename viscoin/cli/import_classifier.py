@@ -1,0 +1,98 @@
+"""`import-classifier`: a model file from a checkpoint of timm, torchvision or transformers, read as data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from viscoin.cli import options
+from viscoin.cli.output import echo
+from viscoin.cli.results import print_table
+from viscoin.errors import Refused
+
+
+def import_classifier(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A .pt, .pth, .ckpt or .safetensors, or a name of timm's hub.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The model file to write (.safetensors).")],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="FILE|imagenet",
+            help="Class names in the order of the logits, one per line, or JSON; default: the checkpoint's own.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", metavar="NAME", help="A timm model; default: guessed from names and shapes."),
+    ] = None,
+    by_order: Annotated[
+        bool, typer.Option("--by-order", help="Take the tensors in their order, whatever their names.")
+    ] = False,
+    mean: Annotated[
+        str | None, typer.Option("--mean", metavar="R,G,B", help="Mean of the channels, of pixels in [0, 1].")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation of the channels in [0, 1].")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option("--input-size", metavar="PX", help="Side of the images that the network takes.")
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option("--fit", metavar="crop|squash|pad|object", help="How image files become square.")
+    ] = None,
+    crop_share: Annotated[
+        float | None,
+        typer.Option("--crop-share", metavar="SHARE", help="Share of the shorter side that the network sees."),
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option(
+            "--interpolation", metavar="bicubic|bilinear|lanczos|nearest", help="How image files are resized."
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            "--resolution",
+            min=16,
+            max=4096,
+            metavar="PX",
+            help="Side of the images it is given, which it resizes, such as a generator's; default: the input size.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME|FOLDER|ZIP", help="Dataset to record in the file.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Import a classifier that you have.
+
+    The result is a model file that carries the network, its class names and how its images are prepared. Nothing in
+    the checkpoint is executed. Names of timm, torchvision and transformers are understood.
+    """
+    from viscoin.models.foreign.importing import import_classifier as convert
+    from viscoin.models.foreign.pipeline import Pipeline
+
+    given = Pipeline(
+        input_size, _three(mean, "mean"), _three(std, "std"), fit and fit.lower(), crop_share, interpolation
+    )
+    imported = convert(
+        checkpoint, output, backbone, classes, by_order=by_order, preprocessing=given, resolution=resolution,
+        dataset=dataset, force=force,
+    )  # fmt: skip
+    print_table(imported.source, imported.facts)
+    echo(imported.path)
+
+
+def _three(text: str | None, parameter: str) -> tuple[float, ...] | None:
+    """Numbers separated by commas; one stands for all channels."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise Refused(parameter, text, "expected three numbers, as in 0.485,0.456,0.406") from error
+    return values * 3 if len(values) == 1 else values

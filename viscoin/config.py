@@ -24,6 +24,8 @@ DEFAULT_DATASET = "birds"
 
 
 ACCUMULATE = "parts in which a batch goes through the networks one after the other, to save memory"
+FitMode = Literal["crop", "pad", "squash", "object"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 AugmentPreset = Literal["blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"]
 
 
@@ -56,6 +58,18 @@ class DatasetConfig(Section):
     attribute: str = Field("Young", description="attribute that is the class of celeba_hq")
     path: str | None = Field(None, description="folder with the files of the dataset; None: the cache, or a download")
     crop_to_box: bool = Field(False, description="cut images to their bounding boxes, where a dataset has them")
+    fit: FitMode = Field(
+        "crop",
+        description="how images become square: central square, white borders, squashed, or around what is opaque or "
+        "masked",
+    )
+    crop_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the side that crop and squash show, as evaluation of timm and torchvision",
+    )
+    interpolation: Interpolation = "bicubic"
     grid_size: int = Field(3, ge=1, le=32, description="cells down and across of toy-count and cifar10-qa")
     counted_class: int = Field(
         3, ge=0, description="what these count: a colour (blue, green, cyan, red, magenta, yellow), or a CIFAR-10 class"

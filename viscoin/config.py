@@ -84,6 +84,9 @@ class ClassifierConfig(Section):
     cut: str | None = Field(
         None, description="module of the backbone after which it ends, in the mean over positions and one linear layer"
     )
+    input_size: int | None = Field(
+        None, ge=16, le=4096, description="side of the images that the backbone sees, resized from others, pixels"
+    )
     train_layers: str = Field(
         "all", description="what trains beside the last layer: all, head (nothing), last:N (blocks), or stages by name"
     )

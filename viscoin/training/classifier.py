@@ -66,8 +66,9 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
     model = build_classifier(
-        config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained, config.cut
-    )
+        config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained, config.cut,
+        config.input_size,
+    )  # fmt: skip
     zero_last_layer(model)
     if config.train_layers != "all" and not config.pretrained:
         logger.warning("classifier.pretrained is false: layers that do not train stay random")

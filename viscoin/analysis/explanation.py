@@ -1,4 +1,4 @@
-"""All that can be said about one prediction: where f looks, which concepts vote, what would change it, how true it is."""
+"""All that can be said about one prediction: places, concepts, what would change it, and how true that is."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from viscoin.models.directions import ConceptDirections
 from viscoin.models.ensemble import VisCoIN
 
 SHOWN = 5  # classes
-STEPS = ("prediction", "where it looks", "what would change it", "concepts", "drawing")
+STEPS = ("where it looks", "which patches would change it", "concepts", "drawing")
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -117,27 +117,34 @@ class Explainer:
 
     def explain(self, pictures: Pictures) -> Iterator[Explanation]:
         """One explanation after the other."""
-        with progress(len(pictures.images) * len(STEPS), "explain", "step") as bar:
+        with progress(len(pictures.images) * self.steps, "explain", "step") as bar:
             for row in range(len(pictures.images)):
                 yield self._explain(pictures, row, bar)
+
+    @property
+    def steps(self) -> int:
+        """How many of `STEPS` an image takes."""
+        return 2 + (self.library is not None) + (self.usual is not None)
 
     def _explain(self, pictures: Pictures, row: int, bar: Any) -> Explanation:
         name, image = pictures.names[row], pictures.images[row : row + 1]
 
         def step(number: int, work: Callable[[], T]) -> T:
-            logger.info("%s: %s (step %d of %d)", name, STEPS[number], number + 1, len(STEPS))
+            if number >= self.steps:
+                return work()
+            logger.info("%s: %s (%d of %d)", name, STEPS[number], number + 1, self.steps)
             found = work()
             bar.update()
             return found
 
         target, missing = target_of(self.subject.model, "f"), dict(self.missing)
-        shares = step(0, lambda: probabilities(target, image, self.subject.device, self.batch_size)[0])
+        shares = probabilities(target, image, self.subject.device, self.batch_size)[0]
         one = Pictures(image, [name], None, pictures.indices[row : row + 1])
-        places = step(1, lambda: self._places(one, missing))
+        places = step(0, lambda: self._places(one, missing))
         heat = places.maps[0].heat if places is not None else np.zeros(image.shape[-2:])
-        patches = step(2, lambda: fewest_patches(target, image[0], heat, self.subject.device, self.batch_size))
-        votes = step(3, lambda: self._votes(image[0]))
-        change = step(4, lambda: self._change(image[0], missing))
+        patches = step(1, lambda: fewest_patches(target, image[0], heat, self.subject.device, self.batch_size))
+        votes = step(2, lambda: self._votes(image[0]))
+        change = step(3, lambda: self._change(image[0], missing))
         library = self.library or Library()
         label = None if pictures.labels is None else int(pictures.labels[row])
         facts = Facts(self.scores, shares, places, patches, votes, change, library, self.subject.class_names)

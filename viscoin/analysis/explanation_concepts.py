@@ -107,9 +107,7 @@ def _images(config: DatasetConfig) -> ImageDataset:
 def _names(table: ConceptTable, images: ImageDataset) -> dict[int, str]:
     areas = np.nan_to_num(auroc(table.activations, images.attributes[table.indices]))
     best = areas.argmax(0)
-    return {
-        k: str(images.attribute_names[best[k]]) for k in range(areas.shape[1]) if areas[best[k], k] >= NAMED
-    }
+    return {k: str(images.attribute_names[best[k]]) for k in range(areas.shape[1]) if areas[best[k], k] >= NAMED}
 
 
 @dataclass(frozen=True)
@@ -229,7 +227,9 @@ def count_votes(
         c, r = logits[0].topk(2).indices.tolist()
     votes = phi * weight[[c, r]]
     leading, between = _chosen(votes)
-    shown = _show(ensemble, image, phi, votes, list(dict.fromkeys(leading + between)), library, device, batch_size, seed)
+    shown = _show(
+        ensemble, image, phi, votes, list(dict.fromkeys(leading + between)), library, device, batch_size, seed
+    )
     positive = votes[0].clamp(min=0)
     return Votes(
         c, r, int(answer.argmax()), float(answer[c]), [shown[k] for k in leading], [shown[k] for k in between],

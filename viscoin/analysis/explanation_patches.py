@@ -60,8 +60,8 @@ def fewest_patches(
 ) -> HiddenPatches:
     """Blur patches until the prediction changes, then show again all that can be shown.
 
-    Patches go by what each costs the prediction alone, and by the map; the smaller of both sets is taken. No patch of it
-    can be shown again; that there is no smaller set is not proved, as 2^64 of them cannot be tried.
+    Patches go by what each costs the prediction alone, and by the map; the smaller of both sets is taken. No patch of
+    it can be shown again; that there is no smaller set is not proved, as 2^64 of them cannot be tried.
 
     Args:
         image: (3, H, W) in [-1, 1].

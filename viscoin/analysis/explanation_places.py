@@ -178,9 +178,7 @@ class _Hiding:
         side = self.images.shape[-1]
         smooth = gaussian_filter(place.heat, SMOOTHING * side)
         kept = self._probabilities([strongest(smooth)])[0] / max(self.whole, 1e-12)
-        return Place(
-            place.method, place.heat, place.signed, place.smoothed, float(kept), self.at_random, place.seconds
-        )
+        return Place(place.method, place.heat, place.signed, place.smoothed, float(kept), self.at_random, place.seconds)
 
     def _probabilities(self, masks: Sequence[np.ndarray]) -> list[float]:
         some = torch.from_numpy(np.stack(masks))[:, None]

@@ -17,6 +17,7 @@ GOOD, FAIR, POOR, UNKNOWN = "good", "fair", "poor", "not measured"
 SURE, UNSURE = 0.9, 0.6  # probabilities
 AGREE, DIFFER = 0.6, 0.3  # rank correlations
 HALF, MOST = 0.5, 0.8  # of a probability that is left
+AGREEMENT = ("ensemble.agreement", "validation.agreement")  # what files call it
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,14 @@ def _prediction(facts: Facts) -> Iterator[Trust]:
         )  # fmt: skip
         return
     value, n = found
-    ends = "" if n is None else f" (95 % interval {_percent(interval(value, n)[0])} to {_percent(interval(value, n)[1])})"
+    ends = "" if n is None else " (95 % interval {} to {})".format(*map(_percent, interval(value, n)))
     level = POOR if value < UNSURE or top < HALF else FAIR if value < SURE or top < SURE else GOOD
-    words = {GOOD: "The classifier is usually right", FAIR: "The classifier is often right", POOR: "Be careful"}[level]
     tested = "images" if n is None else f"{n} images"
+    says = f"The classifier was right on {_percent(value)} of the {tested} that it was tested on."
+    if top < SURE:
+        says += " Of this image it is not sure."
     yield Trust(
-        "prediction", level, f"{words}: it was right on {_percent(value)} of the {tested} that it was tested on.{unusual}",
+        "prediction", level, says + unusual,
         f"{sure} Accuracy {value:.3f}{ends}, from the model's file.",
     )  # fmt: skip
 
@@ -98,8 +101,8 @@ def _maps(facts: Facts) -> Iterator[Trust]:
         return
     first = places.maps[0]
     here = (
-        f"With the strongest tenth of {first.title}'s map blurred, {_percent(first.kept)} of the probability is left; with "
-        f"random places of that size, {_percent(first.kept_at_random)}."
+        f"With the strongest tenth of {first.title}'s map blurred, {_percent(first.kept)} of the probability is left; "
+        f"with random places of that size, {_percent(first.kept_at_random)}."
     )
     if not np.isnan(places.agreement):
         here += f" The maps agree with a rank correlation of {places.agreement:.2f}."
@@ -117,7 +120,7 @@ def _maps(facts: Facts) -> Iterator[Trust]:
         "Do not rely on them.",
     }[level]
     if not places.same_network:
-        says += " These methods were chosen by a test on another network of the kind; on yours nobody has measured them."
+        says += " They were chosen by a test on another network of the kind; on this one nobody has measured them."
         table += f" For yours: `{program_name()} test attribution`, then give its results by `measured`."
     yield Trust("maps", level, says, f"{here} {table}")
 
@@ -127,16 +130,19 @@ def _concepts(facts: Facts) -> Iterator[Trust]:
     if votes is None:
         return
     agrees = votes.g_predicted == votes.predicted
-    here = f"On this image the concepts say {facts.class_names[votes.g_predicted]!r}"
-    here += f", as f does ({_percent(votes.g_probability)})." if agrees else f", f says {facts.class_names[votes.predicted]!r}."
-    known = next((facts.scores[key] for key in ("ensemble.agreement", "validation.agreement") if key in facts.scores), None)
+    g_says, f_says = (facts.class_names[c] for c in (votes.g_predicted, votes.predicted))
+    other = f"as f does ({_percent(votes.g_probability)})" if agrees else f"f says {f_says!r}"
+    here = f"On this image the concepts say {g_says!r}, {other}."
     places = [(vote.kept, vote.kept_at_random) for vote in votes.leading if not np.isnan(vote.kept)]
+    placed = True
     if places:
         kept, random = np.median(places, axis=0)
+        placed = bool(kept < MOST * random)
         here += (
             f" Blurring where a concept's map points leaves {_percent(kept)} of it, random places of that size leave "
             f"{_percent(random)} (median of those shown)."
         )
+    known = next((facts.scores[key] for key in AGREEMENT if key in facts.scores), None)
     if not agrees:
         says = "The concepts come to another answer than the classifier: they do not explain this prediction."
         yield Trust("concepts", POOR, says, here)
@@ -151,9 +157,12 @@ def _concepts(facts: Facts) -> Iterator[Trust]:
         f"The concepts come to the classifier's answer on {_percent(known)} of test images, so their votes stand for "
         "it. That they vote so is exact; what to call a concept is for you to judge from the crops."
     )
+    if not placed:
+        says += " Do not trust where their maps point: most are as strong with these places blurred."
     if facts.library.named_by:
         says += f" Their names are {facts.library.named_by}."
-    yield Trust("concepts", level, says, f"{here} Agreement {known:.3f}, from the model's file.{_removal(facts.scores)}")
+    rests = f"{here} Agreement {known:.3f}, from the model's file.{_removal(facts.scores)}"
+    yield Trust("concepts", level, says, rests)
 
 
 def _removal(scores: Mapping[str, float]) -> str:
@@ -173,8 +182,8 @@ def _drawing(facts: Facts) -> Iterator[Trust]:
     kept = facts.scores.get("classifier.accuracy_on_reconstructions")
     rests = (
         f"Of the drawing with nothing changed f says {facts.class_names[int(change.before.argmax())]!r} "
-        f"({_percent(float(change.before.max()))}). In the changed one, the concept is {change.missed:.2f} off what was "
-        f"asked for, and others moved by {change.off_target:.2f} (1 is the largest usual value)."
+        f"({_percent(float(change.before.max()))}). In the changed one, the concept is {change.missed:.2f} off what "
+        f"was asked for, and others moved by {change.off_target:.2f} (1 is the largest usual value)."
     )
     if kept is not None:
         rests += f" f is right on {_percent(kept)} of such drawings (model's file)."
@@ -187,7 +196,7 @@ def _drawing(facts: Facts) -> Iterator[Trust]:
     else:
         clean = change.off_target < 0.1
         says = "f was asked about the drawn image itself: this change does change its mind."
-        says += " Little else changed with it." if clean else " Other things changed with it, so it is not the concept alone."
+        says += " Little else changed." if clean else " Other things changed too, so it is not the concept alone."
         yield Trust("drawing", GOOD if clean else FAIR, says, rests)
 
 

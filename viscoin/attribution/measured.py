@@ -128,4 +128,3 @@ def _scores(row: Mapping[str, Any]) -> MethodScores:
         value("parts.ts"), better, value("parts.mean"), value("object.pointing"),
         value("gap.render", "gap.blur", "gap.grey"),
     )  # fmt: skip
-

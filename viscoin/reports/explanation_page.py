@@ -1,10 +1,12 @@
 """The explanation of one image as a page that opens from the disk and needs nothing else."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from viscoin.analysis.explanation import Explanation
 from viscoin.analysis.explanation_change import Change
@@ -22,7 +24,8 @@ PARTS = {
     "patches": "Hidden patches",
 }  # fmt: skip
 MARKS = {"good": "✓", "fair": "~", "poor": "!", "not measured": "?"}
-SUBTLE = 0.15  # opacity of an overlay where the map is 0
+HELD = 0.8  # share of a concept that may be left where its map is hidden, of what is left elsewhere
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 def write_explanation_page(path: Path, found: Explanation, info: Mapping[str, Any]) -> Path:
@@ -35,7 +38,7 @@ def write_explanation_page(path: Path, found: Explanation, info: Mapping[str, An
         Refused: it cannot be written.
     """
     environment = template_environment()
-    environment.filters |= {"signed": signed, "share": share}
+    environment.filters |= {"signed": signed, "share": share, "code": code}
     text = environment.get_template("explain.html.j2").render(**page_values(found), info=info)
     return _write(path, text)
 
@@ -136,9 +139,6 @@ def _vote(found: Explanation, vote: Vote, size: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-HELD = 0.8  # share of a concept that may be left where its map is hidden, of what is left elsewhere
-
-
 def _switched_off(found: Explanation) -> dict[str, Any]:
     if found.votes is None:
         raise ValueError("no votes")
@@ -195,6 +195,11 @@ def _change(found: Explanation, change: Change) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def code(text: str) -> Markup:
+    """A sentence with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
 def signed(value: float) -> str:
     """+1.25, −0.40."""
     return f"{value:+.2f}".replace("-", "−")
@@ -203,5 +208,5 @@ def signed(value: float) -> str:
 def share(value: float) -> str:
     """0.974 -> "97 %", with words for what is nearly all or nothing."""
     if value >= 0.995:
-        return "over 99 %"
-    return "under 1 %" if value < 0.005 else f"{100 * value:.0f} %"
+        return f"over 99{NBSP}%"
+    return f"under 1{NBSP}%" if value < 0.005 else f"{100 * value:.0f}{NBSP}%"

@@ -21,6 +21,7 @@ from viscoin.inference.batches import progress
 from viscoin.inference.loading import Pictures, Subject
 from viscoin.models.directions import ConceptDirections
 from viscoin.models.ensemble import VisCoIN
+from viscoin.models.no_generator import REASON
 
 SHOWN = 5  # classes
 STEPS = ("where it looks", "which patches would change it", "concepts", "drawing")
@@ -212,8 +213,8 @@ def prepare(
     if library.missing:
         missing["crops"] = f"images of the model's own data are not here ({library.missing})"
     usual = None
-    if getattr(model, "generator", None) is None:
-        missing["drawing"] = "this ensemble has no generator; `train viscoin` with one draws changed images"
+    if not model.draws:
+        missing["drawing"] = REASON
     else:
         try:
             usual = usual_concepts(subject, batch_size, seed)

@@ -35,7 +35,7 @@ class ConceptView:
     Attributes:
         concept: its index.
         examples: images that activate it, the strongest first.
-        factors: (F,) multipliers of the strip.
+        factors: (F,) multipliers of the strip; none, and no strip, without a generator.
         strip: (F, H, W, 3) uint8, the strongest example generated with the concept multiplied by each factor.
         change: (H, W) in [0, 1], how far the last factor is from the reconstruction; 1 is black against white.
         predicted: class that g predicts for that example.
@@ -76,12 +76,13 @@ def view_concepts(
     def viewed(start: int) -> list[ConceptView]:
         chosen = [int(k) for k in concepts[start : start + STRIPS_AT_ONCE]]
         shown = examples_of(ensemble, dataset, table, chosen, examples, device, batch_size)
+        bar.update(len(chosen))
+        if not ensemble.draws:
+            return [_undrawn(k, shown[k], dataset, table) for k in chosen]
         best = table.indices[[shown[k][0].row for k in chosen]]
         selection = F.one_hot(torch.tensor(chosen), table.activations.shape[1]).bool()
         strips = amplify_images(ensemble, dataset.batch(best)[0], selection, factors, device, batch_size)
-        views = [_view(k, shown[k], strips, place) for place, k in enumerate(chosen)]
-        bar.update(len(chosen))
-        return views
+        return [_view(k, shown[k], strips, place) for place, k in enumerate(chosen)]
 
     starts = own(range(0, len(concepts), STRIPS_AT_ONCE))
     with progress(sum(len(concepts[start : start + STRIPS_AT_ONCE]) for start in starts), "pages", "concept") as bar:
@@ -142,6 +143,12 @@ def _crops(
         places += mass.flatten(1).argmax(1).tolist()
     steps = dataset.resolution - side + 1
     return [(place % steps, place // steps, side) for place in places]
+
+
+def _undrawn(concept: int, examples: list[Example], dataset: ImageDataset, table: ConceptTable) -> ConceptView:
+    side, none = dataset.resolution, np.zeros(0)
+    strip, change = np.zeros((0, side, side, 3), np.uint8), np.zeros((side, side))
+    return ConceptView(concept, examples, none, strip, change, int(table.predicted[examples[0].row]), none, none)
 
 
 def _view(concept: int, examples: list[Example], strips: AmplificationResult, row: int) -> ConceptView:

@@ -1,5 +1,6 @@
 """The judge: its network, its training on attributes of real images, and how tests find it."""
 
+import json
 import logging
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_a_judge_is_found_where_it_reads_these_images(tmp_path, monkeypatch, cap
     recipe = tiny_recipe()
     data = load_dataset("birds", "validation", recipe.dataset)
     found = find_judge(judge_file(tmp_path / "judge.safetensors"), data)
-    assert found is not None and found.attributes == list(data.attribute_names)
+    assert found is not None and found.model.attributes == list(data.attribute_names)
     with pytest.raises(ValueError, match=r"made for 64 px images, not for 32 px; train one"):
         find_judge(judge_file(tmp_path / "large.safetensors", resolution=64), data)
     with pytest.raises(ValueError, match=r"it reads 2 attributes that are not those of dataset 'birds'"):
@@ -142,6 +143,7 @@ def test_test_viscoin_asks_the_judge_that_is_named(tmp_path, monkeypatch):
     assert "judge: AUROC on real images" in answer.out and "attribute swapped" in answer.out
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert {"dose-response.png", "surgery.png"} <= names, names
+    assert json.loads((tmp_path / "results" / "results.json").read_text())["judge"] == str(judge)
     Answer(
         "test", "viscoin", "--checkpoints", models["viscoin"], "--judge", tmp_path / "no.safetensors",
         "--device", "cpu",
@@ -156,5 +158,5 @@ def test_the_shipped_judge_reads_birds_that_it_never_saw(tmp_path, monkeypatch):
     judge = find_judge(None, data)
     assert judge is not None
     with torch.inference_mode():
-        logits = judge(data.batch(range(200))[0]).numpy()
+        logits = judge.model(data.batch(range(200))[0]).numpy()
     assert np.nanmean(np.diagonal(auroc(logits, data.attributes))) > 0.999

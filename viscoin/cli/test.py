@@ -189,7 +189,7 @@ def viscoin(
             result = measure_viscoin(
                 model, images, validation, wanted, extent, device=subject.device,
                 batch_size=batch_size, seed=seed, perceptual=distance, features=network,
-                rivals=options.listed(rivals), judge=jury,
+                rivals=options.listed(rivals), judge=jury.model if jury else None,
             )  # fmt: skip
             if results is None:
                 return
@@ -197,6 +197,7 @@ def viscoin(
             rows, n = table_rows(estimates, numbers, subject.expected), result.ensemble.n
             echo(f"ensemble {subject.path} on {n} {images.split} images of {images.name}, seed {seed}")
             numbers |= {"precision": process.precision, "estimates": with_seed(estimates, seed)}
+            numbers["judge"] = str(jury.path) if jury else None
             results.numbers(subject, numbers)
             _show_tables(results, {"measures": (rows, HEADER), "rivals": rival_table(estimates)})
             results.figures(ensemble_figures(subject, result, estimates, seed), show)

@@ -149,7 +149,7 @@ def load_ensemble(model: Path | None, config: DatasetConfig) -> LoadedModel:
     return loaded
 
 
-def find_judge(model: Path | None, dataset: ImageDataset) -> Judge | None:
+def find_judge(model: Path | None, dataset: ImageDataset) -> LoadedModel | None:
     """The judge of a path, else the newest or shipped one if it reads the attributes of this dataset; else None.
 
     Raises:
@@ -166,14 +166,15 @@ def find_judge(model: Path | None, dataset: ImageDataset) -> Judge | None:
         if model is not None:
             raise
         return None
-    judge: Judge = load_model(path, "judge").model
+    loaded = load_model(path, "judge")
+    judge: Judge = loaded.model
     differs = None
     if judge.attributes != list(dataset.attribute_names):
         differs = f"it reads {len(judge.attributes)} attributes that are not those of dataset {dataset.name!r}"
     elif judge.resolution != dataset.resolution:
         differs = f"made for {judge.resolution} px images, not for {dataset.resolution} px"
     if differs is None:
-        return judge
+        return loaded
     if model is not None:
         raise Refused("judge", path, differs, "train one on these images with `train judge`")
     logger.warning("no judge: %s %s", path, differs)

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import Answer, write_models
+from tiny_models import Answer, tiny_recipe, write_models
 from toy_ensemble import SIZE, ToyEnsemble, quadrants, toy_dataset
 
 from viscoin.analysis.explanation_change import Change
-from viscoin.analysis.explanation_concepts import Library, count_votes, fewest_concepts
+from viscoin.analysis.explanation_concepts import Library, count_votes, fewest_concepts, open_library
 from viscoin.analysis.explanation_patches import GRID, HiddenPatches, fewest_patches
 from viscoin.analysis.explanation_places import Place, Places, find_places, strongest
 from viscoin.analysis.explanation_places import _Hiding as _Hidden
-from viscoin.analysis.explanation_trust import Facts, how_far_to_trust, interval, known_accuracy
+from viscoin.analysis.explanation_trust import Facts, accuracy_of_f, how_far_to_trust, interval
 from viscoin.analysis.questions import target_of
 from viscoin.attribution.measured import CNN, VIT, Measured, MethodScores, measured_for, read_measured
 from viscoin.attribution.targets import ClassifierLogit
 from viscoin.errors import Refused
 from viscoin.inference.loading import Pictures
 from viscoin.models.files import ASSETS, load_model
-from viscoin.reports.explanation_page import code, framed, share, signed, where
+from viscoin.reports.explanation_page import code, framed, share, signed, surely, where
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = ["left", "right"]
@@ -252,6 +252,7 @@ def levels(facts: Facts) -> dict[str, str]:
 def test_trust_follows_what_was_measured():
     assert levels(some_facts()) == {"prediction": "good", "maps": "good", "patches": "fair"}
     assert levels(some_facts(scores={}))["prediction"] == "not measured"
+    assert levels(some_facts(scores={}, probabilities=np.array([0.45, 0.4])))["prediction"] == "poor"
     assert levels(some_facts(probabilities=np.array([0.45, 0.4])))["prediction"] == "poor"
     assert levels(some_facts(change=a_change()))["drawing"] == "good"
     assert levels(some_facts(change=a_change(off_target=0.4)))["drawing"] == "fair"
@@ -262,10 +263,35 @@ def test_trust_follows_what_was_measured():
     assert any("nobody has measured" in one.says for one in how_far_to_trust(other))
 
 
-def test_accuracy_is_read_from_any_kind_of_file():
-    assert known_accuracy({"classifier.accuracy": 0.9, "n": 10}) == (0.9, 10)
-    assert known_accuracy({"validation.accuracy": 0.5}) == (0.5, None)
-    assert known_accuracy({"fid": 3.0}) is None
+def test_accuracy_is_that_of_f(models):
+    alone = [some_facts(scores=scores) for scores in ({"accuracy": 0.9, "n": 10}, {"validation.accuracy": 0.5}, {})]
+    found = [None if one is None else (one.value, one.n) for one in map(accuracy_of_f, alone)]
+    assert found == [(0.9, 10), (0.5, None), None]
+    votes = count_votes(load_model(models["viscoin"]).model, torch.zeros(3, 32, 32), Library())
+    of_g = some_facts(scores={"validation.accuracy": 0.5, "validation.agreement": 0.6}, votes=votes)
+    assert accuracy_of_f(of_g) is None
+    assert accuracy_of_f(replace(of_g, scores={"classifier.accuracy": 0.7, "n": 5})).value == 0.7
+
+
+def test_without_scores_the_images_of_the_crops_are_counted(models):
+    ensemble = load_model(models["viscoin"]).model
+    library = open_library(ensemble, tiny_recipe().dataset)
+    votes = count_votes(ensemble, torch.zeros(3, 32, 32), library)
+    found = accuracy_of_f(some_facts(scores={}, votes=votes, library=library))
+    table = library.table
+    assert found.n == 24 and found.value == (table.f_probabilities.argmax(1) == table.labels).mean()
+    assert "validation images" in found.source and "interval" in found.ends
+
+
+def test_maps_that_do_not_hold_here_are_named():
+    kept = {"deeplift": 0.1, "cam": 0.94}
+    maps = [Place(name, np.zeros((4, 4)), True, False, value, 0.95) for name, value in kept.items()]
+    judged = how_far_to_trust(some_facts(places=Places(maps, None, 0.9, CNN, True)))
+    found = next(one for one in judged if one.about == "maps")
+    assert found.level == "fair" and "Here DeepLIFT found" in found.says and "CAM did not" in found.says
+
+
+def test_exact_intervals():
     assert interval(1.0, 50) == pytest.approx((0.929, 1.0), abs=1e-3)  # Clopper-Pearson
     assert interval(0.5, 10) == pytest.approx((0.187, 0.813), abs=1e-3)
 
@@ -274,6 +300,7 @@ def test_accuracy_is_read_from_any_kind_of_file():
 
 
 def test_small_words_of_the_page():
+    assert [surely(p) for p in (0.95, 0.6, 0.1)] == ["This is", "This is probably", "This may be"]
     assert [share(value) for value in (0.999, 0.5, 0.001)] == ["over 99\xa0%", "50\xa0%", "under 1\xa0%"]
     assert signed(-0.4) == "−0.40" and where((0, 0), 30) == "at the top left" and where((15, 15), 30) == "in the middle"
     assert where(None, 30) == "nowhere"

@@ -155,7 +155,7 @@ def _map(
     heat, side = result.maps[0].numpy(), images.shape[-1]
     fine = METHODS[method].family == "gradient" and side > FINE  # dots of single pixels, which nobody can read
     if fine:
-        heat = gaussian_filter(heat, SMOOTHING * side / 2)
+        heat = gaussian_filter(heat, SMOOTHING * side)
     return Place(method, heat, result.signed, fine, seconds=result.seconds)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import beta
@@ -10,14 +9,19 @@ from scipy.stats import beta
 from viscoin.analysis.explanation_change import Change
 from viscoin.analysis.explanation_concepts import Library, Votes
 from viscoin.analysis.explanation_patches import HiddenPatches
-from viscoin.analysis.explanation_places import Places
+from viscoin.analysis.explanation_places import Place, Places
 from viscoin.program import program_name
 
 GOOD, FAIR, POOR, UNKNOWN = "good", "fair", "poor", "not measured"
 SURE, UNSURE = 0.9, 0.6  # probabilities
-AGREE, DIFFER = 0.6, 0.3  # rank correlations
+AGREE = 0.6  # rank correlation
+COSTS = 0.1  # of the probability, that hiding a true map costs more than hiding anything else
 HALF, MOST = 0.5, 0.8  # of a probability that is left
-AGREEMENT = ("ensemble.agreement", "validation.agreement")  # what files call it
+# What files call the accuracy of f, and the number of images; of an ensemble `validation.accuracy` is that of g.
+OF_CLASSIFIERS = {"accuracy": "n", "validation.accuracy": "validation.n"}
+OF_ENSEMBLES = {"classifier.accuracy": "n"}
+AGREEMENT = ("ensemble.agreement", "validation.agreement")
+FILE = "from the model's file"
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,46 @@ def how_far_to_trust(facts: Facts) -> list[Trust]:
     return [*_prediction(facts), *_maps(facts), *_concepts(facts), *_drawing(facts), *_patches(facts)]
 
 
-def known_accuracy(scores: Mapping[str, Any]) -> tuple[float, int | None] | None:
-    """Accuracy of f as its file says it, and on how many images, where that is known."""
-    for name, count in (("classifier.accuracy", "n"), ("accuracy", "n"), ("validation.accuracy", "validation.n")):
-        if name in scores:
-            n = scores.get(count)
-            return float(scores[name]), None if n is None else int(n)
-    return None
+@dataclass(frozen=True)
+class Share:
+    """A share of n images (None: their number is not known), and where it comes from."""
+
+    value: float
+    n: int | None
+    source: str
+
+    @property
+    def ends(self) -> str:
+        """Its 95 % interval, where it has one."""
+        return (
+            "" if self.n is None else " (95 % interval {} to {})".format(*map(_percent, interval(self.value, self.n)))
+        )
+
+
+def accuracy_of_f(facts: Facts) -> Share | None:
+    """How often f is right: as the model's file says it, else on the images that were searched for crops."""
+    names = OF_CLASSIFIERS if facts.votes is None else OF_ENSEMBLES
+    for name, count in names.items():
+        if name in facts.scores:
+            n = facts.scores.get(count)
+            return Share(float(facts.scores[name]), None if n is None else int(n), FILE)
+    table = facts.library.table
+    return None if table is None else _searched(facts.library, table.f_probabilities.argmax(1) == table.labels)
+
+
+def agreement_of_g(facts: Facts) -> Share | None:
+    """How often the concepts say what f says, from the same places."""
+    for name in AGREEMENT:
+        if name in facts.scores:
+            n = facts.scores.get("n")
+            return Share(float(facts.scores[name]), None if n is None else int(n), FILE)
+    table = facts.library.table
+    return None if table is None else _searched(facts.library, table.f_probabilities.argmax(1) == table.predicted)
+
+
+def _searched(library: Library, hits: np.ndarray) -> Share:
+    split = "" if library.images is None else f"{library.images.split} "
+    return Share(float(hits.mean()), len(hits), f"on {len(hits)} {split}images, just now")
 
 
 def interval(share: float, n: int) -> tuple[float, float]:
@@ -72,78 +109,78 @@ def interval(share: float, n: int) -> tuple[float, float]:
 
 
 def _prediction(facts: Facts) -> Iterator[Trust]:
-    top = float(facts.probabilities.max())
-    found = known_accuracy(facts.scores)
-    sure = f"It gives this answer {_share(top)}."
+    top, found = float(facts.probabilities.max()), accuracy_of_f(facts)
+    sure = f"It gives this answer a probability of {_percent(top)}."
+    unsure = " Of this image it is not sure." if top < SURE else ""
     unusual = " On an image unlike those that it learned from, it can be as sure and wrong."
     if found is None:
-        yield Trust(
-            "prediction", UNKNOWN, "Nobody has measured how often this classifier is right." + unusual,
-            f"{sure} Its file holds no accuracy; measure it with `{program_name()} test classifier`.",
-        )  # fmt: skip
+        says = f"Nobody has measured how often this classifier is right.{unsure}{unusual}"
+        rests = f"{sure} Its file holds no accuracy; measure it with `{program_name()} test classifier`."
+        yield Trust("prediction", POOR if top < HALF else UNKNOWN, says, rests)
         return
-    value, n = found
-    ends = "" if n is None else " (95 % interval {} to {})".format(*map(_percent, interval(value, n)))
+    value = found.value
     level = POOR if value < UNSURE or top < HALF else FAIR if value < SURE or top < SURE else GOOD
-    tested = "images" if n is None else f"{n} images"
-    says = f"The classifier was right on {_percent(value)} of the {tested} that it was tested on."
-    if top < SURE:
-        says += " Of this image it is not sure."
-    yield Trust(
-        "prediction", level, says + unusual,
-        f"{sure} Accuracy {value:.3f}{ends}, from the model's file.",
-    )  # fmt: skip
+    tested = "images" if found.n is None else f"{found.n} images"
+    says = f"The classifier was right on {_percent(value)} of the {tested} that it was tested on.{unsure}{unusual}"
+    yield Trust("prediction", level, says, f"{sure} Accuracy {value:.3f}{found.ends}, {found.source}.")
 
 
 def _maps(facts: Facts) -> Iterator[Trust]:
     places = facts.places
     if places is None:
         return
-    first = places.maps[0]
+    level, says = _judged(places)
+    here = "; ".join(f"{place.title} {_percent(place.kept)}" for place in places.maps)
     here = (
-        f"With the strongest tenth of {first.title}'s map blurred, {_percent(first.kept)} of the probability is left; "
-        f"with random places of that size, {_percent(first.kept_at_random)}."
+        f"With the strongest tenth of a map blurred, of the probability is left: {here}; with random places of that "
+        f"size {_percent(places.maps[0].kept_at_random)}."
     )
     if not np.isnan(places.agreement):
         here += f" The maps agree with a rank correlation of {places.agreement:.2f}."
-    score = places.measured.methods[first.method]
+    measured = places.measured
+    better = ", ".join(f"{place.title} in {measured.methods[place.method].better}" for place in places.maps)
     table = (
-        f"{first.title} is better than a map that knows nothing of the network in {score.better} of "
-        f"{places.measured.compared} scores on {places.measured.images} images of {places.measured.network}."
+        f"Of {measured.compared} scores on {measured.images} images of {measured.network}, they are better than a map "
+        f"that knows nothing of the network: {better}."
     )
-    useful = first.kept < first.kept_at_random - 0.1
-    level = POOR if not useful else GOOD if first.kept < HALF and places.agreement > AGREE else FAIR
-    says = {
-        GOOD: "Here the maps find what the prediction depends on, and they agree with one another.",
-        FAIR: "The maps find some of what the prediction depends on; read them as a hint, not as an outline.",
-        POOR: "On this image, hiding where the maps point costs the prediction hardly more than hiding anything else. "
-        "Do not rely on them.",
-    }[level]
     if not places.same_network:
         says += " They were chosen by a test on another network of the kind; on this one nobody has measured them."
-        table += f" For yours: `{program_name()} test attribution`, then give its results by `measured`."
+        table += f" To measure this one: `{program_name()} test attribution`; then explain again with its results."
     yield Trust("maps", level, says, f"{here} {table}")
+
+
+def _judged(places: Places) -> tuple[str, str]:
+    """What hiding their strongest places says of the maps of this image."""
+    true = [place for place in places.maps if place.kept < place.kept_at_random - COSTS]
+    false = [place for place in places.maps if place not in true]
+    if not true:
+        return POOR, (
+            "On this image, hiding where the maps point costs the prediction hardly more than hiding anything else. "
+            "Do not rely on them."
+        )
+    if false:
+        return FAIR, f"Here {_titles(true)} found what the prediction depends on; {_titles(false)} did not."
+    if max(place.kept for place in true) < HALF and places.agreement > AGREE:
+        return GOOD, "Here the maps find what the prediction depends on, and they agree with one another."
+    return FAIR, "The maps find some of what the prediction depends on; read them as a hint, not as an outline."
+
+
+def _titles(places: Sequence[Place]) -> str:
+    *first, last = [place.title for place in places]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _concepts(facts: Facts) -> Iterator[Trust]:
     votes = facts.votes
     if votes is None:
         return
-    agrees = votes.g_predicted == votes.predicted
-    g_says, f_says = (facts.class_names[c] for c in (votes.g_predicted, votes.predicted))
-    other = f"as f does ({_percent(votes.g_probability)})" if agrees else f"f says {f_says!r}"
-    here = f"On this image the concepts say {g_says!r}, {other}."
-    places = [(vote.kept, vote.kept_at_random) for vote in votes.leading if not np.isnan(vote.kept)]
-    placed = True
-    if places:
-        kept, random = np.median(places, axis=0)
-        placed = bool(kept < MOST * random)
+    here, known, kept = _answers(facts, votes), agreement_of_g(facts), _kept(votes)
+    if kept is not None:
         here += (
-            f" Blurring where a concept's map points leaves {_percent(kept)} of it, random places of that size leave "
-            f"{_percent(random)} (median of those shown)."
+            f" Blurring where a concept's map points leaves {_percent(kept[0])} of it, random places of that size "
+            f"{_percent(kept[1])} (medians of those shown)."
         )
-    known = next((facts.scores[key] for key in AGREEMENT if key in facts.scores), None)
-    if not agrees:
+    if votes.g_predicted != votes.predicted:
         says = "The concepts come to another answer than the classifier: they do not explain this prediction."
         yield Trust("concepts", POOR, says, here)
         return
@@ -152,17 +189,33 @@ def _concepts(facts: Facts) -> Iterator[Trust]:
         test = f"The file holds no agreement; `{program_name()} test viscoin` measures it."
         yield Trust("concepts", UNKNOWN, says, f"{here} {test}")
         return
-    level = GOOD if known >= SURE else FAIR if known >= UNSURE else POOR
+    level = GOOD if known.value >= SURE else FAIR if known.value >= UNSURE else POOR
     says = (
-        f"The concepts come to the classifier's answer on {_percent(known)} of test images, so their votes stand for "
-        "it. That they vote so is exact; what to call a concept is for you to judge from the crops."
+        f"The concepts come to the classifier's answer on {_percent(known.value)} of the images that were tried, so "
+        f"their votes stand for it{'' if level == GOOD else ' only so far'}. What to call a concept is for you to "
+        "judge from the small pictures."
     )
-    if not placed:
+    if kept is not None and kept[0] >= MOST * kept[1]:
         says += " Do not trust where their maps point: most are as strong with these places blurred."
     if facts.library.named_by:
         says += f" Their names are {facts.library.named_by}."
-    rests = f"{here} Agreement {known:.3f}, from the model's file.{_removal(facts.scores)}"
+    rests = f"{here} Agreement {known.value:.3f}{known.ends}, {known.source}.{_removal(facts.scores)}"
     yield Trust("concepts", level, says, rests)
+
+
+def _answers(facts: Facts, votes: Votes) -> str:
+    g_says, f_says = (facts.class_names[c] for c in (votes.g_predicted, votes.predicted))
+    other = f"as f does ({_percent(votes.g_probability)})" if g_says == f_says else f"f says {f_says!r}"
+    return f"On this image the concepts say {g_says!r}, {other}."
+
+
+def _kept(votes: Votes) -> tuple[float, float] | None:
+    """What is left of the leading concepts where their maps are hidden, and where other places are; medians."""
+    places = [(vote.kept, vote.kept_at_random) for vote in votes.leading if not np.isnan(vote.kept)]
+    if not places:
+        return None
+    kept, random = np.median(places, axis=0)
+    return float(kept), float(random)
 
 
 def _removal(scores: Mapping[str, float]) -> str:
@@ -218,7 +271,3 @@ def _percent(share: float) -> str:
     if 0.995 <= share < 1:
         return f"{100 * share:.1f} %"
     return "under 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
-
-
-def _share(probability: float) -> str:
-    return f"a probability of {_percent(probability)}"

@@ -13,6 +13,7 @@ from viscoin.analysis.explanation_change import Change
 from viscoin.analysis.explanation_concepts import Vote
 from viscoin.analysis.explanation_patches import GRID, HiddenPatches
 from viscoin.analysis.explanation_places import Place
+from viscoin.analysis.explanation_trust import HALF, SURE
 from viscoin.errors import Refused, reason_of
 from viscoin.files import atomic_path
 from viscoin.plotting.attribution import painted, palette
@@ -86,6 +87,7 @@ def page_values(found: Explanation) -> dict[str, Any]:
         "fine": len(found.pixels) <= FINE,
         "predicted": names[found.predicted],
         "runner_up": names[found.runner_up],
+        "sure": surely(float(found.probabilities[found.predicted])),
         "truth": None if found.label is None else names[found.label],
         "right": _right(found),
         "classes": [(names[c], float(found.probabilities[c])) for c in found.ranked],
@@ -99,6 +101,11 @@ def page_values(found: Explanation) -> dict[str, Any]:
         "trust": [{**vars(one), "title": PARTS[one.about], "mark": MARKS[one.level]} for one in found.trust],
         "scales": {"signed": _scale(True), "plain": _scale(False)},
     }
+
+
+def surely(probability: float) -> str:
+    """How the answer begins, by how sure f is of it."""
+    return "This is" if probability >= SURE else "This is probably" if probability >= HALF else "This may be"
 
 
 def _right(found: Explanation) -> bool | None:

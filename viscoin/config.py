@@ -202,7 +202,8 @@ class ViscoinConfig(Section):
     mid_layer: int = Field(10, ge=0, le=1000)
     weight_norm: bool = False
     dropout: float = Field(0.01, ge=0, lt=1)
-    steps: int = Field(100_000, ge=1)
+    steps: int = Field(100_000, ge=0, description="0, of concepts of the pursuit: they stay as they are found")
+    without_generator: bool = Field(False, description="Psi and Theta alone: concepts, which cannot be drawn")
     support_width: int | None = Field(
         None, ge=1, le=MOST_CONCEPTS, description="numbers of the support Phi'; default: 9 for each concept"
     )
@@ -259,6 +260,11 @@ class ViscoinConfig(Section):
             raise ValueError(
                 f"viscoin.hold_concepts = {self.hold_concepts:g} holds the concepts of the pursuit, but "
                 f"viscoin.initialisation is {self.initialisation}; set it to pursuit, or viscoin.hold_concepts to 0"
+            )
+        if not self.steps and not (self.without_generator and self.initialisation == "pursuit"):
+            raise ValueError(
+                "viscoin.steps = 0 leaves random concepts, or a generator that draws nothing; set "
+                "viscoin.without_generator and viscoin.initialisation=pursuit, or train"
             )
         if self.directions and self.hold_concepts < 1:
             raise ValueError(

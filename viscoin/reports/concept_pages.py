@@ -62,6 +62,8 @@ def write_concept_report(
         finest = max(finest, len(pixels))
         _save(Image.fromarray(pixels), pages / report.picture(row))
     for k, view in views.items():
+        if not len(view.strip):
+            continue
         _save(
             Image.fromarray(_strip(view, dataset, table)), pages / f"amplified/{k}.jpg", LARGEST * (len(view.strip) + 2)
         )

@@ -247,6 +247,7 @@ def train_in(run: Run, kind: str, recipe: Recipe, built_on: "Sequence[LoadedMode
 def train_all(options: RunOptions, runtime: "Runtime", keys: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Train the classifier, the generator and the ensemble by one recipe, each on the ones before.
 
+    Without a generator where the recipe says so.
     With `options.out`, the runs are folders in it. With `options.resume` alone, the newest run of each kind is resumed
     if it is not older than those that it builds on.
 
@@ -257,10 +258,14 @@ def train_all(options: RunOptions, runtime: "Runtime", keys: Mapping[str, Any] |
         The path of each model.
     """
     recipe = resolve_recipe("viscoin", replace(options, out=None, resume=False), keys)
-    load("viscoin.training.gan:check_gan")(recipe, runtime)
+    alone = recipe.viscoin.without_generator
+    if not alone:
+        load("viscoin.training.gan:check_gan")(recipe, runtime)
     paths: dict[str, Path | None] = {}
     started = ""
     for kind in CHAIN:
+        if kind == "gan" and alone:
+            continue
         newest = newest_run(kind, recipe.dataset.name) if options.resume and options.out is None else None
         resumed = newest is not None and newest.header["created"] >= started  # not one that belongs to an earlier f
         out = newest.path if newest and resumed else options.out and options.out / kind
@@ -294,6 +299,10 @@ def load_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) ->
             if f is not None and needed not in KINDS[kind].optional:
                 loading.check_classes(f, load_dataset(dataset.name, "validation", dataset), "classifier")
             found.append(f)
+        elif needed == "gan" and kind == "viscoin" and recipe.viscoin.without_generator:
+            if path is not None:
+                raise Refused("gan", path, "this training has viscoin.without_generator", "leave one of them out")
+            found.append(None)
         elif needed == "gan":
             loaded = load_model(find_model("gan", path, dataset.name), "gan")
             loading.check_resolution(loaded, dataset.resolution, "gan")

@@ -183,7 +183,8 @@ class Run:
         """Whether the folder that was locked is no longer there; another run may be in its place."""
         return self._identity is not None and _identity(self.path) != self._identity
 
-    def _check_there(self) -> None:
+    def check_there(self) -> None:
+        """Raise FileNotFoundError where another run may be in the place of this one."""
         if self.is_gone():
             reason = "the run folder was moved, renamed or deleted while it was in use"
             raise FileNotFoundError(errno.ENOENT, reason, str(self.path))
@@ -196,7 +197,7 @@ class Run:
 
     def annotate(self, **facts: Any) -> None:
         """Write facts about this run into recipe.yaml, beside the recipe."""
-        self._check_there()
+        self.check_there()
         self._write_header({**self.header, **facts})
 
     def _go_on(self, kind: str, recipe: Recipe, allow_changes: bool) -> None:
@@ -237,7 +238,7 @@ class Run:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line of flat keys to metrics.jsonl."""
-        self._check_there()
+        self.check_there()
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         with self.metrics_path.open("a") as file:
             file.write(line + "\n")
@@ -248,10 +249,18 @@ class Run:
         """What is logged so far, as of `read_metrics`."""
         return read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop lines after `step`: a resumed run writes them again."""
+    def truncate_metrics(self, step: int, without: tuple[str, ...] = ()) -> None:
+        """Drop lines after `step`, which a resumed run writes again.
+
+        Args:
+            without: beginnings of keys; lines of that step which have some are dropped, too.
+        """
         if self.metrics_path.is_file():
-            lines = [line for line in self.metrics() if line["step"] <= step]
+            lines = [
+                line
+                for line in self.metrics()
+                if line["step"] < step or (line["step"] == step and not any(key.startswith(without) for key in line))
+            ]
             with atomic_path(self.metrics_path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -261,7 +270,7 @@ class Run:
         Args:
             keep: what the checkpoint of that name before this one is called from now on.
         """
-        self._check_there()
+        self.check_there()
         path = self.checkpoints / f"{name}.pt"
         with held(), atomic_path(path) as partial:
             write_tensors(dict(state), partial)

@@ -28,9 +28,11 @@ from viscoin.models.classifier import Classifier, build_classifier, resolve_back
 from viscoin.models.files import save_model
 from viscoin.runs.run import Run, epoch_path
 from viscoin.statistics.measures import confusion
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
+from viscoin.training.failures import recoverable
 from viscoin.training.freezing import freeze
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,

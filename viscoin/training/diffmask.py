@@ -30,9 +30,11 @@ from viscoin.models.diffmask import DiffMask, Masked, kl_divergence
 from viscoin.models.files import save_model
 from viscoin.models.tokens import PatchTokens
 from viscoin.runs.run import Run
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.diffmask_start import build_diffmask
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,

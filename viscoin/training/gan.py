@@ -33,7 +33,8 @@ from viscoin.program import program_name
 from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
 from viscoin.training.data import StepBatches, batch_workers
-from viscoin.training.loop import check_finite, fit, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import Runtime, check_runtime, check_shares, fast_layout, launch, seed_step
 
 if TYPE_CHECKING:

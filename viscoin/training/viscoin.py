@@ -34,9 +34,11 @@ from viscoin.models.generator import AdaptedGenerator
 from viscoin.models.perceptual import Perceptual, find_perceptual
 from viscoin.runs.run import Run
 from viscoin.training import losses
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.directions import random_edits, readback_terms
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,

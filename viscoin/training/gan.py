@@ -36,6 +36,7 @@ from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.failures import recoverable
 from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import Runtime, check_runtime, check_shares, fast_layout, launch, seed_step
+from viscoin.training.single import changed
 
 if TYPE_CHECKING:
     from stylegan2_ada.augment import AugmentController, AugmentPipe
@@ -376,6 +377,27 @@ class GanTask:
             augment=None if augment is None else augment.to(fabric.device), controller=controller,
             labels=torch.from_numpy(dataset.labels) if config.conditional else None, compiled=compiled,
         )  # fmt: skip
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `gan` that may change while it trains."""
+        own = ("learning_rate", "r1_gamma", "path_length_weight", "style_mixing", "ema_kimg", "ema_rampup")
+        warm = ("warm_start_learning_rate",) * (self.settings.warm_start_steps > 0)
+        rebuilds = ("reconstruction",) * (self.trainer.encoder is not None)
+        perceptual = ("perceptual",) * (self.trainer.perceptual is not None)
+        augments = {"off": (), "fixed": ("augment_p",), "ada": ("ada_target", "ada_kimg")}[self.config.augment]
+        return (*own, *warm, *rebuilds, *perceptual, *augments)
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Train by these values from the next step on."""
+        self.config = changed(self.config, values)
+        self.settings = _settings(self.config, self.classifier is not None, self.settings.half_precision)
+        self.trainer.change(self.settings)
+        augment, controller = self.trainer.augment, self.trainer.controller
+        if controller is not None:
+            controller.target, controller.ada_kimg = self.config.ada_target, self.config.ada_kimg
+        elif augment is not None:
+            augment.p.fill_(self.config.augment_p or 0.0)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.number = step

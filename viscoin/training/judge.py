@@ -83,7 +83,7 @@ def train_judge(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> Path:
     )  # fmt: skip
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=per_epoch,
-        device=fabric.device, title="judge",
+        device=fabric.device, title="judge", patience=config.early_stopping,
     )  # fmt: skip
     load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
@@ -106,6 +106,11 @@ class JudgeTask(SingleModel):
         self.forward = torch.compile(model) if compiled else model
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         self.optimizer = setup_optimizer(fabric, optimizer)
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `judge` that may change while it trains."""
+        return ("learning_rate", "weight_decay", "blurred", "noisy", "early_stopping")
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """`labels` are attributes (B, A), 0 or 1."""

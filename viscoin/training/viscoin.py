@@ -51,6 +51,7 @@ from viscoin.training.runtime import (
     setup_optimizer,
     whole_batch,
 )
+from viscoin.training.single import changed
 from viscoin.training.starting import start_drawing, start_from_pursuit
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def train_viscoin(
 
     fit(
         run, task, batches, config.steps, seed=recipe.seed, evaluate_every=config.evaluate_every,
-        device=fabric.device, title="viscoin", on_evaluate=draw, shared_draws=True,
+        device=fabric.device, title="viscoin", on_evaluate=draw, shared_draws=True, patience=config.early_stopping,
     )  # fmt: skip
     load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
@@ -220,6 +221,19 @@ class ViscoinTask:
         self.frozen = digest(classifier=ensemble.classifier, generator=generator)
         if compiled:
             compile_networks(self.ensemble)
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `viscoin` that may change while it trains."""
+        config = self.config
+        rates = ("learning_rate", "translator_rate", *("direction_rate",) * (config.directions > 0))
+        drops = ("decay_every", "decay_factor") * (config.schedule == "step")
+        of_concepts = ("output_fidelity", "sparsity", "orthogonality", "bimodality") * (config.hold_concepts < 1)
+        return (*rates, *drops, *of_concepts, "perceptual", "reconstruction_class", "style", "early_stopping")
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Train by these values from the next step on."""
+        self.config = changed(self.config, values)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()

@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 
 from viscoin.config import Recipe
 from viscoin.errors import Refused, regular
-from viscoin.files import atomic_path, write_tensors
+from viscoin.files import atomic_path, clear_partials, write_tensors
 from viscoin.kinds import TRAINED
+from viscoin.runs.control import INBOX, RECORD
 from viscoin.runs.header import read_header, recipe_of_header, write_header
 from viscoin.signals import held
 
@@ -113,6 +114,7 @@ class Run:
         for folder in (self.path, self.checkpoints, self.figures):
             for partial in folder.glob(".*.partial"):
                 partial.unlink(missing_ok=True)
+        clear_partials(self.path / INBOX)  # where others may be writing
 
     def _make(self) -> None:
         try:
@@ -122,10 +124,12 @@ class Run:
             raise self._unwritable(error) from error
 
     def _check_new(self) -> None:
-        """Raise Refused where checkpoints would be taken for those of a recipe that they are not of."""
-        if any(self.checkpoints.glob("*.pt")):
+        """Raise Refused where checkpoints or commands would be taken for those of a recipe that they are not of."""
+        checkpoints = any(self.checkpoints.glob("*.pt"))
+        if checkpoints or (self.path / RECORD).exists():
+            found = "checkpoints" if checkpoints else RECORD
             raise Refused(
-                "out", self.path, "holds checkpoints of a run whose recipe.yaml is gone",
+                "out", self.path, f"holds {found} of a run whose recipe.yaml is gone",
                 "restore that, or choose another folder",
             )  # fmt: skip
 

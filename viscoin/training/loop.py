@@ -254,11 +254,13 @@ class _Loop:
         if self.first:
             logger.info("%s: paused at step %d of %d", self.title, self.done, self.steps)
         paused_at = time.monotonic()
+        self._tell(now=True)
         while self.steering.paused and not stopping:
-            self._tell("paused")
+            self._tell()
             time.sleep(LOOK_EVERY)  # nobody waits inside of an exchange, which has its limit and keeps a GPU busy
             number, asks = self._most(max(self.received, default=0), self.steering.asks())
             stopping = int(number) or self._obey(bool(asks))
+        self._tell(now=True)
         self.began += time.monotonic() - paused_at
         if stopping:
             self.save()
@@ -279,7 +281,7 @@ class _Loop:
             elif entry.command == "stop":
                 self.save()
                 stopping = int(signal.SIGINT)
-            self._tell("running", now=True)
+            self._tell(now=True)
         return stopping
 
     def interrupt(self, stopping: int) -> None:
@@ -313,7 +315,7 @@ class _Loop:
         """Say now and then how far the training is."""
         now = time.monotonic()
         self.pace = (now - self.began) / (self.done - self.start)
-        self._tell("running")
+        self._tell()
         if not self.first or not self.bar.disable:
             return
         self.estimate.count()
@@ -323,12 +325,12 @@ class _Loop:
 
     def told(self) -> AbstractContextManager[None]:
         """Keep status.json up to date within the block."""
-        self._tell("running", now=True)
+        self._tell(now=True)
         return self.status.ending(self._facts) if self.first else nullcontext()
 
-    def _tell(self, state: str, now: bool = False) -> None:
+    def _tell(self, now: bool = False) -> None:
         if self.first and (now or self.status.due()):
-            self.status.write(state, **self._facts())
+            self.status.write("paused" if self.steering.paused else "running", **self._facts())
 
     def _facts(self) -> dict[str, Any]:
         left = None if self.pace is None else (self.steps - self.done) * self.pace

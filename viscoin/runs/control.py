@@ -229,6 +229,15 @@ def read_record(run: Path) -> list[Entry]:
     return [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def commands_told(run: Path) -> list[dict[str, Any]]:
+    """Step, command and values of all that changed what a run trained, for the metadata of its model."""
+    obeyed = [entry for entry in read_record(run) if entry.refused is None and entry.command in REPLAYED]
+    return [
+        {"step": entry.step, "command": entry.command, "values": dict(entry.values)}
+        for entry in sorted(obeyed, key=lambda entry: entry.step)
+    ]
+
+
 def _entry(path: Path, number: int, line: bytes) -> Entry:
     try:
         entry = Entry(**json.loads(line))

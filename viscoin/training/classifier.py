@@ -26,6 +26,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run, epoch_path
 from viscoin.statistics.measures import confusion
 from viscoin.training.checkpoints import load_best
@@ -95,6 +96,7 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
         save_model(
             run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores,
             selection={"metric": measure, "value": scores[measure], "step": step} if selected else None,
+            commands=commands_told(run.path),
         )  # fmt: skip
     fabric.barrier()
     return run.model_path

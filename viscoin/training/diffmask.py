@@ -29,6 +29,7 @@ from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import DiffMask, Masked, kl_divergence
 from viscoin.models.files import save_model
 from viscoin.models.tokens import PatchTokens
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
@@ -105,6 +106,7 @@ def train_diffmask(
             run.model_path, model, "diffmask", recipe=recipe, class_names=train.class_names,
             scores={f"validation.{key}": value for key, value in results.items()},
             selection={"metric": "validation.kept", "value": results["kept"], "step": step},
+            commands=commands_told(run.path),
         )  # fmt: skip
     fabric.barrier()
     return run.model_path

@@ -30,6 +30,7 @@ from viscoin.models.digests import digest
 from viscoin.models.files import read_model, save_model
 from viscoin.models.perceptual import ClassifierPerceptual
 from viscoin.program import program_name
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
 from viscoin.training.data import StepBatches, batch_workers
@@ -197,7 +198,10 @@ def train_gan(
 
     def save(path: Path, scores: Mapping[str, float] | None = None) -> Path:
         names = dataset.class_names
-        return save_model(path, task.trainer.ema, "gan", recipe=recipe, class_names=names, scores=scores)
+        commands = commands_told(run.path) if path == run.model_path else ()
+        return save_model(
+            path, task.trainer.ema, "gan", recipe=recipe, class_names=names, scores=scores, commands=commands
+        )
 
     def snapshot(step: int) -> None:
         mark = f"{step * config.batch_size // 1000:06d}k"

@@ -17,6 +17,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
 from viscoin.models.files import save_model
 from viscoin.models.judge import Judge
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.statistics.measures import auroc
 from viscoin.training.checkpoints import load_best
@@ -88,7 +89,10 @@ def train_judge(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> Path:
     load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     if fabric.global_rank == 0:
-        save_model(run.model_path, model, "judge", recipe=recipe, class_names=train.class_names, scores=scores)
+        save_model(
+            run.model_path, model, "judge", recipe=recipe, class_names=train.class_names, scores=scores,
+            commands=commands_told(run.path),
+        )  # fmt: skip
     fabric.barrier()
     return run.model_path
 

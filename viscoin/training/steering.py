@@ -11,6 +11,7 @@ from stylegan2_ada.distributed import rank
 from viscoin.config import Recipe, override_recipe
 from viscoin.errors import Refused
 from viscoin.runs.control import REPLAYED, Command, Entry, Record, check_values, read_command, waiting
+from viscoin.runs.header import recipe_of_header
 from viscoin.runs.run import Run
 from viscoin.training.checkpoints import read_once
 
@@ -58,7 +59,7 @@ class Steering:
         """Read the record; raise Refused where a replay would lose commands."""
         header = self.run.header
         self.kind, self.replayed = header["kind"], header.get("replay")
-        self.base: Recipe = self.run.recipe
+        self.base: Recipe = recipe_of_header(header, self.run.recipe_path)
         self.record = Record(self.run.path)
         entries = [entry for entry in self.record.entries if entry.refused is None]
         late = [entry for entry in entries if entry.step >= steps]

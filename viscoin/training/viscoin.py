@@ -32,6 +32,7 @@ from viscoin.models.explainer import Explainer, activations
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
 from viscoin.models.perceptual import Perceptual, find_perceptual
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.training import losses
 from viscoin.training.checkpoints import load_best
@@ -160,7 +161,10 @@ def train_viscoin(
     load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     if fabric.global_rank == 0:
-        save_model(run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores)
+        save_model(
+            run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores,
+            commands=commands_told(run.path),
+        )  # fmt: skip
     fabric.barrier()
     return run.model_path
 

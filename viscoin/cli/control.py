@@ -24,7 +24,7 @@ def control(
         ),
     ] = None,
     wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait until it is obeyed; 10.")
+        float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait until it is obeyed.")
     ] = 10.0,
 ) -> None:
     """Pause, change or end a training that runs.

@@ -253,6 +253,9 @@ class ViscoinConfig(Section):
     perceptual_loss: Literal["auto", "lpips", "classifier"] = "auto"
     horizontal_flip: bool = True
     evaluate_every: int = Field(1000, ge=1)
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without a better model that end the training"
+    )
 
     @model_validator(mode="after")
     def _concepts_that_can_be_held(self) -> "ViscoinConfig":
@@ -312,6 +315,7 @@ class JudgeConfig(Section):
     blurred: float = Field(0.3, ge=0, le=1, description="share of training images with softened edges, as G draws them")
     noisy: float = Field(0.2, ge=0, le=1, description="share of training images with noise")
     horizontal_flip: bool = True
+    early_stopping: int | None = Field(None, ge=1, description="epochs without a better model that end the training")
 
 
 class DiffMaskConfig(Section):
@@ -341,6 +345,9 @@ class DiffMaskConfig(Section):
     checkpoint: str | None = Field(None, description="a DiffMask of the same classifier to start from")
     sample_images: int = Field(8, ge=1, description="images of each split in the figures of masks")
     log_every_n_steps: int = Field(200, ge=1, description="steps between validations, figures of masks and checkpoints")
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without a better model that end the training"
+    )
     num_workers: int | None = Field(None, ge=0, description="threads that prepare batches; None: by the device")
 
 

@@ -11,6 +11,7 @@ from viscoin.cli import (
     attribute,
     concept_heatmaps,
     concepts,
+    control,
     data,
     dataset,
     demo,
@@ -54,6 +55,7 @@ app.add_typer(test.app, name="test")
 app.add_typer(ops.app, name="ops")
 for command in (
     logs.logs,
+    control.control,
     to_pickle.to_pickle,
     from_pickle.from_pickle,
     export.export,

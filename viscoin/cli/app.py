@@ -70,7 +70,7 @@ class Command(TyperCommand):
 PANELS = {
     "Start": ("demo", "train", "test", "data"),
     "Explain": ("explain", "attribute", "scorecard", "concepts", "amplify", "concept-heatmaps", "project"),
-    "Runs": ("logs", "sweep", "submit"),
+    "Runs": ("logs", "control", "sweep", "submit"),
     "Model files": ("export", "to-pickle", "from-pickle", "import-gan", "import-viscoin", "ops"),
 }
 

@@ -196,6 +196,15 @@ RUN: Mapping[str, tuple[Any, Any]] = {
         False,
         Annotated[bool, typer.Option("--allow-changes", help="Resume even if the recipe has changed.")],
     ),
+    "replay": (
+        None,
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--replay", metavar="RUN", help="Repeat the commands that steered RUN, each at its step, by its recipe."
+            ),
+        ],
+    ),
     "track": (
         None,
         Annotated[

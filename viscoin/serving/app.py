@@ -6,11 +6,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from viscoin.dashboard.pages import mount_pages
 from viscoin.runs.revision import describe_version
 from viscoin.serving import analysis, api, watching
-from viscoin.serving.problems import install
+from viscoin.serving.problems import AsProblems, install
 from viscoin.serving.security import Guard
 from viscoin.serving.state import Service, Settings
 from viscoin.serving.telemetry import Telemetry
@@ -32,7 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="viscoin", version="1", summary="Explanations of image classifiers by concepts and maps",
-        lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=BODY,
+        lifespan=lifespan, docs_url=None, redoc_url=None,
         form_limits={"max_files": api.MOST_FILES, "max_fields": 8},
     )  # fmt: skip
     app.state.service = service
@@ -44,6 +45,8 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry = Telemetry(service)
     _health(app, service, telemetry)
     mount_pages(app)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=BODY)
+    app.add_middleware(AsProblems)
     app.add_middleware(telemetry.middleware)
     app.add_middleware(Guard, token=settings.token, hosts=settings.hosts)
     return app

@@ -109,6 +109,8 @@ def check_format(content: bytes, name: str) -> None:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise Problem(413, f"{name} has far too many pixels", "make it smaller") from error
     except UNREADABLE as error:
         said = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({reason_of(error)})"
         raise Problem(415, f"{name} is no image that is taken{said}", f"send {', '.join(FORMATS)}") from error

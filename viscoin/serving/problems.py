@@ -9,7 +9,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from viscoin.errors import Refused
 
@@ -85,6 +87,32 @@ def install(app: FastAPI) -> None:
         number = uuid.uuid4().hex[:12]
         logger.error("error %s in %s %s", number, request.method, request.url.path, exc_info=error)
         return problem(500, f"an error of the service, number {number}", "its log says more; please report it")
+
+
+class AsProblems:
+    """Turns errors that the framework answers in plain text, before any handler is asked, into problems. Pure ASGI."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        plain: list[JSONResponse] = []
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400 and _is_plain(message):
+                plain.append(problem(message["status"], HTTPStatus(message["status"]).phrase))
+                return
+            if not plain:
+                await send(message)
+            elif not message.get("more_body"):
+                await plain[0](scope, receive, send)
+
+        await self.app(scope, receive, watched if scope["type"] == "http" else send)
+
+
+def _is_plain(message: Message) -> bool:
+    return Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain")
 
 
 def refused(error: Refused) -> JSONResponse:

@@ -1,5 +1,6 @@
 """How pictures of any shape become squares: as timm, torchvision and Pillow do it, and masks as their images."""
 
+import json
 import math
 from pathlib import Path
 from zipfile import ZipFile
@@ -8,14 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from timm.data.transforms_factory import transforms_imagenet_eval
+from tiny_models import Answer
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from viscoin.config import DatasetConfig, load_recipe
-from viscoin.datasets import load_dataset
+from viscoin.datasets import SPLITS, load_dataset
+from viscoin.datasets.fit_loss import measure_fit
 from viscoin.datasets.masks import object_box
 from viscoin.datasets.originals import original
-from viscoin.datasets.reading import BadImage, Fit, read_square, square
+from viscoin.datasets.reading import BadImage, Fit, image_size, read_square, square
 from viscoin.errors import Refused
 from viscoin.inference.loading import read_pictures
 
@@ -225,3 +228,46 @@ def test_bad_values_are_named():
 def test_a_picture_too_narrow_to_be_cropped_is_refused():
     with pytest.raises(BadImage, match="300000x8 px, too narrow"):
         Fit("crop", 0.9).apply(Image.new("L", (300_000, 8)), 256)
+
+
+def test_data_info_says_what_a_fit_cuts_away():
+    for i in range(24):
+        height = 72 if i % 3 else 300
+        stamp(Path(f"data/{'ab'[i % 2]}/{i:02}.png"), (60, height), (0, 0, 60, height))
+    answer = Answer("data", "data", "info", "--out", "info")
+    assert answer.code == 0, answer.out
+    assert "cut away by fit crop    median 17% of what is opaque or masked, at most 80%" in answer.out + answer.err
+    assert (
+        "more than a quarter of 8 of 24 images" in answer.out + answer.err
+        and "set --fit to object" in answer.out + answer.err
+    )
+    answer = Answer("data", "data", "info", "--fit", "object", "--json")
+    found = json.loads(answer.out)["cut_away"]
+    assert found["largest"] == 0 and found["advice"] is None and found["of"] == "objects"
+    answer = Answer("data", "data", "info", "--crop-share", "0.5", "--json")
+    assert json.loads(answer.out)["cut_away"]["more_than_a_quarter"] == 24
+
+
+def test_of_pictures_without_masks_the_area_counts():
+    for i in range(24):
+        path = Path(f"data/{'ab'[i % 2]}/{i:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph((60, 40 if i else 20), i).save(path)
+    parts = {split: load_dataset("data", split, DatasetConfig(name="data", resolution=16)) for split in SPLITS}
+    sizes = np.array([image_size(Path(file)) for part in parts.values() for file in part.files])
+    loss = measure_fit(parts, sizes)
+    assert np.isclose(np.median(loss.shares), 1 / 3) and np.isclose(loss.shares.max(), 2 / 3)
+    assert not loss.of_objects and loss.advice is None and loss.files[int(loss.shares.argmax())] == "data/a/00.png"
+    for part in parts.values():
+        part.fit = Fit("pad")
+    assert measure_fit(parts, sizes).shares.max() == 0
+
+
+def test_options_of_data_refuse_bad_fits():
+    for option, value in {"--fit": "zoom", "--crop-share": "1.5", "--interpolation": "magic"}.items():
+        answer = Answer("data", "birds", "info", option, value)
+        assert answer.code == 2 and option.strip("-").replace("-", "_") in answer.out + answer.err, (
+            answer.out + answer.err
+        )
+    answer = Answer("data", "birds", "split", "--fit", "pad")
+    assert answer.code == 2 and "--fit belongs to data birds info, show or export" in answer.out + answer.err

@@ -202,7 +202,8 @@ class ViscoinConfig(Section):
     mid_layer: int = Field(10, ge=0, le=1000)
     weight_norm: bool = False
     dropout: float = Field(0.01, ge=0, lt=1)
-    steps: int = Field(100_000, ge=1)
+    steps: int = Field(100_000, ge=0, description="0, of concepts of the pursuit: they stay as they are found")
+    without_generator: bool = Field(False, description="Psi and Theta alone: concepts, which cannot be drawn")
     support_width: int | None = Field(
         None, ge=1, le=MOST_CONCEPTS, description="numbers of the support Phi'; default: 9 for each concept"
     )
@@ -252,6 +253,9 @@ class ViscoinConfig(Section):
     perceptual_loss: Literal["auto", "lpips", "classifier"] = "auto"
     horizontal_flip: bool = True
     evaluate_every: int = Field(1000, ge=1)
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without a better model that end the training"
+    )
 
     @model_validator(mode="after")
     def _concepts_that_can_be_held(self) -> "ViscoinConfig":
@@ -259,6 +263,11 @@ class ViscoinConfig(Section):
             raise ValueError(
                 f"viscoin.hold_concepts = {self.hold_concepts:g} holds the concepts of the pursuit, but "
                 f"viscoin.initialisation is {self.initialisation}; set it to pursuit, or viscoin.hold_concepts to 0"
+            )
+        if not self.steps and not (self.without_generator and self.initialisation == "pursuit"):
+            raise ValueError(
+                "viscoin.steps = 0 leaves random concepts, or a generator that draws nothing; set "
+                "viscoin.without_generator and viscoin.initialisation=pursuit, or train"
             )
         if self.directions and self.hold_concepts < 1:
             raise ValueError(
@@ -306,6 +315,7 @@ class JudgeConfig(Section):
     blurred: float = Field(0.3, ge=0, le=1, description="share of training images with softened edges, as G draws them")
     noisy: float = Field(0.2, ge=0, le=1, description="share of training images with noise")
     horizontal_flip: bool = True
+    early_stopping: int | None = Field(None, ge=1, description="epochs without a better model that end the training")
 
 
 class DiffMaskConfig(Section):
@@ -335,6 +345,9 @@ class DiffMaskConfig(Section):
     checkpoint: str | None = Field(None, description="a DiffMask of the same classifier to start from")
     sample_images: int = Field(8, ge=1, description="images of each split in the figures of masks")
     log_every_n_steps: int = Field(200, ge=1, description="steps between validations, figures of masks and checkpoints")
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without a better model that end the training"
+    )
     num_workers: int | None = Field(None, ge=0, description="threads that prepare batches; None: by the device")
 
 

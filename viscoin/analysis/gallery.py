@@ -35,7 +35,7 @@ class ConceptView:
     Attributes:
         concept: its index.
         examples: images that activate it, the strongest first.
-        factors: (F,) multipliers of the strip.
+        factors: (F,) multipliers of the strip; none, and no strip, without a generator.
         strip: (F, H, W, 3) uint8, the strongest example generated with the concept multiplied by each factor.
         change: (H, W) in [0, 1], how far the last factor is from the reconstruction; 1 is black against white.
         predicted: class that g predicts for that example.
@@ -75,21 +75,41 @@ def view_concepts(
 
     def viewed(start: int) -> list[ConceptView]:
         chosen = [int(k) for k in concepts[start : start + STRIPS_AT_ONCE]]
-        found = [_most_activating(table, dataset, k, examples) for k in chosen]
-        crops = iter(_crops(ensemble, dataset, table, chosen, found, device, batch_size))
-        best = table.indices[[rows[0] for rows in found]]
+        shown = examples_of(ensemble, dataset, table, chosen, examples, device, batch_size)
+        bar.update(len(chosen))
+        if not ensemble.draws:
+            return [_undrawn(k, shown[k], dataset, table) for k in chosen]
+        best = table.indices[[shown[k][0].row for k in chosen]]
         selection = F.one_hot(torch.tensor(chosen), table.activations.shape[1]).bool()
         strips = amplify_images(ensemble, dataset.batch(best)[0], selection, factors, device, batch_size)
-        views = []
-        for place, (k, rows) in enumerate(zip(chosen, found)):
-            shown = [Example(int(row), float(table.activations[row, k]), next(crops)) for row in rows]
-            views.append(_view(k, shown, strips, place))
-        bar.update(len(chosen))
-        return views
+        return [_view(k, shown[k], strips, place) for place, k in enumerate(chosen)]
 
     starts = own(range(0, len(concepts), STRIPS_AT_ONCE))
     with progress(sum(len(concepts[start : start + STRIPS_AT_ONCE]) for start in starts), "pages", "concept") as bar:
         return {view.concept: view for views in collect(map(viewed, starts)) for view in views}
+
+
+def examples_of(
+    ensemble: VisCoIN,
+    dataset: ImageDataset,
+    table: ConceptTable,
+    concepts: Sequence[int],
+    count: int = 8,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+) -> dict[int, list[Example]]:
+    """The images that activate each concept most, the strongest first, with where it fires; none for dead ones.
+
+    A crop is the window that holds most of the concept's heatmap.
+    """
+    alive = [k for k in concepts if not table.dead[k]]
+    found = [_most_activating(table, dataset, k, count) for k in alive]
+    crops = iter(_crops(ensemble, dataset, table, alive, found, device, batch_size) if alive else ())
+    shown = {
+        k: [Example(int(row), float(table.activations[row, k]), next(crops)) for row in rows]
+        for k, rows in zip(alive, found, strict=True)
+    }
+    return {k: shown.get(k, []) for k in concepts}
 
 
 def _most_activating(table: ConceptTable, dataset: ImageDataset, concept: int, count: int) -> np.ndarray:
@@ -123,6 +143,12 @@ def _crops(
         places += mass.flatten(1).argmax(1).tolist()
     steps = dataset.resolution - side + 1
     return [(place % steps, place // steps, side) for place in places]
+
+
+def _undrawn(concept: int, examples: list[Example], dataset: ImageDataset, table: ConceptTable) -> ConceptView:
+    side, none = dataset.resolution, np.zeros(0)
+    strip, change = np.zeros((0, side, side, 3), np.uint8), np.zeros((side, side))
+    return ConceptView(concept, examples, none, strip, change, int(table.predicted[examples[0].row]), none, none)
 
 
 def _view(concept: int, examples: list[Example], strips: AmplificationResult, row: int) -> ConceptView:

@@ -12,6 +12,7 @@ from viscoin.analysis.concepts import ConceptTable
 from viscoin.datasets import ImageDataset
 from viscoin.inference.batches import choose_images, evaluation, own_batches
 from viscoin.models.ensemble import VisCoIN
+from viscoin.models.no_generator import REASON
 
 RECONSTRUCTED = 200  # images, drawn at random
 LEAST_ACCURACY, LEAST_AGREEMENT, LEAST_KEPT = 0.8, 0.9, 0.7
@@ -24,10 +25,10 @@ class Quality:
 
     Attributes:
         n: images that f and g were asked about.
-        f_accuracy, g_accuracy: share that each puts into its true class.
+        f_accuracy, g_accuracy: share that each puts into its true class; NaN of images without labels.
         agreement: share for which both say the same.
         never_right: classes, with their numbers of images, of which f recognises none.
-        n_reconstructed: images that were reconstructed.
+        n_reconstructed: images that were reconstructed; 0 without a generator, and then the next two are NaN.
         reconstruction_l1: mean |difference| of the reconstructions from their images, whose values are in [-1, 1].
         kept: share of the reconstructions that f puts into the class that it says the image is of.
     """
@@ -42,8 +43,9 @@ class Quality:
     kept: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, and the warnings."""
-        numbers = {key: value for key, value in vars(self).items() if key not in ("n", "never_right")}
+        """Plain numbers, those that are known, and the warnings."""
+        left_out = {"n", "never_right", *(key for key, value in vars(self).items() if value != value)}
+        numbers = {key: value for key, value in vars(self).items() if key not in left_out}
         return numbers | {"never_right": [name for name, _ in self.never_right], "warnings": self.warnings}
 
     @property
@@ -60,6 +62,8 @@ class Quality:
             found.append(f"f recognises no image of {some}{more}: concepts of these classes mean nothing.")
         if self.agreement < LEAST_AGREEMENT:
             found.append(f"g says the same as f on only {self.agreement:.2f} of the images: it explains another model.")
+        if not self.n_reconstructed:
+            found.append(f"Nothing is drawn: {REASON}.")
         if self.kept < LEAST_KEPT:
             found.append(
                 f"f says the same of only {self.kept:.2f} of the reconstructions as of their images: what "
@@ -82,14 +86,17 @@ def measure_quality(
     counts = np.bincount(table.labels, minlength=len(dataset.class_names))
     recognised = np.bincount(table.labels[right], minlength=len(counts))
     lost = np.flatnonzero((counts > 0) & (recognised == 0))
-    error, kept = _reconstructions(ensemble, dataset, chosen, device, batch_size)
+    known = 1.0 if dataset.labelled else np.nan
+    error = kept = float("nan")
+    if ensemble.draws:
+        error, kept = _reconstructions(ensemble, dataset, chosen, device, batch_size)
     return Quality(
         n=len(table.labels),
-        f_accuracy=float(right.mean()),
-        g_accuracy=float((table.predicted == table.labels).mean()),
+        f_accuracy=float(right.mean()) * known,
+        g_accuracy=float((table.predicted == table.labels).mean()) * known,
         agreement=float((table.predicted == f).mean()),
         never_right=[(dataset.class_names[c], int(counts[c])) for c in lost],
-        n_reconstructed=len(chosen),
+        n_reconstructed=len(chosen) if ensemble.draws else 0,
         reconstruction_l1=error,
         kept=kept,
     )

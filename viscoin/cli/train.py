@@ -187,10 +187,21 @@ def gan(
 def viscoin(
     *,
     steps: Annotated[
-        int | None, typer.Option("--steps", "--epochs", min=1, metavar="N", help="Training steps (batches).")
+        int | None, typer.Option("--steps", "--epochs", min=0, metavar="N", help="Training steps (batches).")
     ] = None,
     classifier: Annotated[Path | None, options.model_option("--classifier", "Classifier f")] = None,
     gan: Annotated[Path | None, options.model_option("--gan", "Generator G")] = None,
+    without_generator: Annotated[
+        bool, typer.Option("--without-generator", help="Psi and Theta alone: concepts that cannot be drawn.")
+    ] = False,
+    initialisation: Annotated[
+        str | None,
+        typer.Option(
+            "--initialisation",
+            metavar="random|channels|pursuit",
+            help="How concepts start; pursuit with --without-generator and --steps 0 takes seconds.",
+        ),
+    ] = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
     learning_rate: options.LearningRate = None,
@@ -198,13 +209,16 @@ def viscoin(
     runtime: "Runtime",
 ) -> None:
     """Train Psi, Theta and Omega on a frozen f and G."""
-    keys = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "learning_rate": learning_rate}
+    keys = {
+        "steps": steps, "batch_size": batch_size, "accumulate": accumulate, "learning_rate": learning_rate,
+        "without_generator": without_generator or None, "initialisation": initialisation,
+    }  # fmt: skip
     _train("viscoin", run, runtime, keys, {"classifier": classifier, "gan": gan})
 
 
 @app.command("all", cls=Command)
 @options.with_runtime
-@options.with_run
+@options.with_run(without=("replay",))
 def everything(*, backbone: Backbone = None, run: "RunOptions", runtime: "Runtime") -> None:
     """Train f, G and the ensemble, one after the other.
 

@@ -15,7 +15,7 @@ from viscoin.datasets.reading import Fit
 from viscoin.datasets.walking import why_not
 from viscoin.errors import Refused, not_a_file
 
-__all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "to_images", "to_pixels"]
+__all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "load_unlabelled", "to_images", "to_pixels"]
 
 LOADERS = {
     "birds": "viscoin.datasets.birds.dataset:load_birds",
@@ -92,6 +92,21 @@ def _load(name_or_path: str, split: str, config: DatasetConfig, labelled: bool) 
             f"classes and splits give `dataset` {known} and `dataset_path` {path}"
         )
     return load_folder(path, split, config, labelled)
+
+
+def load_unlabelled(path: Path, config: DatasetConfig) -> ImageDataset:
+    """All images of a folder or zip, whatever its folders are called; see `folder.load_whole`.
+
+    Raises:
+        ValueError: no images, or files that cannot be used (unless `config.skip_bad_files`).
+    """
+    from viscoin.datasets.folder import folder_tree, load_whole
+    from viscoin.datasets.zip import open_zip
+
+    if path.is_dir():
+        return load_whole(folder_tree(path, config.skip_bad_files), path.resolve().name, config)
+    with open_zip(path) as tree:
+        return load_whole(tree, path.stem, config)
 
 
 def _check_fit(name: str, config: DatasetConfig) -> None:

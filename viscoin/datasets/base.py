@@ -32,6 +32,7 @@ class ImageDataset:
     has_truth = False
     attribute_names: Sequence[str] = ()
     part_names: Sequence[str] = ()
+    labelled = True  # whether labels are given, and not f's own predictions
     fit: Fit = CROP  # how files of any shape became its squares
 
     def __init__(

@@ -15,6 +15,7 @@ from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.files import draw, judge, no_images_error, read_files, select_rows, warn_about_duplicates
 from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, make_tree, warn_once
 from viscoin.datasets.masks import MaskedDataset, masks_of, stem
+from viscoin.datasets.reading import Fit
 from viscoin.datasets.walking import Found, walk, why_not
 from viscoin.errors import Refused
 
@@ -115,6 +116,27 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
     )
     masked, own = masks_of([names[file] for file in of_split], of_split, tree.masks)
     return MaskedDataset(*data, images=of_split, masks=own) if masked else ImageDataset(*data)
+
+
+def load_whole(tree: Tree, name: str, config: DatasetConfig) -> ImageDataset:
+    """All images of a folder or zip as one split, "all", in the order of their names; classes are not looked at.
+
+    Raises:
+        ValueError: no images, or files that cannot be used (unless `config.skip_bad_files`).
+    """
+    listing = list_images(tree, "none", config.skip_bad_files)
+    files = [file for file, _ in listing.items]
+    names = {file: name for name, file in tree.files.items()}
+    masks = [tree.masks.get(stem(names[file])) for file in files] if tree.masks else None
+    pixels, kept = read_files(name, files, config, tree.root, masks=masks)
+    if not len(kept):
+        raise ValueError(f"{tree.root} holds no images that can be read; add images")
+    shown = [files[i] for i in kept]
+    data = (name, "all", pixels, np.zeros(len(kept), int), listing.class_names, [str(file) for file in shown])
+    masked, own = masks_of([names[file] for file in shown], shown, tree.masks)
+    found = MaskedDataset(*data, images=shown, masks=own) if masked else ImageDataset(*data)
+    found.labelled, found.fit = False, Fit.of(config)
+    return found
 
 
 def _drawn(items: list[Item], limit: int | None, seed: int) -> list[Item]:

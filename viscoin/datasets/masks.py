@@ -82,6 +82,15 @@ class MaskedDataset(ImageDataset):
             return None
         return object_box(self._images[index], None if self._masks is None else self._masks[index])
 
+    def lost_share(self, index: int) -> float:
+        """Share of the object's pixels in its file that lie outside of the square; errors as `part_masks`."""
+        mask = read_mask(self._checked[index])
+        if self.fit.mode == "object" or not mask.any():
+            return 0.0
+        left, top, right, bottom = self.fit.visible((mask.shape[1], mask.shape[0]), self.resolution)
+        inside = mask[round(top) : round(bottom), round(left) : round(right)]
+        return 1 - int(inside.sum()) / int(mask.sum())
+
     @cached_property
     def _checked(self) -> Sequence[ImageFile]:
         """The file of each mask, after a look at all of them."""

@@ -121,6 +121,17 @@ class Fit:
             outer = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
         return Placement(whole, outer, (-round((outer[0] - side) / 2), -round((outer[1] - side) / 2)))
 
+    def visible(self, size: tuple[int, int], side: int) -> Box:
+        """What of such a picture its square shows, pixels of the picture."""
+        (left, top, right, bottom), (width, height), (x, y) = self.place(size, side)
+        across, down = (right - left) / width, (bottom - top) / height
+        return (
+            max(left, left - x * across),
+            max(top, top - y * down),
+            min(right, left + (side - x) * across),
+            min(bottom, top + (side - y) * down),
+        )
+
     def enlarges(self, size: tuple[int, int], side: int) -> bool:
         """Whether pixels of such a picture become larger."""
         (left, top, right, bottom), (width, height), _ = self.place(size, side)

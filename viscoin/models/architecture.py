@@ -72,15 +72,24 @@ class ExplainingArchitecture(Settings):
     n_concepts: Size
     latent_channels: Size
     support_width: Size | None = None  # files of older versions have neither: 9 for each concept, learned
-    support: Literal["learned", "components"] = "learned"
+    support: Literal["learned", "components", "none"] = "learned"
     dropout: Share
     weight_norm: bool
 
 
 class EnsembleArchitecture(ExplainingArchitecture):
-    """That of `VisCoIN`."""
+    """That of `VisCoIN`; without a generator there is no support either, and its width is 0."""
 
     classifier: ClassifierArchitecture
+    generator: AdaptedArchitecture | None  # type: ignore[assignment]  # one of `PartsArchitecture` cannot be missing
+    support_width: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _support_is_for_a_generator(self) -> "EnsembleArchitecture":
+        without = self.support == "none"
+        if (self.generator is None) != without or (self.support_width == 0) != without:
+            raise ValueError("a generator and a support belong together")
+        return self
 
 
 class PartsArchitecture(Settings):

@@ -24,8 +24,8 @@ class ConceptExtractor(nn.Module):
         n_concepts: K.
         latent_channels: channels of each map on the common grid.
         support_width: S, numbers of the support; by default 9K as published, whose layers then grow with K^2.
-        support: how the support is read: "learned" by two layers from the latent as published, or "components",
-            whitened principal components of the maps, which need no training.
+        support: how the support is read: "learned" by two layers from the latent as published, "components",
+            whitened principal components of the maps, which need no training, or "none", for want of a generator.
     """
 
     def __init__(
@@ -44,8 +44,11 @@ class ConceptExtractor(nn.Module):
         self.conv1, self.conv2, self.conv3 = (self._to_grid(*shape) for shape in feature_shapes)
         self.conv4 = nn.Conv2d(3 * latent_channels, 3 * latent_channels, 3, padding=1)
         self.conv5 = nn.Conv2d(3 * latent_channels, n_concepts, 1)
-        self.support_width = support_width or n_concepts * CONCEPT_GRID**2
+        self.support_kind = support
+        self.support_width = 0 if support == "none" else support_width or n_concepts * CONCEPT_GRID**2
         self.components = None
+        if support == "none":
+            return
         if support == "components":
             self.components = PooledComponents(feature_shapes, CONCEPT_GRID, self.support_width)
         else:
@@ -75,6 +78,8 @@ class ConceptExtractor(nn.Module):
 
     def support(self, maps: Sequence[Tensor], latent: Tensor) -> Tensor:
         """Phi' (B, S), which the generator alone needs; learned, it is >= 0."""
+        if self.support_kind == "none":
+            return latent.new_zeros(len(latent), 0)
         if self.components is not None:
             return self.components(maps)
         pooled = F.adaptive_avg_pool2d(latent, CONCEPT_GRID).flatten(1)

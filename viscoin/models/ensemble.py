@@ -1,7 +1,7 @@
 """The ensemble VisCoIN: f, Psi, Theta, Omega and G (Parekh et al., ICLR 2025, arXiv 2407.01331)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from viscoin.models.classifier import Classifier, ClassifierOutput
 from viscoin.models.concept_extractor import ConceptExtractor
 from viscoin.models.explainer import Explainer, activations
 from viscoin.models.generator import AdaptedGenerator
+from viscoin.models.no_generator import NoGenerator
 
 
 class Encoding(NamedTuple):
@@ -18,7 +19,7 @@ class Encoding(NamedTuple):
     logits: Tensor  # of f, (B, n_classes)
     maps: tuple[Tensor, ...]  # the three feature maps of f, (B, C_i, H_i, W_i)
     concept_maps: Tensor  # Phi, (B, K, 3, 3), >= 0
-    support: Tensor  # Phi', (B, S)
+    support: Tensor  # Phi', (B, S), S = 0 without a generator
     latent: Tensor  # of Psi, what concepts and support are read from, (B, C, h, w)
 
 
@@ -29,7 +30,9 @@ class VisCoIN(nn.Module):
     them to images and style vectors.
 
     Args:
-        classifier, concept_extractor, explainer, generator: the parts, which must fit together.
+        classifier, concept_extractor, explainer, generator: the parts, which must fit together. Without a generator
+            (None) there are concepts, their votes and their places, as in FLINT (Parekh et al. 2021, arXiv 2010.09345),
+            and whatever draws is refused.
         class_names: one for each logit.
 
     Raises:
@@ -41,7 +44,7 @@ class VisCoIN(nn.Module):
         classifier: Classifier,
         concept_extractor: ConceptExtractor,
         explainer: Explainer,
-        generator: AdaptedGenerator,
+        generator: AdaptedGenerator | None,
         class_names: Sequence[str],
     ) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class VisCoIN(nn.Module):
         self.classifier = classifier.requires_grad_(False).eval()
         self.concept_extractor = concept_extractor
         self.explainer = explainer
-        self.generator = generator
+        self.generator = cast(AdaptedGenerator, NoGenerator() if generator is None else generator)
         self.class_names = list(class_names)
 
     @classmethod
@@ -58,11 +61,12 @@ class VisCoIN(nn.Module):
         classifier = Classifier(**architecture["classifier"])
         n_concepts, width = architecture["n_concepts"], architecture.get("support_width")
         support, channels = architecture.get("support", "learned"), architecture["latent_channels"]
+        drawing = architecture["generator"]
         return cls(
             classifier,
             ConceptExtractor(classifier.feature_shapes, n_concepts, channels, width, support),
             Explainer(n_concepts, classifier.n_classes, architecture["dropout"], architecture["weight_norm"]),
-            AdaptedGenerator(n_concepts=n_concepts, support_width=width, **architecture["generator"]),
+            None if drawing is None else AdaptedGenerator(n_concepts=n_concepts, support_width=width, **drawing),
             class_names,
         )
 
@@ -75,10 +79,15 @@ class VisCoIN(nn.Module):
             "n_concepts": self.n_concepts,
             "latent_channels": self.concept_extractor.latent_channels,
             "support_width": self.concept_extractor.support_width,
-            "support": "learned" if self.concept_extractor.components is None else "components",
+            "support": self.concept_extractor.support_kind,
             "dropout": self.explainer.dropout.p,
             "weight_norm": self.explainer.weight_norm,
         }
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a generator."""
+        return not isinstance(self.generator, NoGenerator)
 
     @property
     def n_concepts(self) -> int:
@@ -164,7 +173,7 @@ def _check_fit(
     classifier: Classifier,
     concept_extractor: ConceptExtractor,
     explainer: Explainer,
-    generator: AdaptedGenerator,
+    generator: AdaptedGenerator | None,
     class_names: Sequence[str],
 ) -> None:
     if not classifier.n_classes == explainer.n_classes == len(class_names):
@@ -176,6 +185,10 @@ def _check_fit(
         raise ValueError(
             f"the concept extractor has {concept_extractor.n_concepts} concepts, the explainer {explainer.n_concepts}"
         )
+    if (generator is None) != (concept_extractor.support_kind == "none"):
+        raise ValueError("the support is what a generator reads; an ensemble has both or neither")
+    if generator is None:
+        return
     if generator.img_resolution != classifier.resolution or generator.img_channels != 3:
         raise ValueError(
             f"the generator makes images of {generator.img_resolution} px with {generator.img_channels} channels, "

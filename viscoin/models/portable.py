@@ -72,7 +72,8 @@ class ConceptsPart(nn.Module):
         concept_maps, support, _ = self.concept_extractor(maps)
         phi = activations(concept_maps)
         contributions = phi[:, None, :] * self.explainer.weight
-        return logits, self.explainer(concept_maps), phi, contributions, concept_maps, support
+        found = (logits, self.explainer(concept_maps), phi, contributions, concept_maps)
+        return (*found, support) if self.concept_extractor.support_width else found
 
 
 def _plain(linear: nn.Linear) -> nn.Linear:
@@ -185,7 +186,6 @@ def _classifier(f: Classifier) -> Part:
 
 def _concepts(model: VisCoIN) -> Part:
     f, n_concepts = model.classifier, model.n_concepts
-    maps, support = _codes(model)
     outputs = (
         Port("logits", (f.n_classes,), "logits of the classifier f, one for each class"),
         Port("explained_logits", (f.n_classes,), "logits of g, computed from the concepts alone"),
@@ -197,8 +197,7 @@ def _concepts(model: VisCoIN) -> Part:
             "class are the explained logits, and divided by the largest absolute value over concepts they are the "
             "relevance",
         ),
-        maps,
-        support,
+        *_codes(model),
     )
     architecture = {"classifier": f.architecture, "latent_channels": model.concept_extractor.latent_channels}
     return Part(
@@ -276,7 +275,10 @@ def _drawn(generator: Generator | AdaptedGenerator) -> Port:
 def _codes(model: VisCoIN) -> tuple[Port, ...]:
     extractor = model.concept_extractor
     sign = " >= 0" if extractor.components is None else ""
+    maps = Port("concept_maps", (extractor.n_concepts, CONCEPT_GRID, CONCEPT_GRID), "concept maps Phi >= 0")
+    if not model.draws:
+        return (maps,)
     return (
-        Port("concept_maps", (extractor.n_concepts, CONCEPT_GRID, CONCEPT_GRID), "concept maps Phi >= 0"),
+        maps,
         Port("support", (extractor.support_width,), f"support Phi'{sign}, which the generator alone needs"),
     )

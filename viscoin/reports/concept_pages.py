@@ -62,6 +62,8 @@ def write_concept_report(
         finest = max(finest, len(pixels))
         _save(Image.fromarray(pixels), pages / report.picture(row))
     for k, view in views.items():
+        if not len(view.strip):
+            continue
         _save(
             Image.fromarray(_strip(view, dataset, table)), pages / f"amplified/{k}.jpg", LARGEST * (len(view.strip) + 2)
         )
@@ -93,7 +95,7 @@ class _Report:
             row |= {"dead": bool(table.dead[k]), "class_index": _place(dataset.class_names, row["class"])}
         for k, crops in self._crops().items():
             self.concepts[k]["crops"] = crops
-        self.classes = class_rows(table, dataset.class_names)
+        self.classes = class_rows(table, dataset.class_names, dataset.labelled)
         for c, row in enumerate(self.classes):
             row |= {"index": c, "page": f"class-{c}.html"}
 

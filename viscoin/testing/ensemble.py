@@ -25,6 +25,7 @@ from viscoin.testing.sufficiency import Sufficiency, kept_counts, kept_hits
 Falls = list[Faithfulness] | None  # of one batch; None where no image of it is tested for faithfulness
 
 RELEVANT = 0.5  # mean relevance of a concept that counts as one of a class
+DRAWN = ("f_rebuilt", "g_rebuilt", "l1", "mse", "perceptual", "features", "features_rebuilt")  # of reconstructions
 
 # (rebuilt, images, maps of f on rebuilt, maps of f on images) -> distance (B,)
 Perceptual = Callable[[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
@@ -65,6 +66,11 @@ class EnsembleResult:
         return len(self.labels)
 
     @property
+    def drawn(self) -> bool:
+        """Whether there are reconstructions; without a generator all that is of them has length 0."""
+        return len(self.l1) > 0
+
+    @property
     def confusion(self) -> np.ndarray:
         """Counts (C, C) of g: row = true class, column = predicted class."""
         return measures.confusion(self.g_predicted, self.labels, len(self.class_names))
@@ -91,26 +97,27 @@ class EnsembleResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, in sections; `estimates` has them with intervals."""
-        return {
+        numbers: dict[str, Any] = {
             "n": self.n,
             "seed": self.seed,
-            "classifier": {
-                "accuracy": measures.accuracy(self.f_predicted, self.labels),
-                "accuracy_on_reconstructions": measures.accuracy(self.f_rebuilt, self.labels),
-            },
+            "classifier": {"accuracy": measures.accuracy(self.f_predicted, self.labels)},
             "ensemble": {
                 "accuracy": measures.accuracy(self.g_predicted, self.labels),
                 "agreement": measures.accuracy(self.g_predicted, self.f_predicted),
-                "accuracy_on_reconstructions": measures.accuracy(self.g_rebuilt, self.labels),
             },
-            "reconstruction": {
+        }
+        if self.drawn:
+            for name, predicted in (("classifier", self.f_rebuilt), ("ensemble", self.g_rebuilt)):
+                numbers[name]["accuracy_on_reconstructions"] = measures.accuracy(predicted, self.labels)
+            numbers["reconstruction"] = {
                 "l1": float(self.l1.mean()),
                 "mse": float(self.mse.mean()),
                 "perceptual": float(self.perceptual.mean()),
                 "perceptual_name": self.perceptual_name,
                 "fid": self.fid,
                 "fid_features": self.features_name,
-            },
+            }
+        return numbers | {
             "faithfulness": {f"{item.threshold:g}": item.to_dict() for item in self.faithfulness},
             "kept_concepts": {item.ranking: item.to_dict() for item in self.sufficiency},
             "concepts": {
@@ -130,12 +137,13 @@ class EnsembleResult:
             "classifier.accuracy": self.f_predicted == self.labels,
             "ensemble.accuracy": self.g_predicted == self.labels,
             "ensemble.agreement": self.g_predicted == self.f_predicted,
-            "classifier.accuracy_on_reconstructions": self.f_rebuilt == self.labels,
-            "ensemble.accuracy_on_reconstructions": self.g_rebuilt == self.labels,
         }
-        distances = {f"reconstruction.{key}": getattr(self, key) for key in ("l1", "mse", "perceptual")}
-        found = {key: bootstrap(values, seed=self.seed) for key, values in {**hits, **distances}.items()}
-        if fid and self.n > 1:
+        if self.drawn:
+            hits["classifier.accuracy_on_reconstructions"] = self.f_rebuilt == self.labels
+            hits["ensemble.accuracy_on_reconstructions"] = self.g_rebuilt == self.labels
+            hits |= {f"reconstruction.{key}": getattr(self, key) for key in ("l1", "mse", "perceptual")}
+        found = {key: bootstrap(values, seed=self.seed) for key, values in hits.items()}
+        if fid and self.drawn and self.n > 1:
             found["reconstruction.fid"] = jackknife(self.n, self._distance, seed=self.seed)
         for part in self.faithfulness:
             found |= {f"faithfulness.{part.threshold:g}.{key}": e for key, e in part.estimates(self.seed).items()}
@@ -200,14 +208,21 @@ def test_ensemble(
         logits = ensemble.explain(code.concept_maps)
         classes, phi = logits.argmax(1), ensemble.activations(code.concept_maps)
         relevance = ensemble.relevance(phi, classes)
+        labels = torch.from_numpy(dataset.labels[chosen]).to(images.device)
+        hits = kept_hits(ensemble, phi, relevance, labels, chosen, seed)
+        values = {
+            "f_predicted": _array(code.logits.argmax(1)),
+            "g_predicted": _array(classes),
+            "activations": _array(phi),
+            "relevance": _array(relevance),
+        }
+        if not ensemble.draws:
+            return {**values, **dict.fromkeys(DRAWN, np.zeros(0))}, hits, None
         rebuilt = ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
         again = ensemble.encode(rebuilt)
         logits_again = ensemble.explain(again.concept_maps)
         difference = (rebuilt - images).flatten(1)
-        labels = torch.from_numpy(dataset.labels[chosen]).to(images.device)
-        values = {
-            "f_predicted": _array(code.logits.argmax(1)),
-            "g_predicted": _array(classes),
+        values |= {
             "f_rebuilt": _array(again.logits.argmax(1)),
             "g_rebuilt": _array(logits_again.argmax(1)),
             "l1": _array(difference.abs().mean(1)),
@@ -215,10 +230,7 @@ def test_ensemble(
             "perceptual": _per_image(distance(rebuilt, images, again.maps, code.maps), len(images)),
             "features": _array(network(to_uint8(images))[0].float()),
             "features_rebuilt": _array(network(to_uint8(rebuilt))[0].float()),
-            "activations": _array(phi),
-            "relevance": _array(relevance),
         }
-        hits = kept_hits(ensemble, phi, relevance, labels, chosen, seed)
         removable = np.isin(chosen, tested)
         if not removable.any():
             return values, hits, None

@@ -15,6 +15,7 @@ from viscoin.inference.batches import TooFewImages
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.judge import Judge
+from viscoin.models.no_generator import REASON
 from viscoin.models.perceptual import find_perceptual
 from viscoin.statistics.bootstrap import Estimate
 from viscoin.testing.baselines import Comparison, choose_rivals, compare
@@ -49,6 +50,7 @@ MEASURES = (
     "truth",
 )  # fmt: skip
 
+OF_PICTURES = ("reconstruction", "fid", "faithfulness", "consistency", "drawing")  # that a generator draws
 COMPARED = ("surrogate", "truth")  # the measures that need validation images, and that rivals are measured by
 
 Result = TypeVar("Result")
@@ -173,6 +175,9 @@ def measure_viscoin(
     """
     chosen, wanted = choose_rivals(rivals), _wanted(measures, dataset, validation)
     left_out: dict[str, str] = {}
+    if not ensemble.draws:
+        left_out = _of_pictures(wanted, asked=measures is not None)
+        wanted = tuple(name for name in wanted if name not in left_out)
 
     def attempt(name: str, take: Callable[[], Result]) -> Result | None:
         if name not in wanted:
@@ -223,6 +228,8 @@ def measure_viscoin(
     for name, reason in drawing.left_out.items() if drawing is not None else ():
         logger.warning("left out: %s: %s", name, reason)
         left_out[name] = reason
+    if not ensemble.draws and "truth" in wanted:
+        logger.warning("left out: what edits change in images, of truth: %s", REASON)
     taken = tuple(name for name in wanted if name not in left_out)
     return ViscoinMeasures(result, surrogate, consistency, truth, drawing, taken, left_out)
 
@@ -237,6 +244,15 @@ def _wanted(measures: Sequence[str] | None, dataset: ImageDataset, validation: I
     if "truth" in measures and not dataset.has_truth:
         raise Refused("measures", "truth", f"dataset {dataset.name!r} has no ground truth")
     return tuple(name for name in MEASURES if name in measures)
+
+
+def _of_pictures(wanted: Sequence[str], asked: bool) -> dict[str, str]:
+    """The measures that need a generator, and why; Refused where one was asked for by name."""
+    names = [name for name in wanted if name in OF_PICTURES]
+    if names and asked:
+        raise Refused("measures", names[0], REASON, f"choose others than {', '.join(OF_PICTURES)}")
+    logger.warning("left out: %s: %s", ", ".join(names), REASON)
+    return dict.fromkeys(names, REASON)
 
 
 def _given(validation: ImageDataset | None) -> ImageDataset:

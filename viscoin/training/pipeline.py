@@ -24,7 +24,10 @@ from viscoin.datasets import (
 from viscoin.errors import Refused
 from viscoin.kinds import CHAIN, KINDS, load
 from viscoin.processes import is_first_process
+from viscoin.runs.control import RECORD
+from viscoin.runs.replay import start_replay
 from viscoin.runs.run import RUNS, Run, newest_run
+from viscoin.runs.status import FILE as STATUS
 from viscoin.runs.tracking import parse_trackers, tracked
 from viscoin.runs.transcript import FILE, keep_in
 from viscoin.signals import Stopped, held
@@ -50,6 +53,7 @@ class RunOptions:
         out: folder of the run; None means a new one in runs/, or with `resume` the newest of its kind.
         resume: there must be a run to resume.
         allow_changes: resume even if the recipe differs from the saved one.
+        replay: run whose commands to repeat, each at its step; its recipe is the default.
         track: trackers; None means those of the resumed run.
         skip_bad_files: skip unreadable images.
     """
@@ -63,6 +67,7 @@ class RunOptions:
     out: Path | None = None
     resume: bool = False
     allow_changes: bool = False
+    replay: Path | None = None
     track: Sequence[str] | None = None
     skip_bad_files: bool = False
 
@@ -97,6 +102,8 @@ def resolve_recipe(
         run = _run_to_resume(kind, options, overrides.get("dataset.name", DEFAULT_DATASET))
         if options.recipe is None:
             return override_recipe(run.recipe, overrides)
+    elif options.replay is not None and options.recipe is None:
+        return override_recipe(_run_to_replay(options.replay).recipe, overrides)
     name = options.recipe or default_recipe(overrides.get("dataset.name", DEFAULT_DATASET))
     resolved = load_recipe(name, overrides)
     check_dataset_name(resolved.dataset.name)
@@ -156,6 +163,13 @@ def _run_to_resume(kind: str, options: RunOptions, dataset: str) -> Run:
     return run
 
 
+def _run_to_replay(path: Path) -> Run:
+    run = Run(path)
+    if not run.recipe_path.is_file():
+        raise Refused("replay", path, "there is no such run")
+    return run
+
+
 def _parse_setting(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
@@ -183,6 +197,8 @@ def training_run(kind: str, recipe: Recipe, options: RunOptions) -> Iterator[Run
         try:
             with held():  # a signal leaves no folder behind in which nothing has begun
                 run = stack.enter_context(Run.opened(kind, recipe, out, options.resume, options.allow_changes))
+            if options.replay is not None:
+                start_replay(run, options.replay)
             keep_in(run.path)
             logger.info("run folder: %s", run.path)
             with tracked(run, trackers):
@@ -212,7 +228,7 @@ def _is_begun(run: Run) -> bool:
 def _drop(run: Run, existed: bool) -> None:
     """Remove a run that did not begin, and its folder unless that was there before."""
     if existed:
-        for path in (run.recipe_path, run.path / FILE):
+        for path in (run.recipe_path, run.path / FILE, run.path / STATUS, run.path / RECORD):
             path.unlink(missing_ok=True)
     else:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -247,6 +263,7 @@ def train_in(run: Run, kind: str, recipe: Recipe, built_on: "Sequence[LoadedMode
 def train_all(options: RunOptions, runtime: "Runtime", keys: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Train the classifier, the generator and the ensemble by one recipe, each on the ones before.
 
+    Without a generator where the recipe says so.
     With `options.out`, the runs are folders in it. With `options.resume` alone, the newest run of each kind is resumed
     if it is not older than those that it builds on.
 
@@ -257,10 +274,14 @@ def train_all(options: RunOptions, runtime: "Runtime", keys: Mapping[str, Any] |
         The path of each model.
     """
     recipe = resolve_recipe("viscoin", replace(options, out=None, resume=False), keys)
-    load("viscoin.training.gan:check_gan")(recipe, runtime)
+    alone = recipe.viscoin.without_generator
+    if not alone:
+        load("viscoin.training.gan:check_gan")(recipe, runtime)
     paths: dict[str, Path | None] = {}
     started = ""
     for kind in CHAIN:
+        if kind == "gan" and alone:
+            continue
         newest = newest_run(kind, recipe.dataset.name) if options.resume and options.out is None else None
         resumed = newest is not None and newest.header["created"] >= started  # not one that belongs to an earlier f
         out = newest.path if newest and resumed else options.out and options.out / kind
@@ -294,6 +315,10 @@ def load_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) ->
             if f is not None and needed not in KINDS[kind].optional:
                 loading.check_classes(f, load_dataset(dataset.name, "validation", dataset), "classifier")
             found.append(f)
+        elif needed == "gan" and kind == "viscoin" and recipe.viscoin.without_generator:
+            if path is not None:
+                raise Refused("gan", path, "this training has viscoin.without_generator", "leave one of them out")
+            found.append(None)
         elif needed == "gan":
             loaded = load_model(find_model("gan", path, dataset.name), "gan")
             loading.check_resolution(loaded, dataset.resolution, "gan")

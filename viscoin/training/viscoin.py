@@ -32,11 +32,14 @@ from viscoin.models.explainer import Explainer, activations
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
 from viscoin.models.perceptual import Perceptual, find_perceptual
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.training import losses
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.directions import random_edits, readback_terms
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -49,6 +52,7 @@ from viscoin.training.runtime import (
     setup_optimizer,
     whole_batch,
 )
+from viscoin.training.single import changed
 from viscoin.training.starting import start_drawing, start_from_pursuit
 
 logger = logging.getLogger(__name__)
@@ -58,26 +62,27 @@ RISE = 20  # steps in which rates of the cosine schedule rise
 
 
 def build_ensemble(
-    config: ViscoinConfig, classifier: Classifier, generator: Generator, class_names: list[str]
+    config: ViscoinConfig, classifier: Classifier, generator: Generator | None, class_names: list[str]
 ) -> VisCoIN:
-    """A fresh ensemble around trained f and G."""
+    """A fresh ensemble around trained f and, where there is one, G."""
     shapes = classifier.feature_shapes
-    extractor = ConceptExtractor(
-        shapes, config.n_concepts, config.latent_channels, config.support_width, config.support
-    )
+    support = "none" if generator is None else config.support
+    extractor = ConceptExtractor(shapes, config.n_concepts, config.latent_channels, config.support_width, support)
     if config.initialisation == "channels":
         extractor.start_from_channels()
+    explainer = Explainer(config.n_concepts, len(class_names), config.dropout, config.weight_norm)
+    if generator is None:
+        return VisCoIN(classifier, extractor, explainer, None, class_names)
     adapted = AdaptedGenerator.from_pretrained(
         generator, config.n_concepts, config.coarse_layer, config.mid_layer,
         support_width=config.support_width, linear=config.translator_activation == "linear",
         inputs=config.translator_inputs, rank=config.translator_rank, directions=config.directions > 0,
     )  # fmt: skip
-    explainer = Explainer(config.n_concepts, len(class_names), config.dropout, config.weight_norm)
     return VisCoIN(classifier, extractor, explainer, adapted, class_names)
 
 
 def start_ensemble(
-    ensemble: VisCoIN, generator: Generator, train: ImageDataset, recipe: Recipe, run: Run, device: torch.device
+    ensemble: VisCoIN, generator: Generator | None, train: ImageDataset, recipe: Recipe, run: Run, device: torch.device
 ) -> int | None:
     """Give Psi, Theta and Omega the start that the recipe asks for, beyond random weights.
 
@@ -92,7 +97,7 @@ def start_ensemble(
             found = start_from_pursuit(ensemble, train, config, device, recipe.seed)
             with atomic_path(run.path / "pursuit.json") as partial:
                 partial.write_text(json.dumps(asdict(found), indent=2) + "\n")
-        if _starts_drawing(config):
+        if generator is not None and _starts_drawing(config):
             start_drawing(ensemble, generator, train, config, device, recipe.seed)
         return ensemble.state_dict(), None if found is None else found.dimensions
 
@@ -113,10 +118,12 @@ def train_viscoin(
     recipe: Recipe,
     run: Run,
     classifier: Classifier,
-    generator: Generator,
+    generator: Generator | None,
     runtime: Runtime = Runtime(),  # noqa: B008  it is frozen
 ) -> Path:
     """Train the ensemble by the recipe; strips of reconstructions go to the run's `figures/`.
+
+    Without a generator there are none, and concepts that are held for good are only found, not trained.
 
     Returns:
         The model file (the best weights on validation images) in the run's folder.
@@ -125,7 +132,8 @@ def train_viscoin(
         ValueError: f, G and the data do not fit together, a batch cannot be shared out, or a loss is not finite.
     """
     config = recipe.viscoin
-    counts = {name: getattr(config, name) for name in ("batch_size", "generated", "reconstructed")}
+    shared = ("batch_size",) if generator is None else ("batch_size", "generated", "reconstructed")
+    counts = {name: getattr(config, name) for name in shared}
     check_shares("viscoin", runtime, config.accumulate, **{name: n for name, n in counts.items() if n is not None})
     fabric, run = launch(runtime, run)
     train, validation = load_splits(fabric, recipe)
@@ -143,6 +151,7 @@ def train_viscoin(
     )  # fmt: skip
 
     shown = choose_images(len(validation), 16, recipe.seed)
+    steps = config.steps if task.trained else 0
 
     def draw(step: int) -> None:
         real = validation.batch(shown)[0]
@@ -150,25 +159,32 @@ def train_viscoin(
         with atomic_path(run.figures / f"reconstructions-{step:06d}.png") as partial:
             save_image(pairs, partial, "PNG", normalize=True, value_range=(-1, 1))
 
-    fit(
-        run, task, batches, config.steps, seed=recipe.seed, evaluate_every=config.evaluate_every,
-        device=fabric.device, title="viscoin", on_evaluate=draw, shared_draws=True,
-    )  # fmt: skip
-    load_best(run, task)
+    if steps:
+        fit(
+            run, task, batches, steps, seed=recipe.seed, evaluate_every=config.evaluate_every, device=fabric.device,
+            title="viscoin", on_evaluate=None if generator is None else draw, shared_draws=True,
+            patience=config.early_stopping,
+        )  # fmt: skip
+        load_best(run, task)
+    else:
+        logger.info("concepts stay as the pursuit found them; nothing trains")
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     if fabric.global_rank == 0:
-        save_model(run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores)
+        save_model(
+            run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores,
+            commands=commands_told(run.path),
+        )  # fmt: skip
     fabric.barrier()
     return run.model_path
 
 
-def _check_fit(classifier: Classifier, generator: Generator, dataset: ImageDataset) -> None:
+def _check_fit(classifier: Classifier, generator: Generator | None, dataset: ImageDataset) -> None:
     if classifier.n_classes != len(dataset.class_names):
         raise ValueError(
             f"the classifier knows {classifier.n_classes} classes, dataset {dataset.name!r} has "
             f"{len(dataset.class_names)}; train a classifier on this dataset"
         )
-    if generator.img_resolution != dataset.resolution:
+    if generator is not None and generator.img_resolution != dataset.resolution:
         raise ValueError(
             f"the generator makes {generator.img_resolution} px, the dataset has {dataset.resolution} px "
             f"(dataset.resolution); train a generator at this size"
@@ -180,7 +196,8 @@ def compile_networks(ensemble: VisCoIN) -> None:
     classifier, extractor, generator = ensemble.classifier, ensemble.concept_extractor, ensemble.generator
     classifier.features = torch.compile(classifier.features)  # type: ignore[method-assign]
     extractor.compile()
-    generator.synthesis.compile()
+    if ensemble.draws:
+        generator.synthesis.compile()
 
 
 def perceptual_distance(kind: str, classifier: Classifier) -> tuple[Perceptual, str]:
@@ -199,25 +216,40 @@ class ViscoinTask:
     """All losses of the method; the score rewards agreement with f on images and on their reconstructions."""
 
     def __init__(
-        self, ensemble: VisCoIN, generator: Generator, config: ViscoinConfig, fabric: Fabric, validation: ImageDataset,
-        compiled: bool = False, dimensions: int | None = None,
+        self, ensemble: VisCoIN, generator: Generator | None, config: ViscoinConfig, fabric: Fabric,
+        validation: ImageDataset, compiled: bool = False, dimensions: int | None = None,
     ) -> None:  # fmt: skip
         self.config, self.fabric, self.validation, self.dimensions = config, fabric, validation, dimensions
         self.ensemble = fast_layout(ensemble).to(fabric.device)
-        self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
-        self.perceptual, self.perceptual_name = perceptual_distance(config.perceptual_loss, self.ensemble.classifier)
         self.opposites = self.ensemble.concept_extractor.opposites()
-        groups: list[dict[str, Any]] = [
-            {"params": self._explaining()},
-            {"params": list(self.ensemble.generator.mapping.parameters()), "lr": self._rates()[1]},
-        ]
-        if self.ensemble.generator.directions is not None:
-            groups.append({"params": [self.ensemble.generator.directions.vectors], "lr": config.direction_rate})
+        groups: list[dict[str, Any]] = [{"params": self._explaining()}]
+        frozen: dict[str, nn.Module] = {"classifier": ensemble.classifier}
+        if generator is not None:
+            frozen["generator"] = generator
+            self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
+            self.perceptual, self.perceptual_name = perceptual_distance(config.perceptual_loss, ensemble.classifier)
+            groups.append({"params": list(self.ensemble.generator.mapping.parameters()), "lr": self._rates()[1]})
+            if self.ensemble.generator.directions is not None:
+                groups.append({"params": [self.ensemble.generator.directions.vectors], "lr": config.direction_rate})
         self.trained = [weight for group in groups for weight in group["params"]]
-        self.optimizer = setup_optimizer(fabric, torch.optim.Adam(groups, config.learning_rate, fused=True))
-        self.frozen = digest(classifier=ensemble.classifier, generator=generator)
+        if self.trained:
+            self.optimizer = setup_optimizer(fabric, torch.optim.Adam(groups, config.learning_rate, fused=True))
+        self.frozen = digest(**frozen)
         if compiled:
             compile_networks(self.ensemble)
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `viscoin` that may change while it trains."""
+        config = self.config
+        rates = ("learning_rate", "translator_rate", *("direction_rate",) * (config.directions > 0))
+        drops = ("decay_every", "decay_factor") * (config.schedule == "step")
+        of_concepts = ("output_fidelity", "sparsity", "orthogonality", "bimodality") * (config.hold_concepts < 1)
+        return (*rates, *drops, *of_concepts, "perceptual", "reconstruction_class", "style", "early_stopping")
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Train by these values from the next step on."""
+        self.config = changed(self.config, values)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()
@@ -226,7 +258,7 @@ class ViscoinTask:
         self.optimizer.zero_grad(set_to_none=True)
         count, means = self.config.accumulate, dict[str, Tensor]()
         # The samples of all processes together, so that the step is the same on any number of them.
-        z = torch.randn(self.config.generated, self.sampler.z_dim, device=self.fabric.device)[rank() :: world_size()]
+        z = self._latents()
         for some_z, real in zip(z.tensor_split(count), images.tensor_split(count), strict=True):
             with self.fabric.autocast():
                 terms = self._terms(torch.cat([self._samples(some_z), real]) if len(z) else real, len(some_z), step)
@@ -245,7 +277,7 @@ class ViscoinTask:
             return [*self.ensemble.concept_extractor.parameters(), *self.ensemble.explainer.parameters()]
         self.ensemble.explainer.requires_grad_(False)
         # A support of components reads nothing that trains.
-        trains = self.ensemble.concept_extractor.components is None
+        trains = self.ensemble.concept_extractor.support_kind == "learned"
         return list(self.ensemble.concept_extractor.requires_grad_(trains).parameters()) if trains else []
 
     def _hold(self, step: int) -> None:
@@ -258,25 +290,32 @@ class ViscoinTask:
         for weight in self.ensemble.explainer.parameters():
             weight.grad = None
 
+    def _latents(self) -> Tensor:
+        """Of this process's samples of G, (N, z_dim); none without G."""
+        if not self.ensemble.draws:
+            return torch.zeros(0, 1, device=self.fabric.device)
+        drawn = torch.randn(self.config.generated, self.sampler.z_dim, device=self.fabric.device)
+        return drawn[rank() :: world_size()]
+
     @torch.no_grad()
     def _samples(self, z: Tensor) -> Tensor:
         return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1)
 
     def _terms(self, images: Tensor, generated: int, step: int) -> dict[str, Tensor]:
         """The weighted terms of docs/method.md's table; the first `generated` images are samples of G."""
-        config, ensemble = self.config, self.ensemble
+        config, ensemble, draws = self.config, self.ensemble, self.ensemble.draws
         count = len(images)  # number of leading images that G reconstructs
-        if config.reconstructed is not None:
+        if draws and config.reconstructed is not None:
             count = generated + config.reconstructed // (world_size() * config.accumulate)
         held = config.hold_concepts == 1
         code = ensemble.encode(images, count, exact=held)
-        terms = self._reconstruction_terms(images[:count], code, step)
+        terms = self._reconstruction_terms(images[:count], code, step) if draws else {}
         if held:
             return terms
         terms["orthogonality"] = config.orthogonality * losses.concept_orthogonality(
             ensemble.concept_extractor.conv5.weight
         )
-        if step >= config.warmup_steps:
+        if step >= config.warmup_steps or not draws:
             # Of the images of all processes: dropout and the moments of bimodality are those of the whole batch.
             maps, targets = gather(code.concept_maps), gather(code.logits)
             logits = ensemble.explain(maps)
@@ -342,7 +381,9 @@ class ViscoinTask:
     @torch.no_grad()
     def evaluate(self, step: int) -> tuple[dict[str, float], float | None]:
         self.ensemble.eval()
-        totals = dict.fromkeys(("accuracy", "agreement", "accuracy_on_reconstructions", "l1", "mse"), 0.0)
+        draws = self.ensemble.draws
+        drawn = ("accuracy_on_reconstructions", "l1", "mse") if draws else ()
+        totals = dict.fromkeys(("accuracy", "agreement", *drawn), 0.0)
         n = 0
         chosen = choose_images(len(self.validation), VALIDATION_IMAGES, seed=0)[rank() :: world_size()]
         for images, labels in self.validation.batches(125, chosen):
@@ -350,20 +391,30 @@ class ViscoinTask:
             with self.fabric.autocast():
                 code = self.ensemble.encode(images)
                 answers = self.ensemble.explain(code.concept_maps).argmax(1)
-                rebuilt = self.ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
-                again = self.ensemble.explain(self.ensemble.encode(rebuilt).concept_maps).argmax(1)
             totals["accuracy"] += float((answers == labels).sum())
             totals["agreement"] += float((answers == code.logits.argmax(1)).sum())
-            totals["accuracy_on_reconstructions"] += float((again == labels).sum())
-            totals["l1"] += float(F.l1_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum())
-            totals["mse"] += float(F.mse_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum())
             n += len(labels)
+            for key, value in self._compare(images, labels, code).items() if draws else ():
+                totals[key] += value
         *sums, n = map(sum, zip(*gather_objects([*totals.values(), n])))
         results = {key: value / n for key, value in zip(totals, sums)}
+        if not draws:
+            return results, results["agreement"]
         score = results["agreement"] + results["accuracy_on_reconstructions"] - results["mse"]
         # It says nothing of directions, which are best in the end.
         unfinished = self.config.directions > 0 and step < self.config.steps
         return results, None if unfinished else score
+
+    def _compare(self, images: Tensor, labels: Tensor, code: Encoding) -> dict[str, float]:
+        """Sums over images, of their reconstructions."""
+        with self.fabric.autocast():
+            rebuilt = self.ensemble.decode(code.concept_maps, code.support).float().clamp(-1, 1)
+            again = self.ensemble.explain(self.ensemble.encode(rebuilt).concept_maps).argmax(1)
+        return {
+            "accuracy_on_reconstructions": float((again == labels).sum()),
+            "l1": float(F.l1_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum()),
+            "mse": float(F.mse_loss(rebuilt, images, reduction="none").mean([1, 2, 3]).sum()),
+        }
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ IMAGES = 24
 
 @dataclass(frozen=True)
 class Localisation:
-    """Values per image and attribute (N, A); NaN for images that were not looked at.
+    """Values per image and attribute (N, A); NaN for images that were not looked at, and edits without a generator.
 
     Each attribute is looked for in images where its concept is expected to be strong, is active, and its part is seen.
 
@@ -121,12 +121,12 @@ def localise(
         batch, _ = dataset.batch(indices)
         concepts = torch.full((len(rows), 1), score.concept)
         heat = concept_heatmaps(ensemble, batch, concepts, device=device).heatmaps[:, 0]
-        change = edit_change(ensemble, batch, score.concept, device)
         area = masks.mean((1, 2))
-        values = Localisation(
-            pointing_game(heat, masks), inside(heat, masks), area, edit_iou(change, masks), area / (2 - area),
-            inside(change, masks),
-        )  # fmt: skip
+        edits = [np.full(len(rows), np.nan)] * 3
+        if ensemble.draws:
+            change = edit_change(ensemble, batch, score.concept, device)
+            edits = [edit_iou(change, masks), area / (2 - area), inside(change, masks)]
+        values = Localisation(pointing_game(heat, masks), inside(heat, masks), area, *edits)
         for name, values_of_all in found.items():
             values_of_all[rows] = getattr(values, name)
         return found

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform
-from tiny_models import Answer
+from tiny_models import Answer, write_images
 from torch import Tensor, nn
 from torchvision import models
 
@@ -28,6 +28,7 @@ from viscoin.models.foreign.fitting import fit_checkpoint
 from viscoin.models.foreign.importing import import_classifier
 from viscoin.models.foreign.pipeline import Pipeline, share_of
 from viscoin.models.foreign.reading import Checkpoint, read_checkpoint
+from viscoin.models.foreign.starting import read_start, start_classifier
 
 GOLDEN = Path(__file__).parent / "golden" / "transformers.safetensors"
 HALF = Pipeline(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -469,3 +470,48 @@ def test_dialects_are_told_apart():
         "vit_b_16": "ViT of torchvision", "mobilenet_v2": "MobileNetV2 of torchvision",
     }  # fmt: skip
     assert dialect_of({"features.0.weight": torch.ones(1)}) is None
+
+
+# --- training from such a file
+
+
+def train(folder: Path, *options: object) -> Answer:
+    sizes = ["--set", "dataset.resolution=64", "--epochs", 1, "--batch-size", 4, "--device", "cpu"]
+    sizes += ["--precision", "32-true", "--train-layers", "head"]
+    return Answer("train", "classifier", "--dataset", folder / "data", "--out", folder / "run", *sizes, *options)
+
+
+def test_training_starts_from_a_checkpoint(tmp_path):
+    """The body is that of the checkpoint, and the head, of other classes, starts from zeros."""
+    write_images(tmp_path / "data", {"a": 10, "b": 10}, 64)
+    network = weighted(timm.create_model("resnet18", num_classes=7))
+    torch.save({"model": network.state_dict()}, tmp_path / "net.pth")
+    train(tmp_path, "--weights", tmp_path / "net.pth", "--learning-rate", 1e-12).went_well()
+    loaded = load_model(tmp_path / "run" / "model.safetensors")
+    assert loaded.class_names == ["a", "b"] and loaded.model.architecture["backbone"] == "resnet18"
+    body = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
+    found = loaded.model.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in body.items())
+    assert found["fc.weight"].abs().max() < 1e-9
+    recipe = loaded.recipe["classifier"]
+    assert recipe["backbone"] == "resnet18" and recipe["weights"] == str(tmp_path / "net.pth")
+    # the model that came of it is one to start from as well
+    again = start_classifier(read_start(tmp_path / "run" / "model.safetensors"), 5, 64)
+    assert torch.equal(again.model.conv1.weight, network.conv1.weight) and again.n_classes == 5
+
+
+def test_training_from_weights_that_do_not_fit_is_refused(tmp_path):
+    write_images(tmp_path / "data", {"a": 10, "b": 10}, 64)
+    torch.save(weighted(timm.create_model("test_vit", num_classes=7)).state_dict(), tmp_path / "vit.pth")
+    base = ["--backbone", "test_vit", "--weights", tmp_path / "vit.pth"]
+    train(tmp_path, *base, "--set", "classifier.input_size=64").refused(
+        "classifier.input_size 64: the weights fit 160 px"
+    )
+    train(tmp_path, "--weights", tmp_path / "none.pth").refused("none.pth: there is no such file")
+    train(tmp_path, "--backbone", "resnet18", "--weights", tmp_path / "vit.pth").refused("does not fit")
+    assert not (tmp_path / "run").exists()
+    start = read_start(tmp_path / "vit.pth", "test_vit")
+    model = start_classifier(start, 2, 64)
+    assert (model.input_size, model.resolution) == (160, 64) and torch.equal(
+        model.model.norm.weight, start.tensors["norm.weight"]
+    )

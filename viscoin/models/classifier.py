@@ -17,6 +17,7 @@ import viscoin.models.small_vit  # noqa: F401  timm learns its names
 from viscoin.errors import Refused, reason_of
 from viscoin.models.concept_extractor import CONCEPT_GRID
 from viscoin.models.cutting import cut_after
+from viscoin.models.foreign.hub import check_reachable
 from viscoin.models.preprocessing import check_normalisation, check_resampling, resized, set_norm_eps
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
@@ -24,6 +25,7 @@ __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbo
 logger = logging.getLogger(__name__)
 
 N_MAPS = 3
+NO_WEIGHTS = "name a file with `classifier.weights`, or set classifier.pretrained=false to start from random weights"
 STEPS = (16, 32, 64, 128, 256)  # pixels; what sides of images must often be multiples of
 LARGEST_TRIED, MOST_TRIED = 512, 8  # pixels; sizes
 
@@ -261,12 +263,13 @@ def build_classifier(
     cut: str | None = None,
     input_size: int | None = None,
 ) -> Classifier:
-    """A classifier with pretrained weights where they are available, else with random ones and a warning.
+    """A classifier with published weights where there are any, else with random ones and a warning.
 
     Args:
         backbone: as for `resolve_backbone`; the others as for `Classifier`.
 
     Raises:
+        Refused: the published weights are not here and cannot be downloaded.
         ValueError: as `Classifier`.
     """
     asked, backbone = backbone, resolve_backbone(backbone)
@@ -279,16 +282,15 @@ def build_classifier(
     if config is None or not config.has_weights:
         logger.warning("no pretrained weights of %s are published; starting from random weights", backbone)
         return model
+    check_reachable("classifier.pretrained", backbone, NO_WEIGHTS)
     size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("pretrained weights of %s: %.0f MB, downloaded to %s if not there yet", backbone, size, HF_HUB_CACHE)
     try:
         return Classifier(backbone, n_classes, resolution, pretrained=True, cut=cut, input_size=input_size)
     except Exception as error:  # the same without weights has just worked, so it was the download
-        reason = reason_of(error)
-    logger.warning(
-        "pretrained weights of %s could not be downloaded (%s); starting from random weights", backbone, reason
-    )
-    return model
+        raise Refused(
+            "classifier.pretrained", backbone, f"its weights could not be downloaded ({reason_of(error)})", NO_WEIGHTS
+        ) from error
 
 
 def resolve_backbone(backbone: str) -> str:

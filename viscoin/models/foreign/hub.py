@@ -48,22 +48,22 @@ def fetch_checkpoint(name: str) -> Checkpoint:
     )
 
 
-def check_reachable(parameter: str, backbone: str) -> None:
+def check_reachable(parameter: str, backbone: str, remedy: str = REMEDY) -> None:
     """Raise Refused at once unless the published weights of a backbone are cached or there is a network."""
     config = timm.get_pretrained_cfg(backbone)
     if config is None or not (config.hf_hub_id and _is_cached(config.hf_hub_id)):
-        _check_network(parameter, backbone)
+        _check_network(parameter, backbone, remedy)
 
 
 def _is_cached(repository: str) -> bool:
     return any(isinstance(try_to_load_from_cache(repository, file), str) for file in FILES)
 
 
-def _check_network(parameter: str, name: str) -> None:
+def _check_network(parameter: str, name: str, remedy: str = REMEDY) -> None:
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
     except Exception as error:  # of whichever client it uses
         reason = reason_of(error)
         raise Refused(
-            parameter, name, f"its published weights are not here, and there is no way to the hub ({reason})", REMEDY
+            parameter, name, f"its published weights are not here, and there is no way to the hub ({reason})", remedy
         ) from error

@@ -472,6 +472,30 @@ def test_dialects_are_told_apart():
     assert dialect_of({"features.0.weight": torch.ones(1)}) is None
 
 
+# --- is it right?
+
+
+def test_the_accuracy_is_measured_at_once(tmp_path):
+    """A network that calls all images "b": right on the images of folder b alone."""
+    network = small(4)
+    nn.init.zeros_(network.fc.weight)
+    network.fc.bias.data[:] = torch.tensor([0.0, 9.0, 0.0, 0.0])
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    (tmp_path / "names").write_text("a\nb\nc\nd\n")
+    write_images(tmp_path / "data", {"b": 9, "d": 3}, 40)
+    write_images(tmp_path / "other", {"bees": 9, "d": 3}, 40)
+    base = ["import-classifier", tmp_path / "net.pt", "--backbone", "viscoin_resnet10", "--classes", tmp_path / "names"]
+    base += ["--input-size", 32, "--output", tmp_path / "f.safetensors", "--force", "--device", "cpu"]
+    words = "accuracy on 12 images of {}: 0.75 [0."
+    assert words.format(tmp_path / "data") in Answer(*base, "--check", tmp_path / "data").went_well().out
+    Answer(*base, "--check", tmp_path / "other").refused("the model knows 4 classes (a, b, c, d)", "bees")
+    (tmp_path / "map.csv").write_text("bees,b\n")
+    answer = Answer(*base, "--check", tmp_path / "other", "--class-map", tmp_path / "map.csv").went_well()
+    assert words.format(tmp_path / "other") in answer.out
+    Answer(*base, "--class-map", tmp_path / "map.csv").refused("--class-map", "translates the folders of --check")
+    Answer(*base, "--check", tmp_path / "nowhere").refused("unknown dataset")
+
+
 # --- training from such a file
 
 

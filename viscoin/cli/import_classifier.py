@@ -66,6 +66,18 @@ def import_classifier(
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="NAME|FOLDER|ZIP", help="Dataset to record in the file.")
     ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check", metavar="FOLDER|ZIP", help="Measure the accuracy on these images, a folder for each class."
+        ),
+    ] = None,
+    class_map: Annotated[
+        Path | None,
+        typer.Option("--class-map", metavar="FILE", help="CSV or JSON: folder name, class name; for --check."),
+    ] = None,
+    device: options.Device = "auto",
+    skip_bad_files: options.SkipBadFiles = False,
     force: options.Force = False,
 ) -> None:
     """Import a classifier that you have.
@@ -73,9 +85,16 @@ def import_classifier(
     The result is a model file that carries the network, its class names and how its images are prepared. Nothing in
     the checkpoint is executed. Names of timm, torchvision and transformers are understood.
     """
+    from viscoin.datasets import check_dataset_name
+    from viscoin.inference.devices import resolve_device
     from viscoin.models.foreign.importing import import_classifier as convert
     from viscoin.models.foreign.pipeline import Pipeline
 
+    resolve_device(device)
+    if check is not None:
+        check_dataset_name(check)
+    elif class_map is not None:
+        raise Refused("class_map", class_map, "translates the folders of `check`", "give both, or neither")
     given = Pipeline(
         input_size, _three(mean, "mean"), _three(std, "std"), fit and fit.lower(), crop_share, interpolation
     )
@@ -85,6 +104,11 @@ def import_classifier(
     )  # fmt: skip
     print_table(imported.source, imported.facts)
     echo(imported.path)
+    if check is not None:
+        from viscoin.testing.imported import accuracy_on_folder
+
+        found = accuracy_on_folder(imported.path, check, class_map, device, skip_bad_files)
+        echo(f"accuracy on {found.n} images of {check}: {found}")
 
 
 def _three(text: str | None, parameter: str) -> tuple[float, ...] | None:

@@ -19,6 +19,7 @@ from viscoin.models.concept_extractor import CONCEPT_GRID
 from viscoin.models.cutting import cut_after
 from viscoin.models.foreign.hub import check_reachable
 from viscoin.models.preprocessing import check_normalisation, check_resampling, resized, set_norm_eps
+from viscoin.models.wrapped import ForeignBackbone, check_module
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
 
@@ -139,6 +140,39 @@ class Classifier(nn.Module):
             set_norm_eps(self.model, norm_eps)
         self._preprocess_by(mean, std, interpolation)
         self.feature_shapes = self._probe()
+
+    @classmethod
+    def wrap(
+        cls,
+        module: nn.Module,
+        layers: Sequence[str],
+        resolution: int = 224,
+        *,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        input_size: int | None = None,
+        interpolation: str = "bicubic",
+    ) -> "Classifier":
+        """A classifier around any module that gives logits; for use in Python, as no model file can hold its code.
+
+        Args:
+            module: normalised images (B, 3, H, W) -> logits (B, n_classes); switched to eval mode.
+            layers: paths of three modules inside of it, from fine to coarse, that give maps (B, C, H, W).
+            resolution, mean, std, input_size, interpolation: see `Classifier`.
+
+        Raises:
+            Refused: see `check_module`; or maps that are too small.
+        """
+        side = input_size or resolution
+        n_classes, last = check_module(module, layers, torch.linspace(-1, 1, 6 * side * side).view(2, 3, side, side))
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.n_classes, self.resolution, self.input_size = n_classes, resolution, side
+        self.architecture = {"backbone": type(module).__name__, "n_classes": n_classes, "resolution": resolution}
+        self.model = ForeignBackbone(module, layers, last, side)
+        self._preprocess_by(mean, std, interpolation)
+        self.feature_shapes = self._probe()
+        return self.eval()
 
     def _preprocess_by(
         self, mean: Sequence[float] | None, std: Sequence[float] | None, interpolation: str | None

@@ -90,7 +90,7 @@ def fit_checkpoint(
 def _network(backbone: str, options: tuple[tuple[str, Any], ...] = ()) -> tuple[dict[str, Tensor], frozenset[str]]:
     """Tensors of a backbone of two classes, without memory, and where its last layers are."""
     with torch.device("meta"):
-        model = timm.create_model(backbone, num_classes=2, **dict(options))
+        model: Any = timm.create_model(backbone, num_classes=2, **dict(options))
     last = model.get_classifier()
     heads = {id(layer) for layer in (last if isinstance(last, tuple | list) else (last,))}
     return dict(model.state_dict()), frozenset(name for name, part in model.named_modules() if id(part) in heads)

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import timm
 from huggingface_hub import constants, try_to_load_from_cache
@@ -39,12 +40,12 @@ def fetch_checkpoint(name: str) -> Checkpoint:
     elif not _is_cached(name.partition(":")[2].partition("@")[0]):
         _check_network("checkpoint", name)
     try:
-        model = timm.create_model(name, pretrained=True)
+        model: Any = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever stands between here and the hub
         raise Refused("checkpoint", name, f"could not be downloaded ({reason_of(error)})", REMEDY) from error
-    config = dict(model.pretrained_cfg)
+    own = dict(model.pretrained_cfg)
     return Checkpoint(
-        Path(name), model.state_dict(), config={"architecture": config.get("architecture"), "pretrained_cfg": config}
+        Path(name), model.state_dict(), config={"architecture": own.get("architecture"), "pretrained_cfg": own}
     )
 
 

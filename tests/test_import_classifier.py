@@ -472,6 +472,63 @@ def test_dialects_are_told_apart():
     assert dialect_of({"features.0.weight": torch.ones(1)}) is None
 
 
+# --- code of the user's
+
+CODE = """
+import timm, torch
+
+def network():
+    torch.manual_seed(0)
+    return timm.create_model("viscoin_resnet10", num_classes=3)
+
+class Wrapper(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = network()
+    def forward(self, images):
+        return self.model(images)
+
+class Noisy(Wrapper):
+    def forward(self, images):
+        return self.model(images) + torch.randn(())
+
+class Other(Wrapper):
+    def forward(self, images):
+        return self.model(images.flip(1))
+
+def nothing():
+    return 3
+
+def stops():
+    raise KeyError("weights")
+"""
+
+
+def test_a_network_from_the_users_code(tmp_path):
+    (tmp_path / "own.py").write_text(CODE)
+    base = ["import-classifier", "--classes", names(3, tmp_path / "n"), "--output", tmp_path / "f.safetensors"]
+    base += ["--backbone", "viscoin_resnet10", "--input-size", 64]
+    answer = Answer(*base, "--module", f"{tmp_path / 'own.py'}:Wrapper").went_well()
+    assert f"running {tmp_path / 'own.py'}, code of your own" in answer.err
+    torch.manual_seed(0)
+    network = timm.create_model("viscoin_resnet10", num_classes=3).eval()
+    model = load_model(tmp_path / "f.safetensors").model
+    with torch.inference_mode():
+        torch.testing.assert_close(model(noise(64)), network(model._normalised(noise(64))))
+    (tmp_path / "f.safetensors").unlink()
+    for function, words in {
+        "nothing": "returns a int, no torch.nn.Module",
+        "stops": "its code stopped with KeyError",
+        "none": "has no function 'none'",
+        "Noisy": "its output changes from call to call",
+        "Other": "computes something else than viscoin_resnet10",
+    }.items():
+        Answer(*base, "--module", f"{tmp_path / 'own.py'}:{function}").refused("--module", words)
+    Answer(*base, "--module", "own").refused("--module own: expected FILE.py:function")
+    Answer(*base).refused("there is nothing to import")
+    assert not (tmp_path / "f.safetensors").exists()
+
+
 # --- is it right?
 
 

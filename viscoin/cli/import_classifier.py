@@ -13,9 +13,19 @@ from viscoin.errors import Refused
 
 def import_classifier(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A .pt, .pth, .ckpt or .safetensors, or a name of timm's hub.")
-    ],
+        str | None,
+        typer.Argument(metavar="CHECKPOINT", help="A .pt, .pth, .ckpt or .safetensors, or a name of timm's hub."),
+    ] = None,
+    *,
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The model file to write (.safetensors).")],
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            metavar="FILE.py:FUNCTION",
+            help="Instead of a checkpoint: a function of yours that returns the network. Your code is run.",
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +93,7 @@ def import_classifier(
     """Import a classifier that you have.
 
     The result is a model file that carries the network, its class names and how its images are prepared. Nothing in
-    the checkpoint is executed. Names of timm, torchvision and transformers are understood.
+    a checkpoint is executed. Names of timm, torchvision and transformers are understood.
     """
     from viscoin.datasets import check_dataset_name
     from viscoin.inference.devices import resolve_device
@@ -99,8 +109,8 @@ def import_classifier(
         input_size, _three(mean, "mean"), _three(std, "std"), fit and fit.lower(), crop_share, interpolation
     )
     imported = convert(
-        checkpoint, output, backbone, classes, by_order=by_order, preprocessing=given, resolution=resolution,
-        dataset=dataset, force=force,
+        checkpoint, output, backbone, classes, module=module, by_order=by_order, preprocessing=given,
+        resolution=resolution, dataset=dataset, force=force,
     )  # fmt: skip
     print_table(imported.source, imported.facts)
     echo(imported.path)

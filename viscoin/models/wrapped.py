@@ -110,12 +110,13 @@ def check_module(module: object, layers: Sequence[str], images: Tensor) -> tuple
         if not isinstance(shown, Tensor) or shown.ndim != 4:
             what = f"of shape {tuple(shown.shape)}" if isinstance(shown, Tensor) else "of another kind"
             raise Refused("layers", path, f"gives something {what}, no maps (B, C, H, W)", _layers_of(module))
-    _check_steady(module, images, logits)
+    check_steady(module, images, logits)
     last = next((path for path, output in reversed(outputs) if output is logits), None)
     return logits.shape[1], last
 
 
-def _check_steady(module: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor) -> None:
+def check_steady(module: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor) -> None:
+    """Raise Refused unless further calls of a module give the logits of the first again."""
     with torch.no_grad():
         others = [module(images) for _ in range(TIMES - 1)]
     bound = TOLERANCE * float(logits.abs().max().clamp_min(1))

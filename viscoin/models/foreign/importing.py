@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from viscoin.config import Recipe, parse_recipe
 from viscoin.errors import Refused, reason_of
@@ -13,18 +14,20 @@ from viscoin.models.files import save_model
 from viscoin.models.foreign.class_names import IMAGENET, find_class_names
 from viscoin.models.foreign.fitting import Fitted, fit_checkpoint
 from viscoin.models.foreign.hub import fetch_checkpoint, is_hub_name
+from viscoin.models.foreign.module import check_equal, load_module
 from viscoin.models.foreign.pipeline import FoundPipeline, Pipeline, find_pipeline
-from viscoin.models.foreign.reading import Checkpoint, read_checkpoint
+from viscoin.models.foreign.reading import Checkpoint, of_state, read_checkpoint
 from viscoin.models.importing import Imported, check_model_output
 from viscoin.models.preprocessing import RESAMPLINGS
 
 
 def import_classifier(
-    checkpoint: str,
+    checkpoint: str | None,
     output: Path,
     backbone: str | None = None,
     classes: str | None = None,
     *,
+    module: str | None = None,
     by_order: bool = False,
     preprocessing: Pipeline = Pipeline(),  # noqa: B008  it is frozen
     resolution: int | None = None,
@@ -36,9 +39,11 @@ def import_classifier(
 
     Args:
         checkpoint: see `read_checkpoint`; or a name of timm's hub, which is downloaded, as in "resnet18.a1_in1k".
+            None: the weights come from `module`.
         output: the model file.
         backbone, by_order, options: see `fit_checkpoint`.
         classes: see `find_class_names`.
+        module: "FILE.py:function" that returns the network, which must be one of timm's; its code is run.
         preprocessing: of images, as far as it is to differ from what the checkpoint, or else its library, says.
         resolution: side of the images that the classifier takes, which it resizes to its own input size; None: that
             size itself.
@@ -49,16 +54,31 @@ def import_classifier(
         ValueError: arguments or files that cannot be used, or a checkpoint of no known backbone, or of another one.
     """
     check_model_output("output", output, force)
-    found = fetch_checkpoint(checkpoint) if is_hub_name(checkpoint) else read_checkpoint(Path(checkpoint))
+    found, network = _source(checkpoint, module)
     fitted = fit_checkpoint(found, backbone, by_order, options)
     names = find_class_names(classes, found.config, fitted.n_classes)
     pipeline = find_pipeline(found, fitted, preprocessing)
     model = build(found, fitted, pipeline.pipeline, resolution, options)
+    if module is not None and network is not None:
+        check_equal(module, network, model)
     name = dataset or (IMAGENET if classes == IMAGENET else found.path.stem)
     recipe = _recipe(model, pipeline.pipeline, name)
     origin = f"{found.path.name}, imported as {fitted.backbone} of timm"
     save_model(output, model, "classifier", recipe=recipe, class_names=names, origin=origin)
     return Imported(output, "classifier", str(found.path), _facts(found, fitted, pipeline, model, recipe))
+
+
+def _source(checkpoint: str | None, module: str | None) -> tuple[Checkpoint, nn.Module | None]:
+    """The weights, and the network that they are of where it is in memory."""
+    if checkpoint is None and module is None:
+        raise Refused("checkpoint", None, "there is nothing to import", "give a file, a name of the hub or `module`")
+    if checkpoint is not None and module is not None:
+        raise Refused("module", module, "returns a network with its weights", "leave the checkpoint out")
+    if module is not None:
+        network = load_module(module)
+        return of_state(Path(module), network.state_dict()), network
+    name = str(checkpoint)
+    return (fetch_checkpoint(name) if is_hub_name(name) else read_checkpoint(Path(name))), None
 
 
 def build(

@@ -48,6 +48,7 @@ def draw_pages(page: Page, address: str) -> None:
     page.locator("#method").select_option("deeplift")
     page.locator("#show-map").click()
     page.locator("#map-frame .point").wait_for()
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(500)
     keep(page, "explain", full=True)
     for name in ("concepts", "concepts/87", "predictions", "data", "fallacies", "train"):

@@ -123,7 +123,7 @@ def test_a_map_is_that_of_attribute(served):
     y, x = np.unravel_index(wanted.argmax(), wanted.shape)
     assert row["point"] == [x, y] and set(row["truth"]) == {"parts", "hit"}
     strength = pixels_of(row["picture"])[..., 3] / 255
-    assert np.abs(strength - wanted / wanted.max()).max() < 0.005
+    assert np.abs(strength - np.sqrt(wanted / wanted.max())).max() < 0.005
     assert client.post(f"{API}/explain", json=body, headers={"Accept": "image/png"}).content[:4] == b"\x89PNG"
 
 

@@ -242,7 +242,7 @@ def _map(picture: Picture, heat: np.ndarray, signed: bool) -> dict[str, Any]:
     most = float(np.abs(heat).max())
     shown = heat / most if most > 0 else heat
     colours = palette(signed)((shown + 1) / 2 if signed else shown)
-    colours[..., 3] = np.abs(shown)
+    colours[..., 3] = np.sqrt(np.abs(shown))  # or a map with one high point would look empty
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
     row = {"picture": data_url((colours * 255).round().astype(np.uint8)), "maximum": most, "point": [int(x), int(y)]}
     return {**row, "truth": _part_at(picture, int(y), int(x))}

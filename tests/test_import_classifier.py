@@ -31,7 +31,7 @@ from viscoin.models.foreign.reading import Checkpoint, read_checkpoint
 from viscoin.models.foreign.starting import read_start, start_classifier
 
 GOLDEN = Path(__file__).parent / "golden" / "transformers.safetensors"
-HALF = Pipeline(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+HALF = Pipeline(224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def weighted(model: nn.Module, seed: int = 0) -> nn.Module:

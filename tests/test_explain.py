@@ -228,8 +228,10 @@ def a_change(before=(0.9, 0.1), after=(0.2, 0.8), off_target=0.02, on=(3,), off=
 
 def test_a_change_is_described_by_names():
     assert a_change().describe({1: "dark eye", 3: "red eye"}) == "dark eye turned into red eye"
-    assert a_change(on=(), off=(1,)).describe({}) == "concept 1 removed"
-    assert a_change(off=()).describe({}) == "concept 3 added"
+    assert a_change().describe({}) == "concept 1 turned into concept 3"
+    assert a_change().describe({1: "dark eye"}) == a_change(on=()).describe({1: "dark eye"}) == "dark eye turned off"
+    assert a_change().describe({3: "red eye"}) == a_change(off=()).describe({3: "red eye"}) == "red eye turned on"
+    assert a_change(on=(3, 4), off=(1, 2)).describe({}).endswith(" and concept 2 turned into concept 4")
     assert a_change().changes and not a_change(after=(0.6, 0.4)).changes
     assert not a_change(before=(0.4, 0.6)).changes  # not by the change alone
 

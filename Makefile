@@ -9,7 +9,7 @@ PYTHON3 ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-fast test-rest test-all docs check-install check-wheel lint typecheck format clean
+.PHONY: help setup demo serve test test-fast test-rest test-all docs check-install check-wheel lint typecheck format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -37,6 +37,9 @@ $(READY): requirements.txt pyproject.toml
 
 demo: setup  ## the whole pipeline on the built-in birds, with a report in runs/demo
 	$(PYTHON) main.py demo $(ARGS)
+
+serve: setup  ## the service with its pages, on the shipped birds
+	$(PYTHON) main.py serve $(ARGS)
 
 test: setup lint typecheck  ## every check, and all tests but the long ones
 	$(PYTEST) -m "not long"

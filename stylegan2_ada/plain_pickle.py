@@ -61,6 +61,26 @@ class PickledObject(NamedTuple):
     state: dict[str, Any]
 
 
+class _Foreign:
+    """Whatever stands under a name that is not looked up; it takes all that a pickle does to it and keeps nothing."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *arguments: Any) -> "_Foreign":
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    append = extend = add = __setstate__
+
+
 class RefusedError(ValueError):
     """The pickle asks for something that data does not need."""
 
@@ -174,10 +194,14 @@ def read_plain_pickle(path: Path) -> Any:
     return _explained(path, "a network pickle", "no pickle of a network", lambda: _read_pickle(data))
 
 
-def read_tensor_file(path: Path) -> Any:
+def read_tensor_file(path: Path, lenient: bool = False) -> Any:
     """The content of a file of torch.save, in its zip format or the one before, or of a plain pickle of such data.
 
     The check sums of zip files are compared; the other formats have none. What comes out: see `read_plain_pickle`.
+
+    Args:
+        lenient: give a `PickledObject` without attributes for each object of another class, instead of refusing the
+            file. Nothing is imported or called for it.
 
     Raises:
         ValueError: no such file, damaged, or asking for more than such data, which is then named.
@@ -187,12 +211,12 @@ def read_tensor_file(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(4)
     if start == ZIP_START:
-        return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_zip(path))
+        return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_zip(path, lenient))
     if start[:1] != pickle.PROTO:
         reason = f"it starts with {start.hex(' ')}" if start else "it is empty"
         raise DamagedError(path, "no file of tensors", reason)
     data = _bytes(path)
-    return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_pickle(data))
+    return _explained(path, "a file of tensors", "no file of tensors", lambda: _read_pickle(data, lenient))
 
 
 def _bytes(path: Path) -> bytes:
@@ -214,8 +238,8 @@ def _explained(path: Path, what: str, otherwise: str, read: Callable[[], Any]) -
         raise DamagedError(path, otherwise, reason) from error
 
 
-def _read_pickle(data: bytes) -> Any:
-    reader = _Reader(len(data))
+def _read_pickle(data: bytes, lenient: bool = False) -> Any:
+    reader = _Reader(len(data), lenient)
     stream = io.BytesIO(data)
     value = reader.load(stream, NAMES)
     if type(value) is int and value == STORAGE_MAGIC:
@@ -223,7 +247,7 @@ def _read_pickle(data: bytes) -> Any:
     return _Builder(2 * len(data)).plain(value)
 
 
-def _read_zip(path: Path) -> Any:
+def _read_zip(path: Path, lenient: bool) -> Any:
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -242,7 +266,7 @@ def _read_zip(path: Path) -> Any:
             return archive.read(f"{roots[0]}/data/{key}")  # compares the check sum
 
         stream = io.BytesIO(archive.read(f"{roots[0]}/data.pkl"))
-        value = _Reader(size).load(stream, NAMES | STORAGES, _Storages(content))
+        value = _Reader(size, lenient).load(stream, NAMES | STORAGES, _Storages(content))
         return _Builder(2 * size).plain(value)
 
 
@@ -255,6 +279,8 @@ class _Storages:
 
     def __call__(self, pid: Any) -> _Storage:
         kind, type_name, key, _, numel, *view = pid
+        if isinstance(type_name, _Foreign):
+            raise RefusedError(f"asks for {_printable(type_name.name)}")
         if kind != "storage" or type_name not in STORAGE_TYPES or type(numel) is not int or any(view):
             raise ValueError("a tensor is stored in an unknown way")
         return self.found.setdefault(
@@ -292,6 +318,8 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be lo
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._names:
+            if self._reader.lenient:
+                return _Foreign(f"{module}.{name}")
             raise RefusedError(f"asks for {_printable(f'{module}.{name}')}")
         found = self._names[module, name]
         return _Function(self._reader.embedded) if found is _EMBEDDED else found
@@ -325,9 +353,11 @@ class _Reader:
 
     Args:
         size: of the file; what functions are called with must not be longer than four times that.
+        lenient: see `read_tensor_file`.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, lenient: bool = False) -> None:
+        self.lenient = lenient
         self._instructions, self._tuples, self._items = MOST_INSTRUCTIONS, MOST_TUPLES, 4 * size
 
     def spend(self, items: int) -> None:
@@ -490,6 +520,8 @@ class _Builder:
     def _build(self, value: Any) -> tuple[Any, int]:
         if isinstance(value, _Strided):
             return self._tensor(value), 1
+        if isinstance(value, _Foreign):
+            return PickledObject(value.name, {}), 1
         if isinstance(value, PickledObject):
             return PickledObject(value.class_name, self.plain(value.state)), 1
         if isinstance(value, dict):

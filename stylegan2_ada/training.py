@@ -25,7 +25,7 @@ from stylegan2_ada.loss import (
     update_ema,
 )
 from stylegan2_ada.networks import Discriminator, Generator
-from stylegan2_ada.optimizer import load_optimizer
+from stylegan2_ada.optimizer import load_optimizer, set_rate
 
 if TYPE_CHECKING:
     from stylegan2_ada.augment import AugmentController, AugmentPipe
@@ -134,6 +134,17 @@ class GanTrainer:
             ]
             self.warm_optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
             self.encoder_optimizer = torch.optim.Adam(encoder.parameters(), rate, betas=(0.0, 0.99))
+
+    def change(self, settings: GanSettings) -> None:
+        """Train by other settings from the next step on; batch, intervals and length must be the same."""
+        self.settings = settings
+        for optimizer, interval in (
+            (self.generator_optimizer, settings.path_length_interval),
+            (self.discriminator_optimizer, settings.r1_interval),
+        ):
+            set_rate(optimizer, settings.learning_rate * interval / (interval + 1))
+        if self.encoder is not None:
+            set_rate(self.encoder_optimizer, settings.warm_start_learning_rate)
 
     def step(self, images: Tensor, step: int, labels: Tensor | None = None) -> dict[str, Tensor]:
         """One training step on this process's real images (B, 3, H, W) in [-1, 1] and, for conditional networks, their

@@ -2,13 +2,22 @@
 
 import logging
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
+from viscoin.attribution import attribute
+from viscoin.config import load_recipe
+from viscoin.datasets import to_images
+from viscoin.errors import Refused
 from viscoin.models import classifier as module
+from viscoin.models.architecture import ClassifierArchitecture
 from viscoin.models.classifier import Classifier, build_classifier
+from viscoin.models.files import load_model, save_model
 
 
 def images(resolution: int = 64, n: int = 2) -> Tensor:
@@ -119,6 +128,72 @@ def test_a_size_that_is_not_taken_has_a_reason_and_others_are_named(monkeypatch,
     monkeypatch.setattr(timm.models.resnet.ResNet, "forward_intermediates", never)
     with pytest.raises(ValueError, match=rf"{reason}; its usual size is 160 px"):
         Classifier("test_resnet", 5, 80)
+
+
+def test_a_backbone_with_an_input_size_of_its_own_takes_other_images():
+    """The published weights of a ViT fit one size; images of another are resized in front of it, as Pillow does it."""
+    model = Classifier("test_vit", 5, 96, input_size=160).eval()
+    model.model.load_state_dict(timm.create_model("test_vit", num_classes=5).state_dict())
+    assert model.feature_shapes == [(64, 10, 10)] * 3
+    pixels = np.random.default_rng(0).integers(60, 190, (96, 96, 3), dtype=np.uint8)
+    large = Image.fromarray(pixels).resize((160, 160), Image.Resampling.BICUBIC)
+    given, wanted = to_images(pixels[None]), to_images(np.array(large)[None])
+    given.requires_grad_()
+    torch.testing.assert_close(model._normalised(given), wanted, atol=0.01, rtol=0)
+    logits, maps = model.features(given)
+    torch.testing.assert_close(logits, model(given))
+    assert [tuple(part.shape[1:]) for part in maps] == model.feature_shapes
+    logits.sum().backward()
+    assert given.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", ["gradcam", "saliency", "rollout"])
+def test_maps_have_the_size_of_the_images(method):
+    found = attribute(Classifier("test_vit", 5, 48, input_size=96).eval(), images(48), method, [0, 1])
+    assert found.maps.shape == (2, 48, 48) and found.native.shape[1:] in {(6, 6), (48, 48)}
+
+
+def test_what_stands_in_front_of_a_backbone_is_in_its_model_file(tmp_path):
+    own = {
+        "input_size": 64, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear",
+        "norm_eps": 1e-3, "options": {"channels": [8, 16, 24, 32]},
+    }  # fmt: skip
+    model = Classifier("viscoin_resnet10", 3, 32, **own).eval()
+    assert model.feature_shapes == [(16, 16, 16), (24, 8, 8), (32, 4, 4)]
+    assert {part.eps for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)} == {1e-3}
+    recipe = load_recipe("birds", {"dataset.resolution": 32, "dataset.classes": 3})
+    path = save_model(tmp_path / "f.safetensors", model, "classifier", recipe=recipe, class_names=list("abc"))
+    loaded = load_model(path).model
+    assert loaded.architecture == {"backbone": "viscoin_resnet10", "n_classes": 3, "resolution": 32, **own}
+    torch.testing.assert_close(loaded(images(32)), model(images(32)))
+    assert Classifier("viscoin_resnet10", 3, 32).architecture == {
+        "backbone": "viscoin_resnet10", "n_classes": 3, "resolution": 32,
+    }  # fmt: skip
+
+
+def test_a_model_file_names_no_path_to_the_backbone():
+    with pytest.raises(ValidationError, match="unknown option of the backbone 'checkpoint_path'"):
+        ClassifierArchitecture(backbone="resnet18", n_classes=2, resolution=64, options={"checkpoint_path": "x"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            {"mean": (123.7, 116.3, 103.5)},
+            "mean .*is not of pixels in [0, 1]; of pixels from 0 to 255 it would be 0.485",
+        ),
+        ({"std": (58.4, 57.1, 57.4)}, "std .*is not of pixels in [0, 1]; .* 0.229, 0.2239, 0.2251"),
+        ({"std": (0.5, 0, 0.5)}, "std .*is not above 0"),
+        ({"mean": (-0.1, 0, 0.5)}, "mean .*is negative"),
+        ({"mean": (0.5,)}, "mean 0.5: expected three numbers"),
+        ({"std": (0.5, float("nan"), 0.5)}, "std .*expected three numbers"),
+        ({"interpolation": "nearest"}, "interpolation nearest: unknown; choose bicubic or bilinear"),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused(wrong, words):
+    with pytest.raises(Refused, match=words.replace("[", r"\[")):
+        Classifier("viscoin_resnet10", 5, 32, **wrong)
 
 
 def test_images_of_another_shape_are_refused():

@@ -22,6 +22,7 @@ from viscoin.models.files import load_model, read_file
 from viscoin.runs.run import Run, read_metrics
 from viscoin.statistics.measures import confusion
 from viscoin.training import classifier as module
+from viscoin.training.checkpoints import load_best
 from viscoin.training.classifier import (
     ClassifierTask,
     balanced_weights,
@@ -30,7 +31,7 @@ from viscoin.training.classifier import (
     zero_last_layer,
 )
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import Interrupted, fit, load_best
+from viscoin.training.loop import Interrupted, fit
 from viscoin.training.runtime import Runtime, make_fabric
 
 SIZE, NAMES = 16, ["a", "b", "c"]

@@ -44,6 +44,8 @@ NOT_RUN = {
     "--features inception": "a download",
     "--devices 8": "eight GPUs",
     "ops build": "nvcc; tests/test_ops_build.py",
+    "control runs/": "a training that runs; tests/test_steering.py",
+    "--replay runs/": "tests/test_steered_tasks.py",
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
     "scripts/fetch_photographs.py": "a download; tests/test_photographs.py",

@@ -21,7 +21,7 @@ from viscoin.signals import Stopped
 from viscoin.slurm import queue
 from viscoin.sweep.results import TrialResult
 from viscoin.sweep.running import _progress
-from viscoin.training.loop import Failed
+from viscoin.training.failures import Failed
 
 ROOT = Path(__file__).parents[1]
 

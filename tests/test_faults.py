@@ -20,9 +20,10 @@ from viscoin.config import load_recipe
 from viscoin.datasets import ImageDataset
 from viscoin.models.files import load_model, save_model
 from viscoin.runs.run import Run, read_metrics
-from viscoin.training import loop
+from viscoin.training import failures
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import Failed, Interrupted, fit, recoverable
+from viscoin.training.failures import Failed, recoverable
+from viscoin.training.loop import Interrupted, fit
 from viscoin.training.runtime import Runtime
 
 HERE = Path(__file__).parent
@@ -207,11 +208,10 @@ def test_training_functions_tell_of_what_fails_around_their_steps(tmp_path, monk
 
 
 def test_process_that_is_gone_while_others_evaluate_is_no_bug(monkeypatch, tmp_path):
-    monkeypatch.setattr(loop, "world_size", lambda: 2)
+    monkeypatch.setattr(failures, "world_size", lambda: 2)
     task = Toy()
     task.evaluate = lambda step: (_ for _ in ()).throw(ProcessGone("another process has ended"))
     run = Run.create("classifier", load_recipe("birds"), tmp_path / "run")
-    monkeypatch.setattr(loop, "_read_once", lambda read: read())
     with pytest.raises(Failed, match="another process of this training is gone"):
         fit_toy(run, task)
 

@@ -450,6 +450,7 @@ def test_run_on_two_devices():
     assert "going on from step 3" in done.stderr
     assert {path.name for path in Path("run").iterdir()} == {
         ".lock", "recipe.yaml", "metrics.jsonl", "checkpoints", "figures", "model.safetensors", "log.txt",
+        "status.json",
     }  # fmt: skip
     assert [line["step"] for line in read_metrics(Path("run/metrics.jsonl"))] == [3, 6]
     state = torch.load("run/checkpoints/last.pt", weights_only=True)

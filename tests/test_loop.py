@@ -18,8 +18,9 @@ from viscoin.datasets import ImageDataset
 from viscoin.inference.devices import resolve_device
 from viscoin.runs.run import Run, read_metrics
 from viscoin.training import loop
+from viscoin.training.checkpoints import load_best, read_once
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import Interrupted, check_finite, fit, load_best
+from viscoin.training.loop import Interrupted, check_finite, fit
 from viscoin.training.runtime import Runtime, make_fabric, seed_step
 
 STEPS, EVALUATE_EVERY, LOG_EVERY = 20, 6, 4
@@ -285,20 +286,22 @@ def test_processes_agree_often_enough_where_steps_are_slow(run, monkeypatch, sec
     monkeypatch.setattr(loop.dist, "all_reduce", lambda wishes, how: seen.append(of.done))
     for of.done in range(1, looks[-1] + 1):
         clock += seconds
-        assert of.agree(signal.SIGTERM, True) == ((signal.SIGTERM, True) if of.done in looks else (0, False))
+        assert of.agree(signal.SIGTERM, True) == (
+            (signal.SIGTERM, True, False) if of.done in looks else (0, False, False)
+        )
     assert seen == looks
     of.done = of.steps  # all look at the end, wherever that is
-    assert of.agree(0, False) == (0, False) and seen[-1] == of.steps
+    assert of.agree(0, False) == (0, False, False) and seen[-1] == of.steps
 
 
 def read_in(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     own = Run(Path(folder) / f"{rank}")
-    found = [loop._read_once(own.last_checkpoint)]
+    found = [read_once(own.last_checkpoint)]
     for name in ("last", "previous"):
         (own.checkpoints / f"{name}.pt").write_bytes(b"torn")
     try:
-        loop._read_once(own.last_checkpoint)
+        read_once(own.last_checkpoint)
     except ValueError as error:
         found.append(str(error))
     torch.save(found, f"{folder}/{rank}.pt")

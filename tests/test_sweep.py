@@ -34,7 +34,8 @@ from viscoin.sweep.settings import Settings, check_metric
 from viscoin.sweep.space import Parameter, Value, read_space
 from viscoin.sweep.study import Study
 from viscoin.training.classifier import train_classifier
-from viscoin.training.loop import Failed, Interrupted
+from viscoin.training.failures import Failed
+from viscoin.training.loop import Interrupted
 
 ROOT = Path(__file__).parents[1]
 RECIPE = tiny_recipe()

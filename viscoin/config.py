@@ -24,6 +24,8 @@ DEFAULT_DATASET = "birds"
 
 
 ACCUMULATE = "parts in which a batch goes through the networks one after the other, to save memory"
+FitMode = Literal["crop", "pad", "squash", "object"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 AugmentPreset = Literal["blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"]
 
 
@@ -56,6 +58,18 @@ class DatasetConfig(Section):
     attribute: str = Field("Young", description="attribute that is the class of celeba_hq")
     path: str | None = Field(None, description="folder with the files of the dataset; None: the cache, or a download")
     crop_to_box: bool = Field(False, description="cut images to their bounding boxes, where a dataset has them")
+    fit: FitMode = Field(
+        "crop",
+        description="how images become square: central square, white borders, squashed, or around what is opaque or "
+        "masked",
+    )
+    crop_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the side that crop and squash show, as evaluation of timm and torchvision",
+    )
+    interpolation: Interpolation = "bicubic"
     grid_size: int = Field(3, ge=1, le=32, description="cells down and across of toy-count and cifar10-qa")
     counted_class: int = Field(
         3, ge=0, description="what these count: a colour (blue, green, cyan, red, magenta, yellow), or a CIFAR-10 class"
@@ -69,6 +83,9 @@ class ClassifierConfig(Section):
     pretrained: bool = True
     cut: str | None = Field(
         None, description="module of the backbone after which it ends, in the mean over positions and one linear layer"
+    )
+    input_size: int | None = Field(
+        None, ge=16, le=4096, description="side of the images that the backbone sees, resized from others, pixels"
     )
     train_layers: str = Field(
         "all", description="what trains beside the last layer: all, head (nothing), last:N (blocks), or stages by name"
@@ -236,6 +253,9 @@ class ViscoinConfig(Section):
     perceptual_loss: Literal["auto", "lpips", "classifier"] = "auto"
     horizontal_flip: bool = True
     evaluate_every: int = Field(1000, ge=1)
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without a better model that end the training"
+    )
 
     @model_validator(mode="after")
     def _concepts_that_can_be_held(self) -> "ViscoinConfig":
@@ -295,6 +315,7 @@ class JudgeConfig(Section):
     blurred: float = Field(0.3, ge=0, le=1, description="share of training images with softened edges, as G draws them")
     noisy: float = Field(0.2, ge=0, le=1, description="share of training images with noise")
     horizontal_flip: bool = True
+    early_stopping: int | None = Field(None, ge=1, description="epochs without a better model that end the training")
 
 
 class DiffMaskConfig(Section):
@@ -324,6 +345,9 @@ class DiffMaskConfig(Section):
     checkpoint: str | None = Field(None, description="a DiffMask of the same classifier to start from")
     sample_images: int = Field(8, ge=1, description="images of each split in the figures of masks")
     log_every_n_steps: int = Field(200, ge=1, description="steps between validations, figures of masks and checkpoints")
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without a better model that end the training"
+    )
     num_workers: int | None = Field(None, ge=0, description="threads that prepare batches; None: by the device")
 
 

@@ -271,9 +271,10 @@ def _metadata(loaded: LoadedModel, part: Part, to: str, noise_mode: str, truncat
         about["n_concepts"] = loaded.model.n_concepts
     if "classifier" in part.architecture:
         f = loaded.model if loaded.kind == "classifier" else loaded.model.classifier
-        config = f.model.pretrained_cfg
-        mean, std = (list(config[key]) for key in ("mean", "std"))
-        about["normalisation"] = {"inside": to != "safetensors", "mean": mean, "std": std, "of": "(images + 1) / 2"}
+        inside, mean, std = to != "safetensors", list(f.mean), list(f.std)
+        about["normalisation"] = {"inside": inside, "mean": mean, "std": std, "of": "(images + 1) / 2"}
+        if f.input_size != f.resolution:
+            about["resizing"] = {"inside": inside, "to": f.input_size, "interpolation": f.interpolation}
     return about
 
 

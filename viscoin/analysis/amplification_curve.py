@@ -229,6 +229,33 @@ def _follow(
         return {key: torch.stack([column[key] for column in columns], 1).cpu().numpy() for key in columns[0]}
 
 
+@torch.no_grad()
+def edits_reliable(
+    ensemble: VisCoIN,
+    code: Encoding,
+    concept_maps: Tensor,
+    before: Tensor,
+    after: Tensor,
+    changed: Tensor,
+    reference: Reference,
+) -> Tensor:
+    """Whether what B edited images show can be put down to the changed concepts, as `LambdaCurve.reliable` says.
+
+    Args:
+        concept_maps: (B, K, 3, 3) of the edit.
+        before, after: activations (B, K) read from the images without and with the edit.
+        changed: (B, K) bool.
+
+    Returns:
+        (B,) bool.
+    """
+    scale = torch.from_numpy(reference.scale).to(before)
+    change = (after - before).abs() / scale.clamp_min(torch.finfo(before.dtype).tiny)
+    on, off = (_mean_over(change, chosen & (scale > 0)) for chosen in (changed, ~changed))
+    distance = _squared_distance(ensemble, code, concept_maps).sqrt() / reference.spread
+    return (off <= on) & (distance <= reference.largest_distance)
+
+
 def _phi(ensemble: VisCoIN, code: Encoding, selection: Tensor, factor: float) -> tuple[Tensor, Encoding]:
     """Activations (B, K) of the generated images, and all that the ensemble finds in them."""
     new = ensemble.encode(generate(ensemble, code, selection, factor))

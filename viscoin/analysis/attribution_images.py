@@ -30,6 +30,7 @@ class ImageChoice:
     seed: int = 0
     skip_bad_files: bool = False
     batch_size: int = 64
+    class_map: Path | None = None
 
     def load(
         self, kind: str, model: Path | None, count: int, of: str = "f", parameter: str | None = None
@@ -43,14 +44,14 @@ class ImageChoice:
         if self.right_and_wrong is None:
             subject, pictures = load_pictures(
                 kind, model, self.files, self.dataset, self.dataset_path, self.indices, count, device=self.device,
-                seed=self.seed, skip_bad_files=self.skip_bad_files, parameter=parameter,
+                seed=self.seed, skip_bad_files=self.skip_bad_files, parameter=parameter, class_map=self.class_map,
             )  # fmt: skip
             return subject, pictures, {}
         if self.files or self.indices is not None:
             raise Refused("right_and_wrong", None, "chooses the images", "leave out `image` and `image_indices`")
         found = load_subject(
             kind, model, self.dataset, self.dataset_path, device=self.device, skip_bad_files=self.skip_bad_files,
-            parameter=parameter,
+            parameter=parameter, class_map=self.class_map,
         )  # fmt: skip
         target = target_of(found.model, of)
         return found, *right_and_wrong(found, target, self.right_and_wrong, self.seed, self.batch_size)

@@ -50,13 +50,14 @@ def concept_rows(
     ]
 
 
-def class_rows(table: ConceptTable, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each class; accuracies are None without images of it."""
+def class_rows(table: ConceptTable, class_names: Sequence[str], labelled: bool = True) -> list[dict[str, Any]]:
+    """One row for each class; accuracies are None without images of it, and for images without labels."""
     predictions = {"f_accuracy": table.f_probabilities.argmax(1), "g_accuracy": table.predicted}
     rows: list[dict[str, Any]] = []
     for c, name in enumerate(class_names):
         own = table.labels == c
-        right = {key: float((found[own] == c).mean()) if own.any() else None for key, found in predictions.items()}
+        known = labelled and own.any()
+        right = {key: float((found[own] == c).mean()) if known else None for key, found in predictions.items()}
         rows.append({"class": name, "images": int(own.sum()), "predicted": int((table.predicted == c).sum()), **right})
     return rows
 
@@ -81,7 +82,7 @@ def concepts_json(table: ConceptTable, dataset: ImageDataset, names: Mapping[int
             for i in best
             if (value := table.activations[i, k]) > 0
         ]
-    return {"summary": summary(table), "concepts": concepts, "classes": class_rows(table, classes)}
+    return {"summary": summary(table), "concepts": concepts, "classes": class_rows(table, classes, dataset.labelled)}
 
 
 def correlated(table: ConceptTable, concept: int, most: int = MOST) -> list[tuple[int, float]]:

@@ -25,7 +25,7 @@ class Quality:
 
     Attributes:
         n: images that f and g were asked about.
-        f_accuracy, g_accuracy: share that each puts into its true class.
+        f_accuracy, g_accuracy: share that each puts into its true class; NaN of images without labels.
         agreement: share for which both say the same.
         never_right: classes, with their numbers of images, of which f recognises none.
         n_reconstructed: images that were reconstructed; 0 without a generator, and then the next two are NaN.
@@ -43,8 +43,9 @@ class Quality:
     kept: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, and the warnings."""
-        numbers = {key: value for key, value in vars(self).items() if key not in ("n", "never_right")}
+        """Plain numbers, those that are known, and the warnings."""
+        left_out = {"n", "never_right", *(key for key, value in vars(self).items() if value != value)}
+        numbers = {key: value for key, value in vars(self).items() if key not in left_out}
         return numbers | {"never_right": [name for name, _ in self.never_right], "warnings": self.warnings}
 
     @property
@@ -85,13 +86,14 @@ def measure_quality(
     counts = np.bincount(table.labels, minlength=len(dataset.class_names))
     recognised = np.bincount(table.labels[right], minlength=len(counts))
     lost = np.flatnonzero((counts > 0) & (recognised == 0))
+    known = 1.0 if dataset.labelled else np.nan
     error = kept = float("nan")
     if ensemble.draws:
         error, kept = _reconstructions(ensemble, dataset, chosen, device, batch_size)
     return Quality(
         n=len(table.labels),
-        f_accuracy=float(right.mean()),
-        g_accuracy=float((table.predicted == table.labels).mean()),
+        f_accuracy=float(right.mean()) * known,
+        g_accuracy=float((table.predicted == table.labels).mean()) * known,
         agreement=float((table.predicted == f).mean()),
         never_right=[(dataset.class_names[c], int(counts[c])) for c in lost],
         n_reconstructed=len(chosen) if ensemble.draws else 0,

@@ -11,6 +11,7 @@ from viscoin.cli import (
     attribute,
     concept_heatmaps,
     concepts,
+    control,
     data,
     dataset,
     demo,
@@ -23,6 +24,7 @@ from viscoin.cli import (
     ops,
     project,
     scorecard,
+    serve,
     submit,
     sweep,
     test,
@@ -54,6 +56,7 @@ app.add_typer(test.app, name="test")
 app.add_typer(ops.app, name="ops")
 for command in (
     logs.logs,
+    control.control,
     to_pickle.to_pickle,
     from_pickle.from_pickle,
     export.export,
@@ -66,6 +69,7 @@ for command in (
     attribute.attribute,
     scorecard.scorecard,
     project.project,
+    serve.serve,
     demo.demo,
     sweep.sweep,
     submit.submit,

@@ -25,6 +25,7 @@ def amplify(
     viscoin: options.ViscoinModel = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     concept_threshold: options.ConceptThreshold = None,
     concept_top_k: options.ConceptTopK = None,
     concept_indices: options.ConceptIndices = None,
@@ -89,7 +90,7 @@ def amplify(
 
     subject, pictures = load_pictures(
         "viscoin", viscoin, image, dataset, dataset_path, options.parse_indices(image_indices, "image_indices"), IMAGES,
-        device=device, seed=seed, skip_bad_files=skip_bad_files,
+        device=device, seed=seed, skip_bad_files=skip_bad_files, class_map=class_map,
     )  # fmt: skip
     named = {} if concept_names is None else read_names(concept_names, subject.model.n_concepts)
     with results_folder("amplify", subject.config.name, out) as results:

@@ -68,9 +68,9 @@ class Command(TyperCommand):
 
 # The commands in the order of work.
 PANELS = {
-    "Start": ("demo", "train", "test", "data"),
+    "Start": ("demo", "serve", "train", "test", "data"),
     "Explain": ("explain", "attribute", "scorecard", "concepts", "amplify", "concept-heatmaps", "project"),
-    "Runs": ("logs", "sweep", "submit"),
+    "Runs": ("logs", "control", "sweep", "submit"),
     "Model files": ("export", "to-pickle", "from-pickle", "import-gan", "import-viscoin", "ops"),
 }
 

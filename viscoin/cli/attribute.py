@@ -52,6 +52,7 @@ def attribute(
     ] = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     image_indices: options.ImageIndices = None,
     image: options.Images = None,
     right_and_wrong: Annotated[
@@ -103,7 +104,7 @@ def attribute(
     settings = Settings(layer, baseline, own, seed, batch_size)
     images = ImageChoice(
         image, dataset, dataset_path, options.parse_indices(image_indices, "image_indices"), right_and_wrong, device,
-        seed, skip_bad_files, batch_size,
+        seed, skip_bad_files, batch_size, class_map,
     )  # fmt: skip
     if checkpoints:
         chosen = options.parse_indices(epochs, "epochs")

@@ -18,6 +18,7 @@ def concept_heatmaps(
     viscoin: options.ViscoinModel = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     concept_top_k: options.ConceptTopK = None,
     concept_indices: options.ConceptIndices = None,
     image_indices: options.ImageIndices = None,
@@ -52,7 +53,7 @@ def concept_heatmaps(
 
     subject, pictures = load_pictures(
         "viscoin", viscoin, image, dataset, dataset_path, options.parse_indices(image_indices, "image_indices"), IMAGES,
-        device=device, seed=seed, skip_bad_files=skip_bad_files,
+        device=device, seed=seed, skip_bad_files=skip_bad_files, class_map=class_map,
     )  # fmt: skip
     count = len(indices) if indices else concept_top_k or CONCEPTS
     if count > (known := subject.model.n_concepts):

@@ -21,6 +21,7 @@ def concepts(
     viscoin: options.ViscoinModel = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     split: Annotated[str, typer.Option("--split", metavar="train|validation|test", help="Images to look at.")] = "test",
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="A random sample of so many images, 2 or more.")
@@ -59,8 +60,9 @@ def concepts(
 
     with json_alone(as_json), processes(runtime) as process:
         subject = process.load(
-            "viscoin", viscoin, dataset=dataset, dataset_path=dataset_path, split=split, skip_bad_files=skip_bad_files
-        )
+            "viscoin", viscoin, dataset=dataset, dataset_path=dataset_path, split=split, skip_bad_files=skip_bad_files,
+            class_map=class_map, unlabelled="whole",
+        )  # fmt: skip
         model, images = subject.model, subject.images
         with process.results_folder("concepts", images.name, out) as results:
             table = collect_concepts(model, images, subject.device, batch_size, seed, limit, force)

@@ -26,6 +26,9 @@ BELONGS = {
     "--show": ("info", "show"),
     "--split": ("show", "export", "prepare"),
     "--resolution": ("show", "export", "prepare"),
+    "--fit": ("info", "show", "export"),
+    "--crop-share": ("info", "show", "export"),
+    "--interpolation": ("info", "show", "export"),
     "--classes": ("show",),
     "--count": ("show",),
     "--parts": ("show",),
@@ -44,6 +47,31 @@ BELONGS = {
 MOST_IN_ROW = 12
 PREVIEW = 28  # images
 
+# How images become square; recipe keys of the same names.
+Fit = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        metavar="crop|pad|squash|object",
+        help="info, show, export: central square, white borders, squashed, or around what is opaque or masked.",
+    ),
+]
+CropShare = Annotated[
+    float | None,
+    typer.Option(
+        "--crop-share",
+        metavar="SHARE",
+        help="info, show, export: share of the side that crop and squash show, above 0, at most 1.",
+    ),
+]
+Interpolation = Annotated[
+    str | None,
+    typer.Option(
+        "--interpolation",
+        metavar="bicubic|bilinear|lanczos|nearest",
+        help="info, show, export: how images are resampled.",
+    ),
+]
 # Options of `prepare`; the older command `dataset` has them, too.
 Crop = Annotated[
     str,
@@ -128,6 +156,9 @@ def data(
             help="show, export, prepare: side in pixels; default: the recipe's, or the images' to prepare.",
         ),
     ] = None,
+    fit: Fit = None,
+    crop_share: CropShare = None,
+    interpolation: Interpolation = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="export: at most N images of each split.")
     ] = None,
@@ -172,7 +203,8 @@ def data(
     from viscoin.training.pipeline import RunOptions, resolve_recipe
 
     given_data = RunOptions(name, dataset_path, settings=settings, skip_bad_files=skip_bad_files)
-    config = resolve_recipe("data", given_data, {"dataset.resolution": resolution}).dataset
+    keys = {"resolution": resolution, "fit": fit, "crop_share": crop_share, "interpolation": interpolation}
+    config = resolve_recipe("data", given_data, {f"dataset.{key}": value for key, value in keys.items()}).dataset
     if action == "info":
         _info(context.command, config, as_json, out, show)
     elif action == "show":

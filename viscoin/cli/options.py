@@ -51,6 +51,14 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the numbers as JSON alone; what people read goes to standard error.")
 ]
 Show = Annotated[bool, typer.Option("--show", help="Open the figures in a window as well.")]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map",
+        metavar="FILE|none",
+        help="CSV or JSON: folder of a dataset, class of the model; none: folders are no classes.",
+    ),
+]
 SkipBadFiles = Annotated[bool, typer.Option("--skip-bad-files", help="Skip unreadable images instead of stopping.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 ImageIndices = Annotated[
@@ -187,6 +195,15 @@ RUN: Mapping[str, tuple[Any, Any]] = {
     "allow_changes": (
         False,
         Annotated[bool, typer.Option("--allow-changes", help="Resume even if the recipe has changed.")],
+    ),
+    "replay": (
+        None,
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--replay", metavar="RUN", help="Repeat the commands that steered RUN, each at its step, by its recipe."
+            ),
+        ],
     ),
     "track": (
         None,

@@ -58,7 +58,7 @@ def processes(runtime: "Runtime") -> Iterator[Process]:
     """
     from stylegan2_ada.together import ProcessGone, together
     from viscoin.inference.execution import check_precision
-    from viscoin.training.loop import Failed
+    from viscoin.training.failures import Failed
     from viscoin.training.runtime import make_fabric
 
     check_precision(runtime.precision)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @options.with_runtime
-@options.with_run(without=("resume", "allow_changes"))
+@options.with_run(without=("resume", "allow_changes", "replay"))
 def sweep(
     *,
     kind: Annotated[str, typer.Argument(metavar="classifier|gan|viscoin", help="What to train.")],

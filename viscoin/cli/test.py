@@ -50,6 +50,7 @@ def classifier(
     checkpoints: Annotated[Path | None, options.model_option("--checkpoints", "Classifier f")] = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     split: Annotated[str, typer.Option("--split", metavar="validation|test", help="Images to test on.")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Sample N images at random.")] = None,
     batch_size: options.TestBatchSize = 128,
@@ -75,7 +76,7 @@ def classifier(
     with json_alone(as_json), processes(runtime) as process:
         subject = process.load(
             "classifier", checkpoints, dataset=dataset, dataset_path=dataset_path, split=split,
-            skip_bad_files=skip_bad_files, parameter="checkpoints",
+            skip_bad_files=skip_bad_files, parameter="checkpoints", class_map=class_map,
         )  # fmt: skip
         images = subject.images
         with process.results_folder("test-classifier", images.name, out) as results:

@@ -24,6 +24,7 @@ def attribution(
     checkpoints: Annotated[Path | None, options.model_option("--checkpoints", "Classifier f")] = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +78,7 @@ def attribution(
     with json_alone(as_json):
         subject = load_subject(
             "classifier", checkpoints, dataset, dataset_path, device=device, skip_bad_files=skip_bad_files,
-            parameter="checkpoints",
+            parameter="checkpoints", class_map=class_map, unlabelled="parts",
         )  # fmt: skip
         with results_folder("test-attribution", subject.images.name, out) as results:
             outcome = run_attribution(

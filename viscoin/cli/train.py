@@ -218,7 +218,7 @@ def viscoin(
 
 @app.command("all", cls=Command)
 @options.with_runtime
-@options.with_run
+@options.with_run(without=("replay",))
 def everything(*, backbone: Backbone = None, run: "RunOptions", runtime: "Runtime") -> None:
     """Train f, G and the ensemble, one after the other.
 

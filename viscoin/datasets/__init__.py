@@ -11,10 +11,11 @@ from pathlib import Path
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset, to_images, to_pixels
 from viscoin.datasets.layouts import known_layout
+from viscoin.datasets.reading import Fit
 from viscoin.datasets.walking import why_not
 from viscoin.errors import Refused, not_a_file
 
-__all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "to_images", "to_pixels"]
+__all__ = ["SPLITS", "ImageDataset", "dataset_names", "load_dataset", "load_unlabelled", "to_images", "to_pixels"]
 
 LOADERS = {
     "birds": "viscoin.datasets.birds.dataset:load_birds",
@@ -30,6 +31,7 @@ LOADERS = {
     "cifar10-qa": "viscoin.datasets.counting:load_cifar10_qa",
 }
 DRAWN = {"birds", "toy-count"}  # datasets without files
+COMPOSED = {*DRAWN, "cifar10-qa"}  # squares of which nothing may be left out
 # As Vision DiffMask's command line names them; a folder of such a name is a folder.
 SPELLINGS = {"MNIST": "mnist", "CIFAR10": "cifar10", "CIFAR10_QA": "cifar10-qa", "toy": "toy-count"}
 logger = logging.getLogger(__name__)
@@ -62,9 +64,16 @@ def load_dataset(name_or_path: str, split: str, config: DatasetConfig, labelled:
     Raises:
         ValueError: unknown name, split or an unusable folder or zip.
     """
+    data = _load(name_or_path, split, config, labelled)
+    data.fit = Fit.of(config)
+    return data
+
+
+def _load(name_or_path: str, split: str, config: DatasetConfig, labelled: bool) -> ImageDataset:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     if name_or_path in LOADERS:
+        _check_fit(name_or_path, config)
         module, function = LOADERS[name_or_path].split(":")
         loader: Callable[[str, DatasetConfig], ImageDataset] = getattr(import_module(module), function)
         return loader(split, config)
@@ -83,6 +92,33 @@ def load_dataset(name_or_path: str, split: str, config: DatasetConfig, labelled:
             f"classes and splits give `dataset` {known} and `dataset_path` {path}"
         )
     return load_folder(path, split, config, labelled)
+
+
+def load_unlabelled(path: Path, config: DatasetConfig) -> ImageDataset:
+    """All images of a folder or zip, whatever its folders are called; see `folder.load_whole`.
+
+    Raises:
+        ValueError: no images, or files that cannot be used (unless `config.skip_bad_files`).
+    """
+    from viscoin.datasets.folder import folder_tree, load_whole
+    from viscoin.datasets.zip import open_zip
+
+    if path.is_dir():
+        return load_whole(folder_tree(path, config.skip_bad_files), path.resolve().name, config)
+    with open_zip(path) as tree:
+        return load_whole(tree, path.stem, config)
+
+
+def _check_fit(name: str, config: DatasetConfig) -> None:
+    """Raise Refused where a known dataset cannot be shown in that way."""
+    if config.fit == "object":
+        boxes = "set `dataset.crop_to_box` and fit pad" if name in ("cub", "stanford_cars") else "choose another fit"
+        raise Refused("dataset.fit", "object", f"dataset {name!r} has no masks or alpha channels to fit", boxes)
+    if name in COMPOSED and Fit.of(config).cuts_squares:
+        raise Refused(
+            "dataset.crop_share", config.crop_share, f"images of {name!r} are made square, and no part may be cut away",
+            "set it to null, or fit to pad",
+        )  # fmt: skip
 
 
 def check_dataset_name(name_or_path: str) -> None:

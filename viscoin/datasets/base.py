@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from viscoin.datasets.cache import cache_folder, is_cached, new_cached, reserve
+from viscoin.datasets.reading import CROP, Box, Fit
 
 if TYPE_CHECKING:  # what needs no tensors, as counting images, does without torch
     from torch import Tensor
@@ -31,6 +32,8 @@ class ImageDataset:
     has_truth = False
     attribute_names: Sequence[str] = ()
     part_names: Sequence[str] = ()
+    labelled = True  # whether labels are given, and not f's own predictions
+    fit: Fit = CROP  # how files of any shape became its squares
 
     def __init__(
         self,
@@ -71,6 +74,10 @@ class ImageDataset:
     def attributes(self) -> np.ndarray:
         """Ground truth (N, A) bool, columns named by `attribute_names`."""
         raise ValueError(f"dataset {self.name!r} has no ground-truth attributes")
+
+    def object_box(self, index: int) -> Box | None:
+        """What of its file an image was made of, where that is known to be less than all of it."""
+        return None
 
     def part_masks(self, index: int) -> np.ndarray:
         """Visible pixels of each part, (P, H, W) bool, in the order of `part_names`."""

@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
@@ -24,7 +24,7 @@ from viscoin.datasets.download import Kaggle, dataset_root
 from viscoin.datasets.files import check_every_class, prepare_files, present_files, warn_about_duplicates
 from viscoin.datasets.folder import read_folder
 from viscoin.datasets.listing import stratified, warn_once
-from viscoin.datasets.reading import UNREADABLE
+from viscoin.datasets.reading import UNREADABLE, Fit
 from viscoin.errors import reason_of, regular
 
 SOURCE = Kaggle("ipythonx/celebamaskhq", size="2.9 GB")
@@ -84,7 +84,7 @@ class CelebaHQDataset(ImageDataset):
         number = int(self._numbers[index])
         folder = self._masks / str(number // MASKS_IN_FOLDER)
         paths = [folder / f"{number:05d}_{suffix}.png" for suffix in mask_suffixes(self._masks)]
-        return np.stack([_read_mask(path, self.resolution) for path in paths])
+        return np.stack([_read_mask(path, self.resolution, self.fit) for path in paths])
 
 
 @dataclass(frozen=True)
@@ -263,14 +263,14 @@ def mask_suffixes(folder: Path) -> tuple[str, ...]:
     return (*known, *sorted(stems - set(known) - {""}))
 
 
-def _read_mask(path: Path, resolution: int) -> np.ndarray:
+def _read_mask(path: Path, resolution: int, fit: Fit) -> np.ndarray:
     """Pixels (H, W) bool, more than half of which a part covers; none where there is no file."""
     if not path.is_file():
         return np.zeros((resolution, resolution), dtype=bool)
     try:
         with Image.open(path) as image:
             cover = image.convert("L").point(lambda value: 255 if value else 0)
-            square = ImageOps.fit(cover, (resolution, resolution), Image.Resampling.BOX)
+            square = fit.apply(cover, resolution, Image.Resampling.BOX, 0)
     except UNREADABLE as error:
         raise ValueError(f"{path} is no readable mask ({reason_of(error)}); get the file again") from error
     return np.asarray(square) > 127

@@ -81,7 +81,7 @@ def load_cifar10_qa(split: str, config: DatasetConfig) -> CountingDataset:
     """
     from viscoin.datasets.torchvision_sets import load_cifar10
 
-    changes = {"name": "cifar10", "resolution": 32, "train": None, "validation": None, "test": None}
+    changes = {"name": "cifar10", "resolution": 32, "train": None, "validation": None, "test": None, "crop_share": None}
     photographs = load_cifar10(split, config.model_copy(update=changes))
     wanted = photographs.labels == config.counted_class
     pools = np.flatnonzero(wanted), np.flatnonzero(~wanted)

@@ -109,10 +109,10 @@ class CubDataset(ImageDataset):
     def part_points(self, index: int) -> np.ndarray:
         """Where each part is, (P, 2) as x and y in pixels of the image; NaN where it is hidden or cut off."""
         left, top, right, bottom = self._view(index)
-        side = min(right - left, bottom - top)
-        corner = np.array([(left + right - side) / 2, (top + bottom - side) / 2])
+        box, size, corner = self.fit.place((int(right - left), int(bottom - top)), self.resolution)
+        scale = np.array(size) / (box[2] - box[0], box[3] - box[1])
         x_y, visible = self._locations[index, :, :2], self._locations[index, :, 2] > 0
-        points = (x_y - corner) * (self.resolution / side)
+        points = (x_y - (left, top) - box[:2]) * scale + corner
         inside = visible & (points >= 0).all(1) & (points < self.resolution).all(1)
         return np.where(inside[:, None], points, np.nan)
 

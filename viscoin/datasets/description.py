@@ -51,6 +51,9 @@ def _facts(found: Inspection) -> Iterator[str]:
     within = [group for group in found.duplicates if group not in across]
     yield f"image sizes as stored   {_sizes(found.sizes)}"
     yield f"model input             {found.resolution}x{found.resolution} px"
+    if found.fit_loss is not None:
+        title = f"cut away by fit {found.fit_loss.fit.mode}"
+        yield f"{title:<23} {found.fit_loss.describe()}"
     yield f"broken files            {len(found.broken)}"
     yield from (f"  {file}: {reason}" for file, reason in list(found.broken.items())[:EXAMPLES])
     yield f"duplicates              {len(within)} within splits, {len(across)} across splits"

@@ -15,15 +15,17 @@ import numpy as np
 from tqdm import tqdm
 
 from viscoin.config import DatasetConfig
-from viscoin.datasets import depth, reading
+from viscoin.datasets import depth, masks, reading
 from viscoin.datasets.base import cached_pixels
 from viscoin.datasets.cache import cache_folder, discard, file_state, is_cached, new_cached
 from viscoin.datasets.depth import Whites, described, joined, whites_of
 from viscoin.datasets.listing import warn_once
+from viscoin.datasets.masks import object_box
 from viscoin.datasets.reading import (
     UNREADABLE,
     BadImage,
     Box,
+    Fit,
     ImageFile,
     has_several,
     image_size,
@@ -34,8 +36,9 @@ from viscoin.datasets.reading import (
 from viscoin.errors import Refused
 
 Crops = Sequence[Box | None]
+Masks = Sequence[ImageFile | None]
 Place = tuple[str, ImageFile]  # split and file
-FORMAT = b"2"  # of what is remembered of files
+FORMAT = b"3"  # of what is remembered of files
 DARK = 16  # of 255; an image without a brighter pixel shows nothing
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,24 +96,31 @@ def no_images_error(root: Path, split: str) -> ValueError:
 
 
 def read_files(
-    what: str, files: Sequence[ImageFile], config: DatasetConfig, root: Path, crops: Crops | None = None
+    what: str,
+    files: Sequence[ImageFile],
+    config: DatasetConfig,
+    root: Path,
+    crops: Crops | None = None,
+    masks: Masks | None = None,
 ) -> Prepared:
     """Squares of all these files; each is decoded once, whether it can be used or not, and by all cores.
 
     Small and black images are warned of, and what had to be assumed of those of more than 8 bits (see `depth`): white
     is one value for all these files. Arguments and errors are those of `prepare_files`; `what` is read, for the
-    progress bar.
+    progress bar, and `masks` are files of masks, for `config.fit` "object"; without, these are the alpha channels.
     """
     boxes: Crops = [None] * len(files) if crops is None else crops
-    side = config.resolution
-    digest = fingerprint(files, f"{side}{list(boxes) if crops else ''}")
+    side, fit = config.resolution, Fit.of(config)
+    shapes: Masks = masks if masks is not None and fit.mode == "object" else [None] * len(files)
+    seen = [*files, *(mask for mask in shapes if mask is not None)]
+    digest = fingerprint(seen, f"{side}{list(boxes) if crops else ''}{fit}")
     findings = cache_folder() / "folder" / f"{digest}.json"
 
     def squares() -> Iterator[np.ndarray]:
         whites, assumed = find_whites(files, f"images of {root}")
         found = []
-        jobs = zip(files, boxes, strict=True)
-        for pixels, *finding in in_threads(lambda job: _read(job[0], job[1], side, whites), jobs):
+        jobs = zip(files, boxes, shapes, strict=True)
+        for pixels, *finding in in_threads(lambda job: _read(*job, side, whites, fit), jobs):
             found.append(finding)
             yield pixels
         _remember(findings, {"files": found, "assumed": assumed})  # before the pixels get their name
@@ -119,8 +129,9 @@ def read_files(
         discard(findings.with_suffix(".npy"))
     pixels = cached_pixels(f"folder/{digest}", len(files), side, squares, f"reading {what}")
     known = json.loads(findings.read_text())
-    reasons, small, dark = zip(*known["files"]) if len(files) else ((), (), ())
+    reasons, small, dark, whole = zip(*known["files"]) if len(files) else ((), (), (), ())
     _warn(known["assumed"], small, [file for file, black in zip(files, dark) if black], root, side)
+    _warn_of_whole([file for file, all_of_it in zip(files, whole) if all_of_it], len(files), root)
     judge({file: reason for file, reason in zip(files, reasons) if reason}, len(files), root, config.skip_bad_files)
     kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=int)
     return Prepared(select_rows(pixels, kept, [files[i] for i in kept], digest), kept)
@@ -184,14 +195,27 @@ def _warn(assumed: Iterable[str], small: Sequence[bool], dark: Sequence[ImageFil
         )
 
 
-def _read(file: ImageFile, box: Box | None, side: int, whites: Whites) -> tuple[np.ndarray, str | None, bool, bool]:
-    """The square of a file, what is wrong with the file, whether it had to be enlarged, and whether it is black."""
+def _warn_of_whole(whole: Sequence[ImageFile], count: int, root: Path) -> None:
+    if whole:
+        warn_once(
+            f"{root}: {len(whole)} of {count} images have no mask or alpha channel with an object, and are shown whole "
+            f"(first: {whole[0]})"
+        )
+
+
+def _read(
+    file: ImageFile, box: Box | None, mask: ImageFile | None, side: int, whites: Whites, fit: Fit
+) -> tuple[np.ndarray, str | None, bool, bool, bool]:
+    """The square of a file, what is wrong with the file, whether it had to be enlarged, whether it is black, and
+    whether it is shown whole, as there is no object to fit."""
     try:
-        image = read_region(file, side, box, whites)
+        if fit.mode == "object":
+            box = object_box(file, mask)
+        image = read_region(file, side, box, whites, fit)
+        pixels = square(image, side, fit)
     except BadImage as error:
-        return np.zeros((side, side, 3), np.uint8), str(error), False, False
-    pixels = square(image, side)
-    return pixels, None, min(image.size) < side, bool(pixels.max() < DARK)
+        return np.zeros((side, side, 3), np.uint8), str(error), False, False, False
+    return pixels, None, fit.enlarges(image.size, side), bool(pixels.max() < DARK), fit.mode == "object" and box is None
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -303,7 +327,7 @@ def _remember(cached: Path, content: object) -> None:
 
 def fingerprint(files: Sequence[ImageFile], purpose: str) -> str:
     """Digest of files (by place and state), of what is made of them, and of the code that reads them."""
-    code = b"".join(Path(module.__file__ or "").read_bytes() for module in (reading, depth))
+    code = b"".join(Path(module.__file__ or "").read_bytes() for module in (reading, depth, masks))
     digest = hashlib.sha256(code + FORMAT + purpose.encode())
     for file in files:
         digest.update(_stamp(file).encode(errors="surrogateescape"))  # names that are no UTF-8

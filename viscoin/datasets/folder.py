@@ -14,7 +14,8 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
 from viscoin.datasets.files import draw, judge, no_images_error, read_files, select_rows, warn_about_duplicates
 from viscoin.datasets.listing import INDEX, Item, Listing, Tree, list_images, make_tree, warn_once
-from viscoin.datasets.masks import MaskedDataset, masks_of
+from viscoin.datasets.masks import MaskedDataset, masks_of, stem
+from viscoin.datasets.reading import Fit
 from viscoin.datasets.walking import Found, walk, why_not
 from viscoin.errors import Refused
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_folder(root: Path, split: str, config: DatasetConfig, labelled: bool = True) -> ImageDataset:
-    """One split of a folder of images, centre-cropped to squares of `config.resolution` pixels.
+    """One split of a folder of images, fitted into squares of `config.resolution` pixels.
 
     Without `validation` images a tenth of the training images is held out for them; without `train` and `test`
     folders the classes are split 70:10:20. Both splits are stratified and depend on `config.seed` alone.
@@ -91,7 +92,9 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
     splits = {part: _drawn(listing.split(part, config.seed), getattr(config, part), config.seed) for part in SPLITS}
     # Files of any split: what cannot be used is better known before the training than at its test.
     files = list(dict.fromkeys(file for items in splits.values() for file, _ in items))
-    pixels, kept = read_files(name, files, config, tree.root)
+    names = {file: name for name, file in tree.files.items()}
+    masks = [tree.masks.get(stem(names[file])) for file in files] if tree.masks else None
+    pixels, kept = read_files(name, files, config, tree.root, masks=masks)
     rows = {files[i]: row for row, i in enumerate(kept)}
     items = [item for item in splits[split] if item[0] in rows]
     if not items:
@@ -111,9 +114,29 @@ def load_tree(tree: Tree, name: str, split: str, config: DatasetConfig, labelled
         listing.class_names,
         [str(file) for file in of_split],
     )
+    masked, own = masks_of([names[file] for file in of_split], of_split, tree.masks)
+    return MaskedDataset(*data, images=of_split, masks=own) if masked else ImageDataset(*data)
+
+
+def load_whole(tree: Tree, name: str, config: DatasetConfig) -> ImageDataset:
+    """All images of a folder or zip as one split, "all", in the order of their names; classes are not looked at.
+
+    Raises:
+        ValueError: no images, or files that cannot be used (unless `config.skip_bad_files`).
+    """
+    listing = list_images(tree, "none", config.skip_bad_files)
+    files = [file for file, _ in listing.items]
     names = {file: name for name, file in tree.files.items()}
-    masked, masks = masks_of([names[file] for file in of_split], of_split, tree.masks)
-    return MaskedDataset(*data, images=of_split, masks=masks) if masked else ImageDataset(*data)
+    masks = [tree.masks.get(stem(names[file])) for file in files] if tree.masks else None
+    pixels, kept = read_files(name, files, config, tree.root, masks=masks)
+    if not len(kept):
+        raise ValueError(f"{tree.root} holds no images that can be read; add images")
+    shown = [files[i] for i in kept]
+    data = (name, "all", pixels, np.zeros(len(kept), int), listing.class_names, [str(file) for file in shown])
+    masked, own = masks_of([names[file] for file in shown], shown, tree.masks)
+    found = MaskedDataset(*data, images=shown, masks=own) if masked else ImageDataset(*data)
+    found.labelled, found.fit = False, Fit.of(config)
+    return found
 
 
 def _drawn(items: list[Item], limit: int | None, seed: int) -> list[Item]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets.base import SPLITS, ImageDataset
@@ -119,8 +119,7 @@ class FunnyBirdsDataset(ImageDataset):
             raise ValueError(
                 f"{path} is no readable part map ({reason_of(error)}); unpack the archive again"
             ) from error
-        size = (self.resolution, self.resolution)
-        return np.asarray(ImageOps.fit(colours, size, Image.Resampling.NEAREST))
+        return np.asarray(self.fit.apply(colours, self.resolution, Image.Resampling.NEAREST, "black"))
 
     def without_parts(self, index: int, parts: Collection[str]) -> np.ndarray:
         """The same scene rendered without some parts of the bird: uint8 (H, W, 3).
@@ -153,7 +152,7 @@ class FunnyBirdsDataset(ImageDataset):
             why = "" if self.has_interventions else f"; {self.split} images have no interventions, test images do"
             raise ValueError(f"{path} is not there{why}")
         try:
-            return read_square(path, self.resolution)
+            return read_square(path, self.resolution, fit=self.fit)
         except BadImage as error:
             raise ValueError(f"{path} cannot be used: {error}; unpack the archive again") from error
 

@@ -15,6 +15,7 @@ from viscoin.config import DatasetConfig
 from viscoin.datasets import SPLITS, ImageDataset, dataset_names, load_dataset
 from viscoin.datasets.diagnosis import Found, found_images, lacking, needs_of_commands, problems_of
 from viscoin.datasets.files import find_duplicates, noted_files
+from viscoin.datasets.fit_loss import FitLoss, measure_fit
 from viscoin.datasets.reading import ImageFile, image_size
 from viscoin.datasets.zip import open_zip
 
@@ -37,6 +38,8 @@ class Inspection:
         attributes: share of the images that have each attribute (A,), by split.
         problems: what stands in the way of using it or makes results doubtful.
         commands: what each group of commands will still need, "" for nothing; {} for known datasets.
+        fit_loss: what is cut away where images become square; None for images without files, and where some cannot be
+            read.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Inspection:
     part_names: list[str]
     problems: list[str] = field(default_factory=list)
     commands: dict[str, str] = field(default_factory=dict)
+    fit_loss: FitLoss | None = None
 
     @property
     def across_splits(self) -> list[Copies]:
@@ -97,6 +101,7 @@ class Inspection:
             "parts": self.part_names,
             "problems": self.problems,
             "commands": self.commands,
+            "cut_away": None if self.fit_loss is None else self.fit_loss.to_dict(),
         }
 
 
@@ -132,7 +137,8 @@ def _of_parts(
         else:
             sizes, duplicates = stored_sizes(files), _copies_of(files)
     counts = {split: np.bincount(part.labels, minlength=len(part.class_names)) for split, part in parts.items()}
-    classes = lacking(first.class_names, counts, False)
+    classes, loss = lacking(first.class_names, counts, False), measure_fit(parts, sizes)
+    advice = [loss.advice] if loss is not None and loss.advice else []
     return Inspection(
         name,
         first.class_names,
@@ -144,8 +150,9 @@ def _of_parts(
         list(first.attribute_names) if first.has_truth else [],
         {split: part.attributes.mean(0) for split, part in parts.items()} if first.has_truth else {},
         list(first.part_names),
-        problems_of(None, classes, len(broken), across(duplicates)),
+        problems_of(None, classes, len(broken), across(duplicates)) + advice,
         needs_of_commands(name, config, classes, len(broken)) if is_tree else {},
+        loss,
     )
 
 

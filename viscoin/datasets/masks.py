@@ -4,7 +4,7 @@
     birds/masks/crow/1.png, ...      the same names below `masks`, of any image format, of the size of the image
 
 A mask is where values are above half of their maximum, where an alpha channel is above half of opaque, or where a
-palette's index is not 0. It is cropped and scaled as its image is.
+palette's index is not 0. It is fitted into its square as its image is.
 """
 
 import posixpath
@@ -16,11 +16,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from viscoin.datasets.base import ImageDataset
-from viscoin.datasets.reading import UNREADABLE, ImageFile
+from viscoin.datasets.reading import UNREADABLE, BadImage, Box, ImageFile, cut, square_around
 from viscoin.errors import Refused, reason_of
 
 FOLDER = "masks"
 PART = "object"
+MARGIN = 0.05  # around an object, of its longer side
 TURNED = 5  # EXIF orientations from this one on swap width and height
 
 
@@ -55,7 +56,11 @@ class MaskedDataset(ImageDataset):
     part_names = (PART,)
 
     def __init__(
-        self, *data: Any, images: Sequence[ImageFile], masks: Sequence[ImageFile | None] | None, **more: Any
+        self,
+        *data: Any,
+        images: Sequence[ImageFile],
+        masks: Sequence[ImageFile | None] | None,
+        **more: Any,
     ) -> None:
         super().__init__(*data, **more)
         self._images, self._masks = list(images), masks
@@ -66,9 +71,25 @@ class MaskedDataset(ImageDataset):
         Raises:
             Refused: images of this split have no mask, one of another size, or one that cannot be read.
         """
-        size = (self.resolution, self.resolution)
-        whole = Image.fromarray(read_mask(self._checked[index]).astype(np.uint8) * 255)
-        return np.asarray(ImageOps.fit(whole, size, Image.Resampling.BOX))[None] > 127
+        mask = read_mask(self._checked[index])
+        whole = Image.fromarray(mask.astype(np.uint8) * 255)
+        if self.fit.mode == "object" and (box := box_of(mask)) is not None:
+            whole = cut(whole, box)
+        return np.asarray(self.fit.apply(whole, self.resolution, Image.Resampling.BOX, 0))[None] > 127
+
+    def object_box(self, index: int) -> Box | None:
+        if self.fit.mode != "object":
+            return None
+        return object_box(self._images[index], None if self._masks is None else self._masks[index])
+
+    def lost_share(self, index: int) -> float:
+        """Share of the object's pixels in its file that lie outside of the square; errors as `part_masks`."""
+        mask = read_mask(self._checked[index])
+        if self.fit.mode == "object" or not mask.any():
+            return 0.0
+        left, top, right, bottom = self.fit.visible((mask.shape[1], mask.shape[0]), self.resolution)
+        inside = mask[round(top) : round(bottom), round(left) : round(right)]
+        return 1 - int(inside.sum()) / int(mask.sum())
 
     @cached_property
     def _checked(self) -> Sequence[ImageFile]:
@@ -91,6 +112,41 @@ class MaskedDataset(ImageDataset):
             raise Refused(None, None, f"{count} {what} (first: {wrong[0]})", remedy)
 
 
+def object_box(image: ImageFile, mask: ImageFile | None = None) -> Box | None:
+    """The square around the object of an image, with a margin, as far as the image reaches.
+
+    Args:
+        mask: its mask; None: its alpha channel.
+
+    Returns:
+        left, top, right and bottom, whole pixels of the upright image; None where nothing is masked.
+
+    Raises:
+        BadImage: a mask that cannot be read, or of another size.
+    """
+    if mask is None and not has_alpha(image):
+        return None
+    try:
+        found = read_mask(image if mask is None else mask)
+    except Refused as error:
+        raise BadImage(str(error)) from error
+    size, own = _size(image), (found.shape[1], found.shape[0])
+    if size is not None and size != own:
+        raise BadImage(f"{_by(size)}, but its mask {mask} is {_by(own)}; make it again")
+    return box_of(found)
+
+
+def box_of(mask: np.ndarray) -> Box | None:
+    """The square around what is true in a mask (h, w), with a margin, as far as the image reaches; None if nothing."""
+    if not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    margin = MARGIN * max(right - left, bottom - top)
+    box = (float(left - margin), float(top - margin), float(right + margin), float(bottom + margin))
+    return square_around(box, (mask.shape[1], mask.shape[0]))
+
+
 def masks_of(
     names: Sequence[str], images: Sequence[ImageFile], masks: Mapping[str, ImageFile]
 ) -> tuple[bool, list[ImageFile | None] | None]:
@@ -106,10 +162,10 @@ def masks_of(
 
 
 def has_alpha(file: ImageFile) -> bool:
-    """Whether an image file has an alpha channel, from its header alone."""
+    """Whether an image file has an alpha channel, or is a PNG with a transparent colour, from its header alone."""
     try:
         with file.open("rb") as stream, Image.open(stream) as image:
-            return "A" in image.getbands()
+            return "A" in image.getbands() or (image.format == "PNG" and "transparency" in image.info)
     except UNREADABLE:
         return False
 
@@ -121,6 +177,8 @@ def read_mask(file: ImageFile) -> np.ndarray:
             upright = ImageOps.exif_transpose(image)
             if "A" in upright.getbands():
                 return np.asarray(upright.getchannel("A")) > 127
+            if image.format == "PNG" and "transparency" in image.info:
+                return np.asarray(upright.convert("RGBA").getchannel("A")) > 127
             values = np.asarray(upright)
             if upright.mode == "P":
                 return values > 0

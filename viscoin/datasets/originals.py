@@ -18,13 +18,13 @@ def original(dataset: ImageDataset, index: int, side: int) -> np.ndarray:
     if dataset.files is None or not Path(dataset.files[index]).is_file():
         return pixels
     try:
-        image = read_region(Path(dataset.files[index]), side)
+        image = read_region(Path(dataset.files[index]), side, dataset.object_box(index), fit=dataset.fit)
     except BadImage:
         return pixels
     finest = min(side, *image.size)
-    if finest <= dataset.resolution or not _alike(square(image, dataset.resolution), pixels):
+    if finest <= dataset.resolution or not _alike(square(image, dataset.resolution, dataset.fit), pixels):
         return pixels
-    return square(image, finest)
+    return square(image, finest, dataset.fit)
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:

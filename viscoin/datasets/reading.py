@@ -1,19 +1,22 @@
 """One image file, on disk or inside a zip: its pixels as upright RGB, or the reason why it cannot be used."""
 
 import logging
+import math
 import struct
 import warnings
 import zlib
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from threading import Semaphore
-from typing import IO, Literal, Protocol
+from typing import IO, Literal, NamedTuple, Protocol, get_args
 from zipfile import BadZipFile
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from viscoin.config import DatasetConfig, FitMode, Interpolation
 from viscoin.datasets.depth import Deep, Extent, Whites, deep_values, described, extent, is_deep, raw_mode, to_8_bits
-from viscoin.errors import reason_of
+from viscoin.errors import Refused, reason_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Photographs that need more than Pillow to be read.
@@ -45,6 +48,119 @@ class ImageFile(Protocol):
 
 class BadImage(ValueError):
     """An image file that cannot be used; the text is the reason, without the file's name."""
+
+
+class Placement(NamedTuple):
+    """Where a picture comes to lie in its square: this box of it, resized to `size`, its upper left at `corner`."""
+
+    box: Box
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture of any shape becomes a square.
+
+    Attributes:
+        mode: "crop": the central square. "pad": all of it, with white borders. "squash": all of it, whatever becomes of
+            its aspect ratio. "object": the square around what is opaque or masked, with white borders where the picture
+            ends; all of it where nothing is masked.
+        crop_share: in (0, 1]; "crop" and "squash" resize the shorter side, or both, to `floor(side / crop_share)`
+            and show the central square of that, as the evaluation transforms of timm and torchvision do, to the pixel.
+            None: all of the central square or picture, in one step. The other modes leave nothing out.
+        interpolation: "bicubic", "bilinear", "lanczos" or "nearest", all but the last without aliasing.
+
+    Raises:
+        Refused: an unknown mode or interpolation, or a share out of range.
+    """
+
+    mode: FitMode = "crop"
+    crop_share: float | None = None
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("fit", self.mode, get_args(FitMode)),
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+        ):
+            if value not in known:
+                raise Refused(key, value, "unknown", f"choose {', '.join(known)}")
+        if self.crop_share is not None and not 0 < self.crop_share <= 1:
+            raise Refused("crop_share", self.crop_share, "out of range", "give a share above 0, at most 1")
+
+    @classmethod
+    def of(cls, config: DatasetConfig) -> "Fit":
+        """That of a recipe."""
+        return cls(config.fit, config.crop_share, config.interpolation)
+
+    @property
+    def cuts_squares(self) -> bool:
+        """Whether something of a picture that is square already is left out."""
+        return self.mode == "object" or (self.mode != "pad" and self.crop_share not in (None, 1))
+
+    @property
+    def resample(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
+
+    def place(self, size: tuple[int, int], side: int) -> Placement:
+        """Where a picture of this width and height comes to lie in a square of so many pixels a side."""
+        width, height = size
+        whole = (0.0, 0.0, float(width), float(height))
+        if self.mode in ("pad", "object"):
+            scale = side / max(size)
+            inner = max(1, round(width * scale)), max(1, round(height * scale))
+            return Placement(whole, inner, ((side - inner[0]) // 2, (side - inner[1]) // 2))
+        if self.mode == "crop" and self.crop_share is None:
+            short = min(size)
+            left, top = (width - short) * 0.5, (height - short) * 0.5
+            return Placement((left, top, left + short, top + short), (side, side), (0, 0))
+        short = math.floor(side / (self.crop_share or 1))
+        outer = short, short
+        if self.mode == "crop":
+            outer = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        return Placement(whole, outer, (-round((outer[0] - side) / 2), -round((outer[1] - side) / 2)))
+
+    def visible(self, size: tuple[int, int], side: int) -> Box:
+        """What of such a picture its square shows, pixels of the picture."""
+        (left, top, right, bottom), (width, height), (x, y) = self.place(size, side)
+        across, down = (right - left) / width, (bottom - top) / height
+        return (
+            max(left, left - x * across),
+            max(top, top - y * down),
+            min(right, left + (side - x) * across),
+            min(bottom, top + (side - y) * down),
+        )
+
+    def enlarges(self, size: tuple[int, int], side: int) -> bool:
+        """Whether pixels of such a picture become larger."""
+        (left, top, right, bottom), (width, height), _ = self.place(size, side)
+        return width * height > (right - left) * (bottom - top)
+
+    def apply(
+        self, image: Image.Image, side: int, resample: Image.Resampling | None = None, ground: str | int = "white"
+    ) -> Image.Image:
+        """A picture as a square of so many pixels a side.
+
+        Args:
+            resample: in place of `interpolation`, for masks.
+            ground: colour of borders.
+
+        Raises:
+            BadImage: too narrow to be resized by its shorter side.
+        """
+        box, size, corner = self.place(image.size, side)
+        if size[0] * size[1] > MOST_PIXELS:
+            raise BadImage(f"{image.width}x{image.height} px, too narrow for a central square; crop it first")
+        inner = image.resize(size, self.resample if resample is None else resample, box)
+        if size == (side, side):
+            return inner
+        whole = Image.new(image.mode, (side, side), ground)
+        whole.paste(inner, corner)
+        return whole
+
+
+CROP = Fit()
 
 
 def read_rgb(file: ImageFile, least: int = 0, whites: Whites | None = None) -> Image.Image:
@@ -177,33 +293,43 @@ def stored_extent(file: ImageFile) -> Extent | None:
         return None
 
 
-def read_square(file: ImageFile, resolution: int, box: Box | None = None, whites: Whites | None = None) -> np.ndarray:
-    """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, centre-cropped, resampled.
+def read_square(
+    file: ImageFile, resolution: int, box: Box | None = None, whites: Whites | None = None, fit: Fit = CROP
+) -> np.ndarray:
+    """uint8 RGB (resolution, resolution, 3): upright, on white where transparent, fitted into a square.
 
-    With a box, the square is cut out of the box, as far as that lies in the image.
+    With a box, the square is made of the box, as far as that lies in the image.
 
     Raises:
         BadImage: as `read_rgb`, or the box lies outside the image.
     """
-    return square(read_region(file, resolution, box, whites), resolution)
+    return square(read_region(file, resolution, box, whites, fit), resolution, fit)
 
 
-def read_region(file: ImageFile, resolution: int, box: Box | None = None, whites: Whites | None = None) -> Image.Image:
-    """What `read_square` makes a square of: at its own size, or at a smaller one that is still ample."""
-    image = read_rgb(file, 0 if box else 2 * resolution, whites)
-    if box is not None:
-        left, top, right, bottom = box
-        inside = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))
-        if inside[2] - inside[0] < 1 or inside[3] - inside[1] < 1:
-            raise BadImage(f"the box {box} lies outside its {image.width}x{image.height} px")
-        image = image.crop(tuple(round(side) for side in inside))  # type: ignore[arg-type]
-    return image
+def read_region(
+    file: ImageFile, resolution: int, box: Box | None = None, whites: Whites | None = None, fit: Fit = CROP
+) -> Image.Image:
+    """What `read_square` makes a square of: at its own size, or at a smaller one that is still ample.
+
+    A fit with a share is of pixels of the file, as those do it that it has to equal.
+    """
+    image = read_rgb(file, 0 if box or fit.crop_share else 2 * resolution, whites)
+    return image if box is None else cut(image, box)
 
 
-def square(image: Image.Image, resolution: int) -> np.ndarray:
-    """uint8 RGB (resolution, resolution, 3), centre-cropped and resampled without aliasing."""
-    # Lanczos differs by less than a grey level on average, and takes as long as decoding does.
-    return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC))
+def cut(image: Image.Image, box: Box) -> Image.Image:
+    """A box of an image, as far as it lies inside; BadImage where nothing of it does."""
+    left, top, right, bottom = box
+    inside = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))
+    if inside[2] - inside[0] < 1 or inside[3] - inside[1] < 1:
+        raise BadImage(f"the box {box} lies outside its {image.width}x{image.height} px")
+    return image.crop(tuple(round(side) for side in inside))  # type: ignore[arg-type]
+
+
+def square(image: Image.Image, resolution: int, fit: Fit = CROP) -> np.ndarray:
+    """uint8 RGB (resolution, resolution, 3), resampled without aliasing."""
+    # By default bicubic: Lanczos differs by less than a grey level on average, and takes as long as decoding does.
+    return np.asarray(fit.apply(image, resolution))
 
 
 def square_around(box: Box, size: tuple[int, int]) -> Box:

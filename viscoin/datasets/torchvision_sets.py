@@ -16,7 +16,7 @@ from viscoin.datasets.base import ImageDataset, cached_pixels
 from viscoin.datasets.download import Archive, dataset_root
 from viscoin.datasets.files import check_every_class, draw, fingerprint
 from viscoin.datasets.listing import stratified
-from viscoin.datasets.reading import square
+from viscoin.datasets.reading import Fit, square
 from viscoin.errors import reason_of
 
 CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -93,12 +93,12 @@ def _part(
     check_every_class(name, split, [label for _, label in items], class_names, files[0])
     limit = getattr(config, split)
     chosen = np.array([items[i][0] for i in draw(len(items), limit, config.seed)])
-    side = config.resolution
+    side, fit = config.resolution, Fit.of(config)
     pixels = cached_pixels(
-        f"{name}/{split}-{len(chosen)}x{side}px-seed{config.seed}-{fingerprint(files, name)}",
+        f"{name}/{split}-{len(chosen)}x{side}px-seed{config.seed}-{fingerprint(files, f'{name}{fit}')}",
         len(chosen),
         side,
-        lambda: (square(Image.fromarray(image), side) for image in read()[chosen]),
+        lambda: (square(Image.fromarray(image), side, fit) for image in read()[chosen]),
         f"reading {name} {split}",
     )
     return ImageDataset(name, split, pixels, labels[chosen], class_names)

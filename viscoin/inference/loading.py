@@ -13,16 +13,30 @@ import torch
 from torch import Tensor
 
 from viscoin.config import DEFAULT_DATASET, DatasetConfig
-from viscoin.datasets import ImageDataset, check_dataset_name, load_dataset, locate_dataset, plain_name, to_images
+from viscoin.datasets import (
+    ImageDataset,
+    check_dataset_name,
+    load_dataset,
+    locate_dataset,
+    plain_name,
+    to_images,
+)
 from viscoin.datasets.depth import Whites
 from viscoin.datasets.files import report_whites
-from viscoin.datasets.reading import BadImage, ImageFile, image_size, read_square
-from viscoin.datasets.walking import composed
+from viscoin.datasets.masks import object_box
+from viscoin.datasets.reading import CROP, BadImage, Fit, ImageFile, image_size, read_square
 from viscoin.errors import Refused, regular
+from viscoin.inference.classes import Unlabelled, check_classes, images_for, predict_labels
 from viscoin.inference.devices import resolve_device
 from viscoin.models.files import LoadedModel, find_model, load_model
 from viscoin.models.judge import Judge
 
+# What a model keeps to with other images than those it was trained on.
+OF_THE_MODEL = ("resolution", "seed", "fit", "crop_share", "interpolation")
+DONE = {
+    "crop": "centre-cropped and resized", "pad": "padded and resized", "squash": "squashed",
+    "object": "cut to its object and resized",
+}  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
@@ -91,6 +105,8 @@ def load_subject(
     device: str = "auto",
     skip_bad_files: bool = False,
     parameter: str | None = None,
+    class_map: Path | None = None,
+    unlabelled: Unlabelled = "refused",
 ) -> SubjectWithImages:
     """The model of that kind that a path means, the newest or the shipped one, and the images of a split to try it on.
 
@@ -98,10 +114,13 @@ def load_subject(
         dataset: None means the dataset of the given model, else birds.
         dataset_path: see `locate_dataset`.
         parameter: what the caller calls `model`, for errors; default: the kind.
+        class_map: of a folder or zip, see `classes.read_class_map`; "none": its folders are no classes.
+        unlabelled: whether images without classes will do: all of a folder or zip, or the training part of a split;
+            they count as what f predicts, unless that is "ignored", too.
 
     Raises:
-        ValueError: unusable model or dataset, or they have different classes (of which an unconditional generator
-            knows nothing).
+        ValueError: unusable model or dataset, or the dataset has classes that the model has not (of which an
+            unconditional generator knows nothing).
     """
     where = resolve_device(device)
     dataset, path = locate_dataset(dataset, dataset_path)
@@ -113,15 +132,18 @@ def load_subject(
     name = dataset or (saved["name"] if model is not None else DEFAULT_DATASET)
     check_dataset_name(name)
     if name != saved["name"]:
-        saved, expected = {"resolution": saved["resolution"], "seed": saved["seed"]}, {}
+        saved, expected = {key: saved[key] for key in OF_THE_MODEL if key in saved}, {}
     if path is not None:
         saved = {**saved, "path": path}
     config = DatasetConfig.model_validate({**saved, "name": name, "skip_bad_files": skip_bad_files})
     labelled = kind != "gan" or loaded.model.c_dim > 0
-    images = load_dataset(name, split, config, labelled)
-    if labelled:
-        check_classes(loaded, images, parameter or kind)
-    return SubjectWithImages(loaded.model.to(where), loaded.path, where, loaded.class_names, config, images, expected)
+    images = images_for(loaded, name, split, config, labelled, parameter or kind, class_map, unlabelled)
+    subject = SubjectWithImages(
+        loaded.model.to(where), loaded.path, where, loaded.class_names, config, images, expected
+    )
+    if not images.labelled and unlabelled != "ignored":
+        predict_labels(images, subject.model, subject.class_names, where)
+    return subject
 
 
 def load_classifier(model: Path | None, config: DatasetConfig) -> LoadedModel:
@@ -191,21 +213,6 @@ def check_resolution(loaded: LoadedModel, resolution: int, parameter: str) -> No
         )  # fmt: skip
 
 
-def check_classes(loaded: LoadedModel, dataset: ImageDataset, parameter: str) -> None:
-    """Raise Refused unless model and dataset have the same classes in the same order."""
-    if [composed(name) for name in loaded.class_names] != [composed(name) for name in dataset.class_names]:
-        raise Refused(
-            parameter, loaded.path,
-            f"the model knows {_listed(loaded.class_names)}, but dataset {dataset.name!r} has "
-            f"{_listed(dataset.class_names)}",
-            "give a model and a `dataset` that belong together",
-        )  # fmt: skip
-
-
-def _listed(names: Sequence[str], most: int = 30) -> str:
-    return f"{len(names)} classes ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
-
-
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +229,7 @@ def load_pictures(
     seed: int = 0,
     skip_bad_files: bool = False,
     parameter: str | None = None,
+    class_map: Path | None = None,
 ) -> tuple[Subject, Pictures]:
     """A model, and image files or test images of its dataset to look at.
 
@@ -238,19 +246,23 @@ def load_pictures(
     dataset, dataset_path = locate_dataset(dataset, dataset_path)
     if files and dataset is None:
         alone = load_alone(kind, model, device)
-        return alone, read_pictures(files, alone.config.resolution, skip_bad_files)
+        return alone, read_pictures(files, alone.config.resolution, skip_bad_files, Fit.of(alone.config))
     subject = load_subject(
-        kind, model, dataset, dataset_path, device=device, skip_bad_files=skip_bad_files, parameter=parameter
-    )
+        kind, model, dataset, dataset_path, device=device, skip_bad_files=skip_bad_files, parameter=parameter,
+        class_map=class_map, unlabelled="ignored",
+    )  # fmt: skip
     if files:
-        return subject, read_pictures(files, subject.config.resolution, skip_bad_files)
+        return subject, read_pictures(files, subject.config.resolution, skip_bad_files, Fit.of(subject.config))
     return subject, choose_pictures(subject, indices, count, seed)
 
 
-def read_pictures(files: Sequence[Path | bytes], resolution: int, skip_bad_files: bool = False) -> Pictures:
-    """Images from files or their bytes, centre-cropped and resized, which is logged, with their names.
+def read_pictures(
+    files: Sequence[Path | bytes], resolution: int, skip_bad_files: bool = False, fit: Fit = CROP
+) -> Pictures:
+    """Images from files or their bytes, fitted into squares, which is logged, with their names.
 
     Args:
+        fit: as the images that a model was trained on were; "object" goes by alpha channels.
         skip_bad_files: leave out files that are missing or no images, with a warning.
 
     Raises:
@@ -262,7 +274,7 @@ def read_pictures(files: Sequence[Path | bytes], resolution: int, skip_bad_files
     pixels, sources = [], []
     for number, source in enumerate(given):
         try:
-            pixels.append(_read(source if isinstance(source, _Bytes) else regular(source), resolution, whites))
+            pixels.append(_read(source if isinstance(source, _Bytes) else regular(source), resolution, whites, fit))
             sources.append(source)
         except Refused as error:
             if not skip_bad_files or (number == len(given) - 1 and not sources):
@@ -288,7 +300,7 @@ def choose_pictures(subject: SubjectWithImages, indices: Sequence[int] | None, c
     names = [f"{Path(data.name).name}-{data.split}-{index}" for index in chosen]
     if data.files is not None:
         names = [f"{name}-{Path(data.files[index]).stem}" for name, index in zip(names, chosen, strict=True)]
-    return Pictures(images, names, labels.numpy(), tuple(chosen))
+    return Pictures(images, names, labels.numpy() if data.labelled else None, tuple(chosen))
 
 
 def choose_indices(data: ImageDataset, indices: Sequence[int] | None, count: int, seed: int) -> list[int]:
@@ -337,12 +349,15 @@ class _Bytes:
         return self.stem
 
 
-def _read(file: "ImageFile", resolution: int, whites: Whites) -> np.ndarray:
+def _read(file: "ImageFile", resolution: int, whites: Whites, fit: Fit) -> np.ndarray:
     try:
-        pixels = read_square(file, resolution, whites=whites)
+        box = object_box(file) if fit.mode == "object" else None
+        pixels = read_square(file, resolution, box, whites, fit)
     except BadImage as error:
         raise Refused(None, None, f"{file} cannot be used as an image ({error})", "give PNG or JPEG files") from error
     width, height = image_size(file)
     if (width, height) != (resolution, resolution):
-        logger.info("%s is %dx%d px: centre-cropped and resized to %d px", file, width, height, resolution)
+        logger.info("%s is %dx%d px: %s to %d px", file, width, height, DONE[fit.mode], resolution)
+    if fit.mode == "object" and box is None:
+        logger.info("%s has no alpha channel with an object: it is shown whole", file)
     return pixels

@@ -15,13 +15,41 @@ Style = Annotated[int, Field(ge=0, le=1000)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]  # of timm or open_clip, no address of a hub
 
 
+Channels = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+Number = Annotated[int, Field(ge=0, le=10_000)] | Annotated[float, Field(ge=0, le=10_000)]
+Option = bool | Number | Annotated[str, Field(pattern=r"^\w*$", max_length=40)] | None
+
+# Keywords of timm's networks that change their shape or arithmetic, and nothing else: no path, no address, no code.
+BACKBONE_OPTIONS = (
+    "act_layer", "bn_eps", "channel_multiplier", "channels", "class_token", "conv_mlp", "depth", "depths", "dims",
+    "embed_dim", "global_pool", "head_hidden_size", "init_values", "layers", "ls_init_value", "mlp_ratio",
+    "no_embed_class", "num_heads", "pad_type", "patch_size", "pre_norm", "qkv_bias", "reg_tokens", "stem_type",
+    "stem_width", "window_size",
+)  # fmt: skip
+
+
 class ClassifierArchitecture(Settings):
     """Keywords of `Classifier`, but for `pretrained`: a file does not ask for downloads."""
 
     backbone: Name
     n_classes: Size
     resolution: Resolution
+    # files of older versions have none of these: as the backbone has it
     cut: Name | None = None
+    input_size: Resolution | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] | None = None
+    options: dict[str, Option | Annotated[list[Number], Field(max_length=16)]] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _of_the_backbone(cls, options: dict[str, Any]) -> dict[str, Any]:
+        unknown = [key for key in options if key not in BACKBONE_OPTIONS]
+        if unknown:
+            raise ValueError(f"unknown option of the backbone {unknown[0]!r:.60}")
+        return options
 
 
 class AdaptedArchitecture(Settings):

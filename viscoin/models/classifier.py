@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timm
@@ -16,6 +17,7 @@ import viscoin.models.small_vit  # noqa: F401  timm learns its names
 from viscoin.errors import Refused, reason_of
 from viscoin.models.concept_extractor import CONCEPT_GRID
 from viscoin.models.cutting import cut_after
+from viscoin.models.preprocessing import check_normalisation, check_resampling, resized, set_norm_eps
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
 
@@ -86,9 +88,18 @@ class Classifier(nn.Module):
         resolution: side of the square images, pixels.
         pretrained: load the published weights; the last layer stays random.
         cut: module of the backbone after which it ends: then come the mean over positions and one linear layer.
+        input_size: side of the images that the backbone itself takes, pixels; images of another resolution are resized
+            in front of it, differentiably and without aliasing. None: the resolution.
+        mean, std: of the three channels in [0, 1], by which the backbone's input is normalised; None: the backbone's.
+        interpolation: of that resizing, bicubic or bilinear; None: the backbone's if it is one of them, else bicubic.
+        norm_eps: the constant in all normalisation layers, where it is not the backbone's.
+        options: more keywords for the backbone, of those in `architecture.BACKBONE_OPTIONS`.
+
+    Attributes:
+        feature_shapes: (C, H, W) of the three maps.
 
     Raises:
-        Refused: the backbone cannot be cut there.
+        Refused: the backbone cannot be cut there, or a mean, std or interpolation that cannot be.
         ValueError: unknown backbone (similar names are given), one without feature maps, or too small images.
     """
 
@@ -96,23 +107,49 @@ class Classifier(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, backbone: str, n_classes: int, resolution: int, pretrained: bool = False, cut: str | None = None
+        self,
+        backbone: str,
+        n_classes: int,
+        resolution: int,
+        pretrained: bool = False,
+        cut: str | None = None,
+        *,
+        input_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
+        norm_eps: float | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.n_classes, self.resolution = n_classes, resolution
+        given = {
+            "cut": cut, "input_size": input_size, "mean": None if mean is None else list(mean),
+            "std": None if std is None else list(std), "interpolation": interpolation, "norm_eps": norm_eps,
+            "options": dict(options) if options else None,
+        }  # fmt: skip
         self.architecture: dict[str, Any] = {"backbone": backbone, "n_classes": n_classes, "resolution": resolution}
-        self.model = _create(backbone, n_classes, resolution, pretrained)
+        self.architecture |= {key: value for key, value in given.items() if value is not None}
+        self.n_classes, self.resolution, self.input_size = n_classes, resolution, input_size or resolution
+        self.model = _create(backbone, n_classes, self.input_size, pretrained, options or {})
         if cut is not None:
-            self.architecture["cut"] = cut
-            cut_after(self.model, cut, resolution, n_classes)
-        # on the CPU even where the weights are to have no memory yet: no file holds these
-        mean, std = (
-            torch.tensor(self.model.pretrained_cfg[key], device="cpu").view(1, -1, 1, 1) for key in ("mean", "std")
-        )
-        # ((x + 1) / 2 - mean) / std in one multiplication and one addition
-        self.register_buffer("scale", 1 / (2 * std), persistent=False)
-        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
+            cut_after(self.model, cut, self.input_size, n_classes)
+        if norm_eps is not None:
+            set_norm_eps(self.model, norm_eps)
+        self._preprocess_by(mean, std, interpolation)
         self.feature_shapes = self._probe()
+
+    def _preprocess_by(
+        self, mean: Sequence[float] | None, std: Sequence[float] | None, interpolation: str | None
+    ) -> None:
+        """Normalise and resize by these, or else by what the backbone's own configuration says."""
+        config = self.model.pretrained_cfg
+        self.mean, self.std = check_normalisation(mean or config["mean"], std or config["std"])
+        self.interpolation = check_resampling(interpolation, config.get("interpolation"))
+        # on the CPU even where the weights are to have no memory yet: no file holds these
+        middle, spread = (torch.tensor(one, device="cpu").view(1, -1, 1, 1) for one in (self.mean, self.std))
+        # ((x + 1) / 2 - mean) / std in one multiplication and one addition
+        self.register_buffer("scale", 1 / (2 * spread), persistent=False)
+        self.register_buffer("shift", (0.5 - middle) / spread, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes)."""
@@ -158,6 +195,8 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"the classifier takes images (B, {', '.join(map(str, expected))}), not {tuple(images.shape)}"
             )
+        if self.input_size != self.resolution:
+            images = resized(images, self.input_size, self.interpolation)
         return images * self.scale + self.shift
 
     @torch.no_grad()
@@ -166,10 +205,10 @@ class Classifier(nn.Module):
         backbone = self.architecture["backbone"]
         self.eval()
         try:
-            maps = self._look(torch.zeros(1, 3, self.resolution, self.resolution)).maps
+            maps = self._look(torch.zeros(1, 3, self.input_size, self.input_size)).maps
         except Exception as error:  # whatever a network of timm raises, often without a word
             raise ValueError(
-                f"backbone {backbone!r} cannot take images of {self.resolution} px: {_reason(error)}; "
+                f"backbone {backbone!r} cannot take images of {self.input_size} px: {_reason(error)}; "
                 f"{self._sizes_taken()}"
             ) from error
         self.train()
@@ -178,22 +217,27 @@ class Classifier(nn.Module):
         if len(shapes) < N_MAPS or finest < CONCEPT_GRID:
             sizes = ", ".join(f"{height}x{width}" for _, height, width in shapes)
             raise ValueError(
-                f"images of {self.resolution} px are too small for backbone {backbone!r}: its last {N_MAPS} feature "
+                f"images of {self.input_size} px are too small for backbone {backbone!r}: its last {N_MAPS} feature "
                 f"maps are {sizes}, and the first must be at least {CONCEPT_GRID}x{CONCEPT_GRID}; use larger images "
-                f"(dataset.resolution) or a backbone with smaller strides, such as viscoin_resnet10"
+                f"({self._size_key}) or a backbone with smaller strides, such as viscoin_resnet10"
             )
         return shapes
 
     def _sizes_taken(self) -> str:
         """Which sizes near the resolution it does take, found by trying."""
         own = int(self.model.pretrained_cfg.get("input_size", (3, 224, 224))[-1])
-        near = {own, *(step * max(1, self.resolution // step + more) for step in STEPS for more in (0, 1))}
-        near = {side for side in near - {self.resolution} if side <= max(LARGEST_TRIED, own)}
-        tried = sorted(near, key=lambda side: abs(side - self.resolution))[:MOST_TRIED]
-        taken = [side for side in sorted({*tried, own} - {self.resolution}) if self._takes(side)]
+        near = {own, *(step * max(1, self.input_size // step + more) for step in STEPS for more in (0, 1))}
+        near = {side for side in near - {self.input_size} if side <= max(LARGEST_TRIED, own)}
+        tried = sorted(near, key=lambda side: abs(side - self.input_size))[:MOST_TRIED]
+        taken = [side for side in sorted({*tried, own} - {self.input_size}) if self._takes(side)]
         if not taken:
-            return f"its usual size is {own} px (dataset.resolution)"
-        return f"it takes {' or '.join(map(str, taken[:3]))} px (dataset.resolution)"
+            return f"its usual size is {own} px ({self._size_key})"
+        return f"it takes {' or '.join(map(str, taken[:3]))} px ({self._size_key})"
+
+    @property
+    def _size_key(self) -> str:
+        """The setting that changes the size of what the backbone sees."""
+        return "classifier.input_size" if "input_size" in self.architecture else "dataset.resolution"
 
     def _takes(self, side: int) -> bool:
         try:
@@ -210,7 +254,12 @@ def _reason(error: Exception) -> str:
 
 
 def build_classifier(
-    backbone: str, n_classes: int, resolution: int, pretrained: bool = True, cut: str | None = None
+    backbone: str,
+    n_classes: int,
+    resolution: int,
+    pretrained: bool = True,
+    cut: str | None = None,
+    input_size: int | None = None,
 ) -> Classifier:
     """A classifier with pretrained weights where they are available, else with random ones and a warning.
 
@@ -223,7 +272,7 @@ def build_classifier(
     asked, backbone = backbone, resolve_backbone(backbone)
     if backbone != asked:
         logger.info("backbone %s: taking %s of timm", asked, backbone)
-    model = Classifier(backbone, n_classes, resolution, cut=cut)
+    model = Classifier(backbone, n_classes, resolution, cut=cut, input_size=input_size)
     if not pretrained:
         return model
     config = timm.get_pretrained_cfg(backbone)
@@ -233,7 +282,7 @@ def build_classifier(
     size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("pretrained weights of %s: %.0f MB, downloaded to %s if not there yet", backbone, size, HF_HUB_CACHE)
     try:
-        return Classifier(backbone, n_classes, resolution, pretrained=True, cut=cut)
+        return Classifier(backbone, n_classes, resolution, pretrained=True, cut=cut, input_size=input_size)
     except Exception as error:  # the same without weights has just worked, so it was the download
         reason = reason_of(error)
     logger.warning(
@@ -268,7 +317,7 @@ def _unknown(backbone: str) -> ValueError:
     return ValueError(f"there is no backbone {backbone!r} in timm {timm.__version__}; {advice}")
 
 
-def _create(backbone: str, n_classes: int, resolution: int, pretrained: bool) -> Any:
+def _create(backbone: str, n_classes: int, side: int, pretrained: bool, options: Mapping[str, Any]) -> Any:
     if not timm.is_model(backbone):
         raise _unknown(backbone)
     usual = ""
@@ -276,13 +325,13 @@ def _create(backbone: str, n_classes: int, resolution: int, pretrained: bool) ->
         config = timm.get_pretrained_cfg(backbone)
         if config is not None and config.fixed_input_size:
             usual = f"; its usual size is {config.input_size[-1]} px (dataset.resolution)"
-        size: dict[str, Any] = {"img_size": resolution} if usual else {}
-        model = timm.create_model(backbone, pretrained=pretrained, num_classes=n_classes, **size)
+        size: dict[str, Any] = {"img_size": side} if usual else {}
+        model = timm.create_model(backbone, pretrained=pretrained, num_classes=n_classes, **{**size, **options})
     except Exception as error:  # as timm's networks raise anything
         if pretrained:
             raise
         raise ValueError(
-            f"backbone {backbone!r} cannot be built for images of {resolution} px: {_reason(error)}{usual}"
+            f"backbone {backbone!r} cannot be built for images of {side} px: {_reason(error)}{usual}"
         ) from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(

@@ -59,6 +59,7 @@ def save_model(
     scores: Mapping[str, float] | None = None,
     origin: str | None = None,
     selection: Mapping[str, Any] | None = None,
+    commands: Sequence[Mapping[str, Any]] = (),
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a model with its architecture, recipe, class names, versions and scores; whole or not at all.
@@ -66,6 +67,7 @@ def save_model(
     Args:
         model: offers `architecture` (Generator and Discriminator: `config`), a JSON-able dict that rebuilds it.
         selection: by which measure the weights were chosen among those of the training, its value and their step.
+        commands: what steered the training beside its recipe, as of `viscoin.runs.control.commands_told`.
         origin: where weights come from that were not trained here, and their licence.
         dtype: store floating-point weights in this type (torch.float16 halves the file); loading gives float32.
     """
@@ -80,6 +82,7 @@ def save_model(
         "revision": code_revision(),
         "scores": dict(scores or {}),
         **({"selection": dict(selection)} if selection else {}),
+        **({"commands": list(commands)} if commands else {}),
         **({"origin": origin} if origin else {}),
     }
     tensors = {key: _stored(value, dtype) for key, value in model.state_dict().items()}

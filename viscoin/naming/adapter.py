@@ -29,8 +29,10 @@ from viscoin.models.files import save_model
 from viscoin.models.scorers import AttributeScorer, Scorer, fit_probe, load_clip, probe_features
 from viscoin.runs.run import Run
 from viscoin.statistics.measures import auroc
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,

@@ -95,7 +95,7 @@ class _Report:
             row |= {"dead": bool(table.dead[k]), "class_index": _place(dataset.class_names, row["class"])}
         for k, crops in self._crops().items():
             self.concepts[k]["crops"] = crops
-        self.classes = class_rows(table, dataset.class_names)
+        self.classes = class_rows(table, dataset.class_names, dataset.labelled)
         for c, row in enumerate(self.classes):
             row |= {"index": c, "page": f"class-{c}.html"}
 

@@ -139,8 +139,8 @@ def embedded(picture: "Figure | Path") -> str:
 
 
 def percent(value: float) -> str:
-    """0.9742 -> "97.4 %"."""
-    return f"{100 * value:.1f} %"
+    """0.9742 -> "97.4 %"; what is not known is NaN."""
+    return "not known" if value != value else f"{100 * value:.1f} %"
 
 
 def number(value: float) -> str:

@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 
 from viscoin.config import Recipe
 from viscoin.errors import Refused, regular
-from viscoin.files import atomic_path, write_tensors
+from viscoin.files import atomic_path, clear_partials, write_tensors
 from viscoin.kinds import TRAINED
+from viscoin.runs.control import INBOX, RECORD
 from viscoin.runs.header import read_header, recipe_of_header, write_header
 from viscoin.signals import held
 
@@ -113,6 +114,7 @@ class Run:
         for folder in (self.path, self.checkpoints, self.figures):
             for partial in folder.glob(".*.partial"):
                 partial.unlink(missing_ok=True)
+        clear_partials(self.path / INBOX)  # where others may be writing
 
     def _make(self) -> None:
         try:
@@ -122,10 +124,12 @@ class Run:
             raise self._unwritable(error) from error
 
     def _check_new(self) -> None:
-        """Raise Refused where checkpoints would be taken for those of a recipe that they are not of."""
-        if any(self.checkpoints.glob("*.pt")):
+        """Raise Refused where checkpoints or commands would be taken for those of a recipe that they are not of."""
+        checkpoints = any(self.checkpoints.glob("*.pt"))
+        if checkpoints or (self.path / RECORD).exists():
+            found = "checkpoints" if checkpoints else RECORD
             raise Refused(
-                "out", self.path, "holds checkpoints of a run whose recipe.yaml is gone",
+                "out", self.path, f"holds {found} of a run whose recipe.yaml is gone",
                 "restore that, or choose another folder",
             )  # fmt: skip
 
@@ -183,7 +187,8 @@ class Run:
         """Whether the folder that was locked is no longer there; another run may be in its place."""
         return self._identity is not None and _identity(self.path) != self._identity
 
-    def _check_there(self) -> None:
+    def check_there(self) -> None:
+        """Raise FileNotFoundError where another run may be in the place of this one."""
         if self.is_gone():
             reason = "the run folder was moved, renamed or deleted while it was in use"
             raise FileNotFoundError(errno.ENOENT, reason, str(self.path))
@@ -196,7 +201,7 @@ class Run:
 
     def annotate(self, **facts: Any) -> None:
         """Write facts about this run into recipe.yaml, beside the recipe."""
-        self._check_there()
+        self.check_there()
         self._write_header({**self.header, **facts})
 
     def _go_on(self, kind: str, recipe: Recipe, allow_changes: bool) -> None:
@@ -237,7 +242,7 @@ class Run:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line of flat keys to metrics.jsonl."""
-        self._check_there()
+        self.check_there()
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         with self.metrics_path.open("a") as file:
             file.write(line + "\n")
@@ -248,10 +253,18 @@ class Run:
         """What is logged so far, as of `read_metrics`."""
         return read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop lines after `step`: a resumed run writes them again."""
+    def truncate_metrics(self, step: int, without: tuple[str, ...] = ()) -> None:
+        """Drop lines after `step`, which a resumed run writes again.
+
+        Args:
+            without: beginnings of keys; lines of that step which have some are dropped, too.
+        """
         if self.metrics_path.is_file():
-            lines = [line for line in self.metrics() if line["step"] <= step]
+            lines = [
+                line
+                for line in self.metrics()
+                if line["step"] < step or (line["step"] == step and not any(key.startswith(without) for key in line))
+            ]
             with atomic_path(self.metrics_path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -261,7 +274,7 @@ class Run:
         Args:
             keep: what the checkpoint of that name before this one is called from now on.
         """
-        self._check_there()
+        self.check_there()
         path = self.checkpoints / f"{name}.pt"
         with held(), atomic_path(path) as partial:
             write_tensors(dict(state), partial)

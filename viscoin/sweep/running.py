@@ -22,7 +22,8 @@ from viscoin.runs.transcript import kept_in
 from viscoin.sweep.results import ENDED, SweepResult, best_of
 from viscoin.sweep.space import recipe_of, show
 from viscoin.sweep.study import Study, first_line
-from viscoin.training.loop import Failed, Interrupted
+from viscoin.training.failures import Failed
+from viscoin.training.loop import Interrupted
 
 if TYPE_CHECKING:
     import optuna

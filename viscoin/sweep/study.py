@@ -27,7 +27,7 @@ from viscoin.runs.run import NO_LOCKS, read_metrics
 from viscoin.sweep.results import SweepResult, TrialResult, write_results
 from viscoin.sweep.settings import Settings, check_settings, storage_file
 from viscoin.sweep.space import Parameter, Value, show
-from viscoin.training.loop import Failed
+from viscoin.training.failures import Failed
 
 if TYPE_CHECKING:
     import optuna

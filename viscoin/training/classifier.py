@@ -26,11 +26,14 @@ from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run, epoch_path
 from viscoin.statistics.measures import confusion
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
+from viscoin.training.failures import recoverable
 from viscoin.training.freezing import freeze
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -66,8 +69,9 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
     model = build_classifier(
-        config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained, config.cut
-    )
+        config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained, config.cut,
+        config.input_size,
+    )  # fmt: skip
     zero_last_layer(model)
     if config.train_layers != "all" and not config.pretrained:
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
@@ -83,7 +87,7 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=per_epoch,
         device=fabric.device, title="classifier", patience=config.early_stopping,
-        on_evaluate=partial(_keep, run, model, recipe, train.class_names, per_epoch),
+        on_evaluate=partial(_keep, run, task, recipe, train.class_names),
     )  # fmt: skip
     step = load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
@@ -93,19 +97,20 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
         save_model(
             run.model_path, model, "classifier", recipe=recipe, class_names=train.class_names, scores=scores,
             selection={"metric": measure, "value": scores[measure], "step": step} if selected else None,
+            commands=commands_told(run.path),
         )  # fmt: skip
     fabric.barrier()
     return run.model_path
 
 
-def _keep(run: Run, model: Classifier, recipe: Recipe, class_names: Sequence[str], per_epoch: int, step: int) -> None:
+def _keep(run: Run, task: "ClassifierTask", recipe: Recipe, class_names: Sequence[str], step: int) -> None:
     """Keep the model of this epoch beside the checkpoints, where the recipe asks for it."""
-    every, epoch = recipe.classifier.keep_every, step // per_epoch
-    if every is None or epoch % every:
+    every, (epoch, rest) = task.config.keep_every, divmod(step, task.per_epoch)
+    if every is None or epoch % every or rest:
         return
     scores = {name: value for name, value in run.metrics()[-1].items() if name.startswith("validation.")}
     save_model(
-        epoch_path(run, epoch), model, "classifier", recipe=recipe, class_names=class_names, scores=scores,
+        epoch_path(run, epoch), task.model, "classifier", recipe=recipe, class_names=class_names, scores=scores,
         selection={"metric": "epoch", "value": epoch, "step": step},
     )  # fmt: skip
 
@@ -149,18 +154,25 @@ class ClassifierTask(SingleModel):
     ) -> None:  # fmt: skip
         self.config, self.fabric, self.validation = config, fabric, validation
         self.class_weights = None if class_weights is None else class_weights.to(fabric.device)
-        self.rate = partial(_rate, config, steps=steps, per_epoch=per_epoch)
+        self.steps, self.per_epoch = steps, per_epoch
         self.model = fast_layout(model).to(fabric.device)
         self.frozen = freeze(model, config.train_layers, config.freeze_norm)
         share_batch_norm(model)
         self.forward = torch.compile(model) if compiled else model
         self.optimizer = setup_optimizer(fabric, _optimizer(config, model))
 
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `classifier` that may change while it trains."""
+        own = ("learning_rate", "weight_decay", "label_smoothing", "early_stopping", "keep_every")
+        sgd, drops = self.config.optimizer == "sgd", self.config.schedule == "step"
+        return own + ("momentum",) * sgd + ("step_epochs", "step_factor") * drops
+
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.model.train()
         for module in self.frozen:
             module.eval()
-        set_rate(self.optimizer, self.config.learning_rate * self.rate(step))
+        set_rate(self.optimizer, self.config.learning_rate * _rate(self.config, step, self.steps, self.per_epoch))
         self.optimizer.zero_grad()
         total = right = torch.zeros((), device=images.device)
         size = mean_over_processes(self._size(labels))

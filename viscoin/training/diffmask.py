@@ -19,7 +19,7 @@ from stylegan2_ada.distributed import (
     rank,
     world_size,
 )
-from stylegan2_ada.optimizer import Lookahead, load_optimizer
+from stylegan2_ada.optimizer import Lookahead, load_optimizer, set_rate
 from viscoin.config import ClassifierConfig, DiffMaskConfig, Recipe
 from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
@@ -29,10 +29,13 @@ from viscoin.models.classifier import Classifier
 from viscoin.models.diffmask import DiffMask, Masked, kl_divergence
 from viscoin.models.files import save_model
 from viscoin.models.tokens import PatchTokens
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.diffmask_start import build_diffmask
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -45,6 +48,7 @@ from viscoin.training.runtime import (
     setup_optimizer,
     whole_batch,
 )
+from viscoin.training.single import changed
 from viscoin.training.transforms import Transforms
 
 logger = logging.getLogger(__name__)
@@ -92,6 +96,7 @@ def train_diffmask(
     fit(
         run, task, batches, steps, seed=recipe.seed, evaluate_every=config.log_every_n_steps, device=fabric.device,
         title="diffmask", on_evaluate=_draws(task, run, (train, validation), recipe), shared_draws=True,
+        patience=config.early_stopping,
     )  # fmt: skip
     step = load_best(run, task)
     results, _ = task.evaluate(0)
@@ -101,6 +106,7 @@ def train_diffmask(
             run.model_path, model, "diffmask", recipe=recipe, class_names=train.class_names,
             scores={f"validation.{key}": value for key, value in results.items()},
             selection={"metric": "validation.kept", "value": results["kept"], "step": step},
+            commands=commands_told(run.path),
         )  # fmt: skip
     fabric.barrier()
     return run.model_path
@@ -141,7 +147,6 @@ class DiffMaskTask:
         groups: list[dict[str, Any]] = [{"params": list(model.gates.parameters()), "lr": config.learning_rate}]
         if model.placeholder.requires_grad:
             groups.append({"params": [model.placeholder], "lr": config.lr_placeholder})
-        self.rates = [float(group["lr"]) for group in groups]
         self.trained = [weight for group in groups for weight in group["params"]]
         self.optimizer = Lookahead(setup_optimizer(fabric, torch.optim.Adam(groups)))
         self.ascent = torch.optim.Adam(model.alphas.parameters(), config.lr_alpha, maximize=True)
@@ -150,6 +155,17 @@ class DiffMaskTask:
         if compiled:
             for block in tokens.blocks.children():
                 block.compile()
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `diffmask` that may change while it trains."""
+        placeholder = ("lr_placeholder",) * self.model.placeholder.requires_grad
+        return ("learning_rate", *placeholder, "lr_alpha", "eps", "early_stopping")
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Train by these values from the next step on."""
+        self.config = changed(self.config, values)
+        set_rate(self.ascent, self.config.lr_alpha)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self._warm_up(step)
@@ -179,7 +195,8 @@ class DiffMaskTask:
 
     def _warm_up(self, step: int) -> None:
         factor = min(1.0, (step + 1) / max(1, self.config.warmup_steps))
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        rates = (self.config.learning_rate, self.config.lr_placeholder)  # the second one only where it is learned
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
 
     def _draw_layer(self) -> int:

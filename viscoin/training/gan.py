@@ -30,11 +30,14 @@ from viscoin.models.digests import digest
 from viscoin.models.files import read_model, save_model
 from viscoin.models.perceptual import ClassifierPerceptual
 from viscoin.program import program_name
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
 from viscoin.training.data import StepBatches, batch_workers
-from viscoin.training.loop import check_finite, fit, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import Runtime, check_runtime, check_shares, fast_layout, launch, seed_step
+from viscoin.training.single import changed
 
 if TYPE_CHECKING:
     from stylegan2_ada.augment import AugmentController, AugmentPipe
@@ -195,7 +198,10 @@ def train_gan(
 
     def save(path: Path, scores: Mapping[str, float] | None = None) -> Path:
         names = dataset.class_names
-        return save_model(path, task.trainer.ema, "gan", recipe=recipe, class_names=names, scores=scores)
+        commands = commands_told(run.path) if path == run.model_path else ()
+        return save_model(
+            path, task.trainer.ema, "gan", recipe=recipe, class_names=names, scores=scores, commands=commands
+        )
 
     def snapshot(step: int) -> None:
         mark = f"{step * config.batch_size // 1000:06d}k"
@@ -375,6 +381,27 @@ class GanTask:
             augment=None if augment is None else augment.to(fabric.device), controller=controller,
             labels=torch.from_numpy(dataset.labels) if config.conditional else None, compiled=compiled,
         )  # fmt: skip
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `gan` that may change while it trains."""
+        own = ("learning_rate", "r1_gamma", "path_length_weight", "style_mixing", "ema_kimg", "ema_rampup")
+        warm = ("warm_start_learning_rate",) * (self.settings.warm_start_steps > 0)
+        rebuilds = ("reconstruction",) * (self.trainer.encoder is not None)
+        perceptual = ("perceptual",) * (self.trainer.perceptual is not None)
+        augments = {"off": (), "fixed": ("augment_p",), "ada": ("ada_target", "ada_kimg")}[self.config.augment]
+        return (*own, *warm, *rebuilds, *perceptual, *augments)
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Train by these values from the next step on."""
+        self.config = changed(self.config, values)
+        self.settings = _settings(self.config, self.classifier is not None, self.settings.half_precision)
+        self.trainer.change(self.settings)
+        augment, controller = self.trainer.augment, self.trainer.controller
+        if controller is not None:
+            controller.target, controller.ada_kimg = self.config.ada_target, self.config.ada_kimg
+        elif augment is not None:
+            augment.p.fill_(self.config.augment_p or 0.0)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.number = step

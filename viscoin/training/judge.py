@@ -17,10 +17,13 @@ from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
 from viscoin.models.files import save_model
 from viscoin.models.judge import Judge
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.statistics.measures import auroc
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -81,12 +84,15 @@ def train_judge(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> Path:
     )  # fmt: skip
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=per_epoch,
-        device=fabric.device, title="judge",
+        device=fabric.device, title="judge", patience=config.early_stopping,
     )  # fmt: skip
     load_best(run, task)
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     if fabric.global_rank == 0:
-        save_model(run.model_path, model, "judge", recipe=recipe, class_names=train.class_names, scores=scores)
+        save_model(
+            run.model_path, model, "judge", recipe=recipe, class_names=train.class_names, scores=scores,
+            commands=commands_told(run.path),
+        )  # fmt: skip
     fabric.barrier()
     return run.model_path
 
@@ -104,6 +110,11 @@ class JudgeTask(SingleModel):
         self.forward = torch.compile(model) if compiled else model
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         self.optimizer = setup_optimizer(fabric, optimizer)
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `judge` that may change while it trains."""
+        return ("learning_rate", "weight_decay", "blurred", "noisy", "early_stopping")
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """`labels` are attributes (B, A), 0 or 1."""

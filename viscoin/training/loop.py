@@ -5,42 +5,35 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from functools import wraps
-from pathlib import Path
 from types import FrameType
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from stylegan2_ada.distributed import from_first, mean_over_processes, rank, sum_over_processes, world_size
-from stylegan2_ada.together import ProcessGone, together
-from viscoin.config import Recipe
-from viscoin.errors import Refused, outside, reason_of
+from stylegan2_ada.distributed import mean_over_processes, sum_over_processes
+from viscoin.errors import Refused
 from viscoin.estimates import Estimate
-from viscoin.processes import is_first_process
 from viscoin.runs.run import Run
+from viscoin.runs.status import StatusFile
 from viscoin.signals import Stopped, handled, holding
+from viscoin.training.checkpoints import fitting, read_once, saved_state
 from viscoin.training.data import StepBatches
+from viscoin.training.failures import failures
 from viscoin.training.runtime import seed_step
+from viscoin.training.steering import LOOK_EVERY, Steering
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
 
 AGREE_EVERY, AGREE_SECONDS = 10, 5.0  # at most so much between two looks at what all processes want
 
 
 class Interrupted(Stopped):
     """The run was asked to stop; its state is saved. `signal` is the number of the signal that asked."""
-
-
-class Failed(RuntimeError):
-    """Something outside failed (a full disk, another process); what is saved is intact, and the run can be resumed."""
 
 
 class Task(Protocol):
@@ -83,7 +76,7 @@ def fit(
     SIGTERM, SIGHUP and SIGUSR1 save and raise `Interrupted`. All processes evaluate, the first one writes and speaks.
     Where there is no terminal for the bar, a line after the first steps says how long it will take, and one every
     `report_seconds` how far it is. After `patience` evaluations in a row without a better score the training ends
-    early.
+    early. Between two steps, commands in the inbox of the run folder are obeyed (see `viscoin.runs.control`).
 
     Args:
         shared_draws: all processes sample the same random numbers in a step (the task shares them out).
@@ -92,41 +85,37 @@ def fit(
         The metrics of the last evaluation.
 
     Raises:
-        Interrupted: a signal came; all is saved.
+        Interrupted: a signal or the command `stop` came; all is saved.
         Failed: the disk is full, the run folder is gone, or another process of this training is.
         ValueError: another process trains in this folder, its checkpoint fits another recipe or is gone although the
             run was trained, or a loss is not finite.
     """
-    with run.lock() if batches.rank == 0 else nullcontext(), _failures(run):
-        loop = _Loop(run, task, batches, steps, device, title, evaluate_every, log_every, report_seconds)
-        with _stop_signals() as received, _progress(steps, loop.done, title, loop.first) as bar:
+    with run.lock() if batches.rank == 0 else nullcontext(), failures(run):
+        loop = _Loop(run, task, batches, steps, device, title, evaluate_every, log_every, report_seconds, patience)
+        loop.on_evaluate = on_evaluate
+        with _stop_signals() as loop.received, _progress(steps, loop.done, title, loop.first) as loop.bar, loop.told():
+            loop.interrupt(loop.steer(asked=True))
             saved_at = time.monotonic()
-            for step in range(loop.done, steps):
-                if patience is not None and loop.stale >= patience:
-                    break
-                images, labels = batches(step)
-                seed_step(seed, step, 0 if shared_draws else batches.rank)
-                loop.count(task.step(images.to(device), labels.to(device), step), bar)
+            while not loop.over:
+                images, labels = batches(loop.done)
+                seed_step(seed, loop.done, 0 if shared_draws else batches.rank)
+                loop.count(task.step(images.to(device), labels.to(device), loop.done))
                 due = loop.done % evaluate_every == 0 or loop.done == steps
                 if due:
-                    loop.evaluate(bar, on_evaluate)
-                bar.update()
-                stopping, late = loop.agree(max(received, default=0), time.monotonic() - saved_at > save_seconds)
-                loop.report(bar)
+                    loop.evaluate()
+                loop.bar.update()
+                stopping, late, asked = loop.agree(
+                    max(loop.received, default=0), time.monotonic() - saved_at > save_seconds
+                )
+                loop.report()
                 if stopping or due or late:
                     loop.save()
                     saved_at = time.monotonic()
-                if loop.alone and received.count(signal.SIGINT) > 1:  # while it was saved; that is done now
+                if loop.alone and loop.received.count(signal.SIGINT) > 1:  # while it was saved; that is done now
                     stopping = signal.SIGINT
-                if stopping:  # also after the last step: what would follow is another training, or long tests
-                    raise Interrupted(
-                        f"stopped at step {loop.done} of {steps}; resume with `resume` `out` {run.path}", stopping
-                    )
-        if loop.done < steps:
-            logger.info(
-                "%s: no better score in %d evaluations, ended early at step %d of %d",
-                title, loop.stale, loop.done, steps,
-            )  # fmt: skip
+                # also after the last step: what would follow is another training, or long tests
+                loop.interrupt(stopping or loop.steer(asked, due))
+            loop.conclude()
         return loop.results
 
 
@@ -135,100 +124,218 @@ class _Loop:
 
     def __init__(
         self, run: Run, task: Task, batches: StepBatches, steps: int, device: torch.device, title: str,
-        evaluate_every: int, log_every: int, report_seconds: float,
+        evaluate_every: int, log_every: int, report_seconds: float, patience: int | None = None,
     ) -> None:  # fmt: skip
         self.run, self.task, self.batches, self.steps, self.title = run, task, batches, steps, title
-        self.log_every, self.report_seconds = log_every, report_seconds
+        self.log_every, self.report_seconds, self.patience = log_every, report_seconds, patience
         self.device, self.first, self.alone = device, batches.rank == 0, batches.world_size == 1
         self.best: float | None = None
         self.done = self.stale = 0
+        self.evaluated = -1  # the last step that was evaluated
         self.meter: list[dict[str, Tensor]] = []  # terms not logged yet
         self.results: dict[str, float] = {}
+        self.bar, self.received = tqdm(disable=True), list[int]()
+        self.on_evaluate: Callable[[int], None] | None = None
+        self.steering, self.status = Steering(run, task, steps), StatusFile(run)
         self._restore(evaluate_every)
         self.start, self.began = self.done, time.monotonic()
+        self.pace: float | None = None  # seconds a step
         self.reported_at = self.began
         self.estimate = Estimate(title, steps, "step", self.done)
         self.looked, self.look_at = (self.done, self.began), self.done  # at what all want: last time, and next step
 
     def _restore(self, evaluate_every: int) -> None:
-        state = _read_once(lambda: _saved(self.run, evaluate_every))
+        state = read_once(lambda: saved_state(self.run, evaluate_every))
         if state is None:
             if self.first:
                 self.run.truncate_metrics(0)
             return
-        with _fitting(self.run):
+        with fitting(self.run):
             self.task.load_state_dict(state["task"])
             self.done, self.best, self.stale = int(state["step"]), state["best"], state.get("stale", 0)
+            self.evaluated = state.get("evaluated", self.done)
             self.meter = [
                 {key: value.to(self.device) for key, value in terms.items()} for terms in state.get("meter", [])
             ]
-        if self.first:
-            self.run.truncate_metrics(self.done)
+        self.steering.restore(self.done, state.get("obeyed", 0))
+        if self.first:  # without what a command had it log after the checkpoint
+            again = ("train.",) * bool(self.meter) + ("validation.",) * (self.evaluated != self.done)
+            self.run.truncate_metrics(self.done, again)
         if self.first and self.done >= self.steps:
             logger.info("%s: all %d steps of %s are done", self.title, self.done, self.run.path)
         elif self.first:
             logger.info("going on from step %d of %s", self.done, self.run.path)
 
-    def count(self, terms: dict[str, Tensor], bar: tqdm) -> None:
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.done >= self.steps or self.steering.finished or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.steering.values.get("early_stopping", self.patience)
+        return patience is not None and self.stale >= patience
+
+    def count(self, terms: dict[str, Tensor]) -> None:
         """One more step; its terms are logged now and then as means over steps and processes."""
         self.meter.append(terms)
         self.done += 1
-        if self.done % self.log_every and self.done < self.steps:
-            return
-        means, self.meter = _mean(self.meter), []
-        if self.first:
-            self.run.log(self.done, {f"train.{key}": value for key, value in means.items()})
-        bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]}, refresh=False)
+        if self.done % self.log_every == 0 or self.done >= self.steps:
+            self._log()
 
-    def evaluate(self, bar: tqdm, on_evaluate: Callable[[int], None] | None) -> None:
+    def _log(self) -> None:
+        means, self.meter = _mean(self.meter), []
+        if self.first and means:
+            self._write({f"train.{key}": value for key, value in means.items()})
+        self.bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]}, refresh=False)
+
+    def _write(self, values: dict[str, float]) -> None:
+        self.run.log(self.done, values)
+        self.status.status.metrics.update(values)
+
+    def evaluate(self, planned: bool = True) -> None:
+        """Evaluate, and keep the weights if they are the best; only a planned one counts against the patience."""
         self.results, score = self.task.evaluate(self.done)
+        self.evaluated = self.done
         if self.first:
             if self.results:
-                self.run.log(self.done, {f"validation.{key}": value for key, value in self.results.items()})
-                if bar.disable:
+                self._write({f"validation.{key}": value for key, value in self.results.items()})
+                if self.bar.disable:
                     logger.info("%s %s", self.title, _summary(self.done, self.results))
                 else:
-                    bar.write(_summary(self.done, self.results))
-            if on_evaluate is not None:
-                on_evaluate(self.done)
-        self.stale += score is not None
+                    self.bar.write(_summary(self.done, self.results))
+            if self.on_evaluate is not None:
+                self.on_evaluate(self.done)
+        self.stale += score is not None and planned
         if score is not None and (self.best is None or score > self.best):
             self.best, self.stale = score, 0
             if self.first:
                 self.run.save_checkpoint("best", {"step": self.done, "best": score, "task": self.task.state_dict()})
 
-    def agree(self, stopping: int, late: bool) -> tuple[int, bool]:
-        """Signal to stop by (0: none) and whether to save: what one process wants all do, after the same step."""
+    def agree(self, stopping: int, late: bool) -> tuple[int, bool, bool]:
+        """Signal to stop by (0: none), whether to save, and whether a command waits.
+
+        What one process wants all do, after the same step.
+        """
         if self.alone:
-            return stopping, late
+            return stopping, late, self.steering.asks()
         if self.done < min(self.look_at, self.steps):
-            return 0, False
+            return 0, False, False
         (step, at), now = self.looked, time.monotonic()
-        wishes = torch.tensor([stopping, late and self.first, (now - at) / (self.done - step)], device=self.device)
-        dist.all_reduce(wishes, dist.ReduceOp.MAX)
-        number, save, pace = wishes.tolist()
+        *wishes, pace = self._most(stopping, late and self.first, self.steering.asks(), (now - at) / (self.done - step))
         self.looked = self.done, now
         self.look_at = self.done + max(1, int(AGREE_SECONDS / max(pace, AGREE_SECONDS / AGREE_EVERY)))
-        return int(number), bool(save)
+        return int(wishes[0]), bool(wishes[1]), bool(wishes[2])
+
+    def _most(self, *wishes: float) -> list[float]:
+        """The largest of each over all processes."""
+        if self.alone:
+            return list(wishes)
+        shared = torch.tensor([float(wish) for wish in wishes], device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return shared.tolist()
+
+    def steer(self, asked: bool, evaluated: bool = False) -> int:
+        """Obey the commands for the step that comes next, and wait while they say pause.
+
+        Args:
+            asked: whether any may have come.
+            evaluated: whether the plan had an evaluation here.
+
+        Returns:
+            The signal to stop by, or 0.
+        """
+        if self.done >= self.steps or self.steering.finished:
+            return 0
+        stopping = self._obey(asked)
+        self.steering.paused |= evaluated and self.steering.at_evaluations and not self.over
+        if stopping or not self.steering.paused:
+            return stopping
+        self.save()
+        if self.first:
+            logger.info("%s: paused at step %d of %d", self.title, self.done, self.steps)
+        paused_at = time.monotonic()
+        self._tell(now=True)
+        while self.steering.paused and not stopping:
+            self._tell()
+            time.sleep(LOOK_EVERY)  # nobody waits inside of an exchange, which has its limit and keeps a GPU busy
+            number, asks = self._most(max(self.received, default=0), self.steering.asks())
+            stopping = int(number) or self._obey(bool(asks))
+        self._tell(now=True)
+        self.began += time.monotonic() - paused_at
+        if stopping:
+            self.save()
+        elif self.first and not self.steering.finished:
+            logger.info("%s: continues", self.title)
+        return stopping
+
+    def _obey(self, asked: bool) -> int:
+        """Do what the commands for the next step say; returns the signal to stop by, or 0."""
+        stopping = 0
+        for entry in self.steering.due(self.done, asked):
+            if entry.command in ("evaluate", "finish"):
+                if entry.command == "finish":
+                    self._log()
+                if self.evaluated != self.done:
+                    self.evaluate(planned=False)
+                self.save()
+            elif entry.command == "stop":
+                self.save()
+                stopping = int(signal.SIGINT)
+            self._tell(now=True)
+        return stopping
+
+    def interrupt(self, stopping: int) -> None:
+        """Raise Interrupted where a signal to stop by is given."""
+        if stopping:
+            raise Interrupted(
+                f"stopped at step {self.done} of {self.steps}; resume with `resume` `out` {self.run.path}", stopping
+            )
+
+    def conclude(self) -> None:
+        """Say why the training ended before its last step, and refuse what came too late for it."""
+        self.steering.refuse_rest(self.done)
+        if self.done >= self.steps:
+            return
+        why = "as it was told to" if self.steering.finished else f"no better score in {self.stale} evaluations"
+        logger.info("%s: %s, ended early at step %d of %d", self.title, why, self.done, self.steps)
 
     def save(self) -> None:
         """Write the state of all processes, which differ in nothing but the terms not logged yet."""
         meter = [{key: mean_over_processes(value) for key, value in terms.items()} for terms in self.meter]
-        state = {"step": self.done, "best": self.best, "stale": self.stale, "meter": meter}
+        state = {
+            "step": self.done, "best": self.best, "stale": self.stale, "meter": meter, "evaluated": self.evaluated,
+            "obeyed": self.steering.obeyed if self.steering.step == self.done else 0,
+        }  # fmt: skip
         if self.first:
             self.run.save_checkpoint("last", state | {"task": self.task.state_dict()}, keep="previous")
         if not self.alone:
             dist.barrier()  # none leaves before the first one has saved
 
-    def report(self, bar: tqdm) -> None:
+    def report(self) -> None:
+        """Say now and then how far the training is."""
         now = time.monotonic()
-        if not self.first or not bar.disable:
+        self.pace = (now - self.began) / (self.done - self.start)
+        self._tell()
+        if not self.first or not self.bar.disable:
             return
         self.estimate.count()
         if now - self.reported_at > self.report_seconds:
-            pace = (now - self.began) / (self.done - self.start)
-            logger.info("%s", _pace(self.title, self.done, self.steps, self.batches.batch_size, pace))
+            logger.info("%s", _pace(self.title, self.done, self.steps, self.batches.batch_size, self.pace))
             self.reported_at = now
+
+    def told(self) -> AbstractContextManager[None]:
+        """Keep status.json up to date within the block."""
+        self._tell(now=True)
+        return self.status.ending(self._facts) if self.first else nullcontext()
+
+    def _tell(self, now: bool = False) -> None:
+        if self.first and (now or self.status.due()):
+            self.status.write("paused" if self.steering.paused else "running", **self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        left = None if self.pace is None else (self.steps - self.done) * self.pace
+        facts = {"step": self.done, "steps": self.steps, "pace": self.pace, "left": left}
+        return facts | {"steerable": self.steering.present()}
 
 
 def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
@@ -245,71 +352,6 @@ def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
             "is saved",
             "`resume` starts from that; if it ends here again, start a new run with a lower learning rate",
         )  # fmt: skip
-
-
-def load_best(run: Run, task: Task) -> int:
-    """Put the best checkpoint (the last one where no score was kept) back into the task; returns its step."""
-    state = _read_once(lambda: run.load_checkpoint("best") or run.last_checkpoint())
-    if state is None:
-        raise ValueError(f"{run.path} holds no checkpoint")
-    with _fitting(run):
-        task.load_state_dict(state["task"])
-        return int(state["step"])
-
-
-def _saved(run: Run, evaluate_every: int) -> dict[str, Any] | None:
-    """The state to go on from, or None where the training has yet to begin.
-
-    Raises:
-        Refused: what the run holds shows that it was saved, but its checkpoints are gone.
-    """
-    state = run.last_checkpoint()
-    if state is None:
-        _check_unsaved(run, evaluate_every)
-    elif state.get("best") is not None and not run.has_checkpoint("best"):
-        logger.warning(
-            "%s/best.pt is gone, and with it the weights of the best score so far; the best of the steps that are left "
-            "is taken, and without any the last weights, which may be worse",
-            run.checkpoints,
-        )  # fmt: skip
-        state |= {"best": None, "stale": 0}
-    return state
-
-
-def _check_unsaved(run: Run, evaluate_every: int) -> None:
-    """Raise Refused where a training from step 0 on would overwrite one that went further.
-
-    Every evaluation is followed by a checkpoint, so that metrics beyond the first one come from a run that had some.
-    """
-    step = max((line["step"] for line in run.metrics()), default=0)
-    if run.model_path.exists() or step > evaluate_every:
-        found = run.model_path.name if run.model_path.exists() else f"metrics up to step {step}"
-        raise Refused(
-            "out", run.path, f"holds {found}, but no checkpoint to go on from",
-            f"restore that, choose another folder, or remove {run.model_path.name} and {run.metrics_path.name} to "
-            "train anew",
-        )  # fmt: skip
-    if step:
-        logger.warning("%s has no checkpoint and begins again; its metrics up to step %d are dropped", run.path, step)
-
-
-@contextmanager
-def _fitting(run: Run) -> Iterator[None]:
-    """What a checkpoint of other settings, or none of ours, may raise, as one line."""
-    try:
-        yield
-    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise Refused(
-            None, None, f"the checkpoint of {run.path} does not fit this recipe or version ({reason_of(error, 300)})",
-            "give the settings that it was started with, or start a new run in another folder (`out`)",
-        ) from error  # fmt: skip
-
-
-def _read_once(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """What the first process reads, in all of them: another node may see a file late, or have a disk of its own."""
-    with together():  # where the first one cannot read, all say so
-        state = read() if rank() == 0 else None
-    return from_first(state)
 
 
 def _mean(meter: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -355,51 +397,3 @@ def _stop_signals() -> Iterator[list[int]]:
 
     with handled(handler, hold=False):
         yield received
-
-
-def recoverable(train: Callable[Concatenate[Recipe, Run, P], Path]) -> Callable[Concatenate[Recipe, Run, P], Path]:
-    """A training function that reports failures before and after its steps as `fit` does of those within.
-
-    Raises:
-        Failed: the disk is full, or another process of this training is gone.
-    """
-
-    @wraps(train)
-    def told(recipe: Recipe, run: Run, *args: P.args, **options: P.kwargs) -> Path:
-        with _failures(run if is_first_process() else None):  # the others learn in there which run it is
-            return train(recipe, run, *args, **options)
-
-    return told
-
-
-@contextmanager
-def _failures(run: Run | None) -> Iterator[None]:
-    """For external failures, report what is lost and how to resume the run."""
-    path = run.path if run else None
-    try:
-        yield
-    except Failed:
-        raise
-    except (OSError, ValueError) as error:
-        if run is not None and run.is_gone():
-            reason = f"{path} was moved, renamed or deleted while it trained; move it back, or take its new path"
-        elif (found := outside(error)) is not None:
-            reason = f"{found.strerror} ({found.filename or path}); make room"
-        else:
-            raise
-    except RuntimeError as error:
-        if world_size() == 1 or not _is_of_network(error):
-            raise
-        said = reason_of(error)[:200]
-        reason = f"another process of this training is gone ({said}); see its messages above"
-    else:
-        return
-    how = f"`resume` `out` {path}" if path else "the same command"
-    raise Failed(f"{reason}, then resume with {how}: only the steps since its last save are lost")
-
-
-def _is_of_network(error: RuntimeError) -> bool:
-    """Whether it comes from the exchange with other processes; gloo has no exception of its own."""
-    return isinstance(error, (dist.DistError, ProcessGone)) or any(
-        word in str(error).lower() for word in ("gloo", "nccl", "connection closed", "connection reset", "timed out")
-    )

@@ -24,7 +24,10 @@ from viscoin.datasets import (
 from viscoin.errors import Refused
 from viscoin.kinds import CHAIN, KINDS, load
 from viscoin.processes import is_first_process
+from viscoin.runs.control import RECORD
+from viscoin.runs.replay import start_replay
 from viscoin.runs.run import RUNS, Run, newest_run
+from viscoin.runs.status import FILE as STATUS
 from viscoin.runs.tracking import parse_trackers, tracked
 from viscoin.runs.transcript import FILE, keep_in
 from viscoin.signals import Stopped, held
@@ -50,6 +53,7 @@ class RunOptions:
         out: folder of the run; None means a new one in runs/, or with `resume` the newest of its kind.
         resume: there must be a run to resume.
         allow_changes: resume even if the recipe differs from the saved one.
+        replay: run whose commands to repeat, each at its step; its recipe is the default.
         track: trackers; None means those of the resumed run.
         skip_bad_files: skip unreadable images.
     """
@@ -63,6 +67,7 @@ class RunOptions:
     out: Path | None = None
     resume: bool = False
     allow_changes: bool = False
+    replay: Path | None = None
     track: Sequence[str] | None = None
     skip_bad_files: bool = False
 
@@ -97,6 +102,8 @@ def resolve_recipe(
         run = _run_to_resume(kind, options, overrides.get("dataset.name", DEFAULT_DATASET))
         if options.recipe is None:
             return override_recipe(run.recipe, overrides)
+    elif options.replay is not None and options.recipe is None:
+        return override_recipe(_run_to_replay(options.replay).recipe, overrides)
     name = options.recipe or default_recipe(overrides.get("dataset.name", DEFAULT_DATASET))
     resolved = load_recipe(name, overrides)
     check_dataset_name(resolved.dataset.name)
@@ -156,6 +163,13 @@ def _run_to_resume(kind: str, options: RunOptions, dataset: str) -> Run:
     return run
 
 
+def _run_to_replay(path: Path) -> Run:
+    run = Run(path)
+    if not run.recipe_path.is_file():
+        raise Refused("replay", path, "there is no such run")
+    return run
+
+
 def _parse_setting(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
@@ -183,6 +197,8 @@ def training_run(kind: str, recipe: Recipe, options: RunOptions) -> Iterator[Run
         try:
             with held():  # a signal leaves no folder behind in which nothing has begun
                 run = stack.enter_context(Run.opened(kind, recipe, out, options.resume, options.allow_changes))
+            if options.replay is not None:
+                start_replay(run, options.replay)
             keep_in(run.path)
             logger.info("run folder: %s", run.path)
             with tracked(run, trackers):
@@ -212,7 +228,7 @@ def _is_begun(run: Run) -> bool:
 def _drop(run: Run, existed: bool) -> None:
     """Remove a run that did not begin, and its folder unless that was there before."""
     if existed:
-        for path in (run.recipe_path, run.path / FILE):
+        for path in (run.recipe_path, run.path / FILE, run.path / STATUS, run.path / RECORD):
             path.unlink(missing_ok=True)
     else:
         shutil.rmtree(run.path, ignore_errors=True)

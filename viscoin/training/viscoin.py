@@ -32,11 +32,14 @@ from viscoin.models.explainer import Explainer, activations
 from viscoin.models.files import save_model
 from viscoin.models.generator import AdaptedGenerator
 from viscoin.models.perceptual import Perceptual, find_perceptual
+from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.training import losses
+from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.directions import random_edits, readback_terms
-from viscoin.training.loop import check_finite, fit, load_best, recoverable
+from viscoin.training.failures import recoverable
+from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -49,6 +52,7 @@ from viscoin.training.runtime import (
     setup_optimizer,
     whole_batch,
 )
+from viscoin.training.single import changed
 from viscoin.training.starting import start_drawing, start_from_pursuit
 
 logger = logging.getLogger(__name__)
@@ -159,13 +163,17 @@ def train_viscoin(
         fit(
             run, task, batches, steps, seed=recipe.seed, evaluate_every=config.evaluate_every, device=fabric.device,
             title="viscoin", on_evaluate=None if generator is None else draw, shared_draws=True,
+            patience=config.early_stopping,
         )  # fmt: skip
         load_best(run, task)
     else:
         logger.info("concepts stay as the pursuit found them; nothing trains")
     scores = {f"validation.{key}": value for key, value in task.evaluate(0)[0].items()}
     if fabric.global_rank == 0:
-        save_model(run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores)
+        save_model(
+            run.model_path, ensemble, "viscoin", recipe=recipe, class_names=train.class_names, scores=scores,
+            commands=commands_told(run.path),
+        )  # fmt: skip
     fabric.barrier()
     return run.model_path
 
@@ -229,6 +237,19 @@ class ViscoinTask:
         self.frozen = digest(**frozen)
         if compiled:
             compile_networks(self.ensemble)
+
+    @property
+    def steerable(self) -> tuple[str, ...]:
+        """Keys of `viscoin` that may change while it trains."""
+        config = self.config
+        rates = ("learning_rate", "translator_rate", *("direction_rate",) * (config.directions > 0))
+        drops = ("decay_every", "decay_factor") * (config.schedule == "step")
+        of_concepts = ("output_fidelity", "sparsity", "orthogonality", "bimodality") * (config.hold_concepts < 1)
+        return (*rates, *drops, *of_concepts, "perceptual", "reconstruction_class", "style", "early_stopping")
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Train by these values from the next step on."""
+        self.config = changed(self.config, values)
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()

@@ -68,7 +68,7 @@ def run_attribution(
     _check_some_hold(subject, {name: chosen[name] for name in methods or ()})
     if protocol == "vision-diffmask":
         return _vision_diffmask(subject, chosen, batch_size)
-    known = load_dataset(subject.config.name, "validation", subject.config)
+    known = load_dataset(subject.config.name, "validation", subject.config, subject.images.labelled)
     found = test_attribution(
         subject.model, subject.images, known, chosen, groups, extent, device=device, batch_size=batch_size, seed=seed
     )

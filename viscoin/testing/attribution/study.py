@@ -142,7 +142,9 @@ def test_attribution(
         measured, failed = _measure_all(methods, context, wanted, groups is not None)
     rows = {name: _row(name, of_method, seed) for name, of_method in measured.items()}
     _compare(rows, measured, seed)
-    return AttributionScores(rows, len(found), len(before), seed, _of_classifier(found, seed), failed, notes)
+    return AttributionScores(
+        rows, len(found), len(before), seed, _of_classifier(found, test.labelled, seed), failed, notes
+    )
 
 
 def _groups(groups: Sequence[str] | None) -> list[str]:
@@ -270,8 +272,8 @@ def _values(measured: Mapping[str, Measured | str]) -> dict[str, Values]:
     }
 
 
-def _of_classifier(found: Sample, seed: int) -> dict[str, Estimate]:
-    estimates = {"accuracy": bootstrap(found.predicted == found.labels, seed=seed)}
+def _of_classifier(found: Sample, labelled: bool, seed: int) -> dict[str, Estimate]:
+    estimates = {"accuracy": bootstrap(found.predicted == found.labels, seed=seed)} if labelled else {}
     if found.parts is not None:
         independence = Values(background_independence(found.parts.truth)).estimate(seed)
         if independence is not None:

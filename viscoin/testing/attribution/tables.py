@@ -124,7 +124,8 @@ def _cell(row: Row, key: str) -> str:
 
 def _of_classifier(result: AttributionScores) -> str:
     accuracy, independence = (result.classifier.get(key) for key in ("accuracy", "background_independence"))
-    text = f"accuracy of f {accuracy} on {result.n} images; thresholds chosen on {result.n_known} others"
+    of_f = "" if accuracy is None else f"accuracy of f {accuracy} on "
+    text = f"{of_f}{result.n} images; thresholds chosen on {result.n_known} others"
     return text if independence is None else f"{text}; background independence of f {independence}"
 
 

@@ -1,0 +1,203 @@
+"""The pages in a real browser: what people do on them, what a screen reader needs, and no request to anybody else."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_recipe, write_models
+
+from viscoin.runs.run import Run
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "a-token-of-the-tests"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PAGES = ("", "concepts", "concepts/1", "predictions", "runs", "runs/watched", "train", "data", "fallacies", "docs")
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+
+
+class Server:
+    """A service as a process of its own, which can be started again on its port."""
+
+    def __init__(self, folder, model):
+        self.folder, self.model, self.port = folder, model, 0
+        self.start()
+
+    def start(self):
+        command = [
+            sys.executable, str(ROOT / "main.py"), "serve", "--port", str(self.port), "--viscoin", str(self.model),
+            "--runs", "runs", "--device", "cpu",
+        ]  # fmt: skip
+        environment = {**os.environ, "VISCOIN_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True, env=environment)
+        for line in self.process.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/", line):
+                self.port = int(found[1])
+                break
+        self.reading = threading.Thread(target=self.process.stderr.read, daemon=True)  # so that it never blocks
+        self.reading.start()
+        return self
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.port}/"
+
+    def stop(self):
+        self.process.terminate()
+        self.reading.join(30)
+        self.process.stderr.close()
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    run = Run.create("classifier", tiny_recipe(), folder / "runs" / "watched")
+    for step in range(1, 30):
+        run.log(step, {"train.loss": 3.0 / step})
+    found = Server(folder, write_models(folder / "models")["viscoin"])
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        options = ["--disable-dev-shm-usage", "--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """A page that has entered, and that must not complain nor ask anybody else."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    found, complaints = context.new_page(), []
+    found.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    found.on("pageerror", lambda error: complaints.append(str(error)))
+    known = (server.address, "data:", "blob:")
+    found.on("request", lambda asked: None if asked.url.startswith(known) else complaints.append(asked.url))
+    found.set_default_timeout(60_000)
+    found.goto(f"{server.address}?token={TOKEN}")
+    found.complaints = complaints
+    yield found
+    context.close()
+    assert complaints == []
+
+
+def pixels(page, name):
+    return page.locator(f"#{name}").get_attribute("src")
+
+
+def drawn(page, other_than=None):
+    """The picture when there is one, other than a known one."""
+    until = time.monotonic() + 60
+    while (found := pixels(page, "drawn")) in (None, other_than):
+        assert time.monotonic() < until, "no new picture came"
+        page.wait_for_timeout(50)
+    return found
+
+
+def test_a_slider_changes_the_pixels_and_back_are_the_same(page):
+    before = drawn(page)
+    slider = page.locator(".concept input").first
+    slider.fill("0")
+    without = drawn(page, before)
+    assert "factors=" in page.url
+    slider.fill("1")
+    assert drawn(page, without) == before and "factors=" not in page.url
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert drawn(page, before) != before
+
+
+def test_an_image_that_is_dropped_is_predicted(page, tmp_path):
+    from test_serving import picture_bytes
+
+    drawn(page)
+    file = tmp_path / "photo.png"
+    file.write_bytes(picture_bytes((50, 40), seed=3))
+    page.locator("#file").set_input_files(file)
+    playwright.expect(page.locator("#label")).to_have_text("Your image")
+    assert re.search(r"image=[0-9a-f]{32}", page.url)
+    assert page.locator("#f .bar-name").count() == 3 and pixels(page, "original").startswith("data:image/png")
+    assert page.locator("#delete-card").is_hidden()  # whose parts nobody knows
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
+    playwright.expect(page.locator("#notice")).to_contain_text("no image that is taken")
+    page.complaints[:] = [said for said in page.complaints if "415" not in said]  # the browser names the answer
+
+
+def test_a_map_is_laid_over_the_image(page):
+    drawn(page)
+    page.locator("#method").select_option("saliency")
+    page.locator("#show-map").click()
+    playwright.expect(page.locator("#map-said")).to_contain_text("Saliency of")
+    assert page.locator("#map").evaluate("canvas => canvas.width") == 32
+    assert page.locator("#map-frame .point").count() == 1
+
+
+def test_the_page_goes_on_after_the_service_was_started_again(page, server):
+    page.goto(f"{server.address}runs/watched")
+    playwright.expect(page.locator("#charts canvas").first).to_be_visible()
+    server.stop()
+    server.start()
+    with (server.folder / "runs" / "watched" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "train.loss": 0.001234}\n')
+    label = page.locator("#charts [role=img]").first
+    playwright.expect(label).to_have_attribute("aria-label", re.compile("0.00123"), timeout=120_000)
+    page.complaints[:] = [said for said in page.complaints if "ERR_" not in said]  # while nobody was there
+
+
+@pytest.mark.parametrize("width", [*(pytest.param(width, marks=pytest.mark.long) for width in (1400, 800)), 360])
+def test_every_page_fits_and_says_nothing_wrong(page, server, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    for name in PAGES:
+        page.goto(f"{server.address}{name}")
+        page.wait_for_load_state("networkidle") if "runs/" not in name else page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert page.locator("h1").count() == 1 and page.locator("h1").inner_text().strip(), name
+        unnamed = page.evaluate(
+            "[...document.querySelectorAll('button, a, input, select')].filter(one => one.offsetParent !== null && !("
+            "one.innerText || one.ariaLabel || (one.labels && one.labels.length) || one.title ||"
+            " one.querySelector('img[alt]:not([alt=\"\"])'))).map(one => one.outerHTML)"
+        )
+        assert unnamed == [], name
+
+
+@pytest.mark.long
+def test_a_training_is_paused_continued_and_finished_from_its_page(page, server):
+    sizes = "--set dataset.resolution=32 --set dataset.classes=4 --set dataset.train=64 --set dataset.validation=24"
+    command = [
+        sys.executable, str(ROOT / "main.py"), "train", "classifier", "--dataset", "birds", *sizes.split(), "--set",
+        "dataset.test=24", "--epochs", "500", "--batch-size", "16", "--device", "cpu", "--out", "runs/steered",
+    ]  # fmt: skip
+    training = subprocess.Popen(command, cwd=server.folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not (server.folder / "runs" / "steered" / "status.json").exists():
+            assert time.monotonic() < until
+            page.wait_for_timeout(200)
+        page.goto(f"{server.address}runs/steered")
+        state = page.locator("#state")
+        playwright.expect(state).to_have_text("running")
+        playwright.expect(page.locator("#charts canvas").first).to_be_visible()
+        page.get_by_role("button", name="Pause").click()
+        playwright.expect(state).to_have_text("paused")
+        page.get_by_role("button", name="Continue").click()
+        playwright.expect(state).to_have_text("running")
+        page.get_by_role("button", name="Finish now").click()
+        page.get_by_role("button", name="Yes").click()
+        playwright.expect(state).to_have_text("finished", timeout=120_000)
+        playwright.expect(page.locator("#record")).to_contain_text("finish")
+        assert training.wait(60) == 0
+        assert (server.folder / "runs" / "steered" / "model.safetensors").is_file()
+    finally:
+        training.kill()

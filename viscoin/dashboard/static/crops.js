@@ -1,0 +1,13 @@
+import { element } from "./api.js";
+
+// The part of an example that a concept looks at, `width` pixels wide.
+export function cropped({ picture, crop: [x, y, side] }, width) {
+  const image = element("img", { class: "pixels", src: picture, alt: "" });
+  image.addEventListener("load", () => {
+    const scale = width / side;
+    image.style.width = `${image.naturalWidth * scale}px`;
+    image.style.left = `${-x * scale}px`;
+    image.style.top = `${-y * scale}px`;
+  });
+  return image;
+}

@@ -1,0 +1,35 @@
+import { call, complain, element, imageAddress, number, ready, root } from "./api.js";
+
+const $ = (id) => document.getElementById(id);
+const COUNT = 60;
+let datasets = [], start = 0;
+
+async function load() {
+  const found = datasets.find(({ model }) => model === $("dataset").value);
+  const label = $("label").value === "" ? "" : `&label=${$("label").value}`;
+  const page = await call(`datasets/${found.dataset}/${$("split").value}?model=${found.model}&start=${start}&count=${COUNT}${label}`);
+  $("images").replaceChildren(...page.rows.map(({ image, name }) => element("li", {}, element("a", { href: `${root}?image=${encodeURIComponent(image)}&model=${found.model}` }, element("img", { class: "thumb pixels", loading: "lazy", src: `${imageAddress(image)}?model=${found.model}`, alt: "" }), name))));
+  const last = start + page.rows.length;
+  $("where").textContent = page.images ? `${number(start + 1)} to ${number(last)} of ${number(page.images)}` : "no images";
+  $("back").disabled = start === 0;
+  $("on").disabled = last >= page.images;
+  $("about").textContent = `${number(found.images[$("split").value])} ${$("split").value} images of ${number(found.classes)} classes, ${found.resolution} px. A click explains an image.`;
+}
+
+async function classes() {
+  const { class_names: names } = await call(`models/${$("dataset").value}`);
+  $("label").replaceChildren(element("option", { value: "" }, "all"), ...names.map((name, i) => element("option", { value: String(i) }, name)));
+}
+
+async function begin() {
+  datasets = await ready("datasets");
+  $("dataset").replaceChildren(...datasets.map(({ dataset, model }) => element("option", { value: model }, dataset)));
+  await classes();
+  await load();
+}
+
+$("dataset").addEventListener("change", () => { start = 0; classes().then(load).catch(complain); });
+for (const id of ["split", "label"]) $(id).addEventListener("change", () => { start = 0; load().catch(complain); });
+$("back").addEventListener("click", () => { start = Math.max(0, start - COUNT); load().catch(complain); });
+$("on").addEventListener("click", () => { start += COUNT; load().catch(complain); });
+begin().catch(complain);

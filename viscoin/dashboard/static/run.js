@@ -1,0 +1,161 @@
+import { call, complain, element, number, ready, root, say, span } from "./api.js";
+import { chart } from "./charts.js";
+
+const $ = (id) => document.getElementById(id);
+const name = $("name").dataset.run, path = `runs/${encodeURIComponent(name)}`;
+const LIVE = ["starting", "running", "paused", "silent"];
+const curves = new Map(), plots = new Map();
+let record = [], figures = [], row = {}, waiting = false, steerable = "";
+
+// --- curves ---------------------------------------------------------------------------------------------------------
+
+function add(line) {
+  for (const [key, value] of Object.entries(line)) {
+    if (key === "step" || key === "time" || value === null) continue;
+    if (!curves.has(key)) curves.set(key, { name: key, steps: [], values: [] });
+    const curve = curves.get(key);
+    while (curve.steps.length && curve.steps.at(-1) >= line.step) { curve.steps.pop(); curve.values.pop(); }
+    curve.steps.push(line.step);
+    curve.values.push(value);
+  }
+  if (!waiting) { waiting = true; setTimeout(() => { waiting = false; draw(); }, 150); }
+}
+
+// Measures of training and validation of one name share a picture.
+function groups() {
+  const found = new Map();
+  for (const curve of curves.values()) {
+    const title = curve.name.replace(/^(train|validation|test)\./, "");
+    if (!found.has(title)) found.set(title, []);
+    found.get(title).push(curve);
+  }
+  return found;
+}
+
+function draw() {
+  const found = groups();
+  $("none").hidden = found.size > 0;
+  for (const [title, series] of found) {
+    const lengths = series.map(({ steps }) => steps.length).join();
+    if (plots.get(title)?.lengths === lengths) continue;
+    let place = plots.get(title)?.place;
+    if (!place) { place = element("div", { class: "chart", role: "img" }); $("charts").append(place); }
+    place.setAttribute("aria-label", `${title}: ${series.map(({ name: own, values }) => `${own} is now ${number(values.at(-1), 3)}`).join(", ")}`);
+    chart(place, title, series, { marks: () => record.filter(({ step }) => step !== null) });
+    plots.set(title, { place, lengths });
+  }
+}
+
+// --- state, commands ----------------------------------------------------------------------------------------------------
+
+function state(found) {
+  row = { ...row, ...found };
+  const live = LIVE.includes(row.state);
+  $("state").textContent = row.state;
+  $("state").className = `tag ${row.state}`;
+  $("about").textContent = [row.kind, row.dataset, row.created?.replace("T", " "), row.reason].filter(Boolean).join(" · ");
+  $("progress").hidden = !row.steps;
+  if (row.steps) { $("progress").max = row.steps; $("progress").value = row.step || 0; }
+  const facts = [["Step", row.step === null ? "–" : number(row.step)], ["of", row.steps ? number(row.steps) : "–"], ["Pace", row.pace ? `${number(row.pace, 3)} s a step` : "–"], ["Left", live ? span(row.left) : "–"], ["Model", row.model ? "written" : "not yet"]];
+  $("facts").replaceChildren(...facts.map(([term, text]) => element("div", {}, element("dt", {}, term), element("dd", {}, text))));
+  if ($("buttons")) {
+    $("buttons").hidden = !live;
+    $("steer").hidden = !live || !row.steerable;
+    for (const button of $("buttons").children) {
+      if (button.dataset.command === "pause") button.hidden = row.state === "paused";
+      if (button.dataset.command === "continue") button.hidden = row.state !== "paused";
+    }
+    values();
+  }
+}
+
+function values() {
+  const told = JSON.stringify(row.steerable || {});
+  if (told === steerable) return;
+  steerable = told;
+  $("values").replaceChildren(...Object.entries(row.steerable || {}).map(([key, value]) => {
+    const input = element("input", { type: "text", value: value === null ? "null" : String(value), "aria-label": key, size: 10 });
+    return element("form", { class: "row spread", onsubmit: (event) => { event.preventDefault(); send("set", { [key]: parsed(input.value) }); } }, element("code", {}, key), element("div", { class: "row" }, input, element("button", {}, "Set")));
+  }));
+}
+
+function parsed(text) {
+  const plain = text.trim();
+  if (plain === "true" || plain === "false") return plain === "true";
+  if (plain === "null") return null;
+  return plain !== "" && Number.isFinite(Number(plain)) ? Number(plain) : plain;
+}
+
+function commands() {
+  $("untouched").hidden = record.length > 0;
+  $("record").replaceChildren(...record.map(({ step, command, values: given, refused, waiting: still, by }) => element("tr", {}, element("td", { class: "n" }, step === null ? "–" : number(step)), element("td", {}, command),
+    element("td", { class: "break" }, Object.entries(given).map(([key, value]) => (key === "text" ? value : `${key} = ${value}`)).join(", ")),
+    element("td", {}, still ? element("span", { class: "tag queued" }, "waits") : refused ? element("span", { class: "tag refused" }, `refused: ${refused}`) : `obeyed${by ? `, sent by ${by}` : ""}`))));
+  for (const { place } of plots.values()) place.querySelector("canvas")?.dispatchEvent(new Event("redraw"));
+}
+
+async function send(command, given = {}) {
+  try {
+    await call(`${path}/commands`, { body: { command, values: given } });
+    say(`${command}: sent`, 2);
+    await refresh();
+  } catch (error) { complain(error); }
+}
+
+function ask(question) {
+  $("question").textContent = question;
+  $("ask").showModal();
+  return new Promise((done) => $("ask").addEventListener("close", () => done($("ask").returnValue === "yes"), { once: true }));
+}
+
+// --- pictures, log --------------------------------------------------------------------------------------------------------
+
+async function pictures() {
+  figures = await call(`${path}/figures`);
+  const steps = [...new Set(figures.map(({ step }) => step).filter((step) => step !== null))].sort((a, b) => a - b);
+  $("pictures").hidden = !figures.length;
+  const last = Number($("picture").value) === Number($("picture").max);
+  $("picture").max = String(Math.max(0, steps.length - 1));
+  $("picture").hidden = steps.length < 2;
+  if (last) $("picture").value = $("picture").max;
+  at(steps);
+}
+
+function at(steps) {
+  const step = steps[Number($("picture").value)];
+  $("picture-step").textContent = step === undefined ? "" : `step ${number(step)}`;
+  const shown = figures.filter((figure) => figure.step === null || figure.step === step).slice(0, 8);
+  const wanted = shown.map(({ name: file, changed }) => `${file}-${changed}`).join();
+  if ($("figures").dataset.shown === wanted) return;
+  $("figures").dataset.shown = wanted;
+  $("figures").replaceChildren(...shown.map(({ name: file, title, changed }) => element("figure", {}, element("a", { href: `${root}api/v1/${path}/figures/${file}` }, element("img", { class: "thumb-free", src: `${root}api/v1/${path}/figures/${file}?t=${changed}`, alt: title })), element("figcaption", {}, title))));
+}
+
+async function refresh() {
+  record = await call(`${path}/commands`);
+  commands();
+  $("log").textContent = await call(`${path}/log`) || "The log is empty.";
+}
+
+// --- start ----------------------------------------------------------------------------------------------------------------
+
+async function start() {
+  state(await ready(path));
+  const { curves: found } = await call(`${path}/metrics?points=1500`);
+  for (const [key, { steps, values: own }] of Object.entries(found)) curves.set(key, { name: key, steps, values: own });
+  draw();
+  await Promise.all([pictures(), refresh()]);
+  const stream = new EventSource(`${root}api/v1/${path}/events`);
+  stream.addEventListener("metrics", ({ data }) => add(JSON.parse(data)));
+  stream.addEventListener("rewritten", () => { curves.clear(); plots.clear(); $("charts").replaceChildren(); });
+  stream.addEventListener("status", ({ data }) => state(JSON.parse(data)));
+  stream.addEventListener("command", () => refresh().catch(() => {}));
+  setInterval(() => { if (!document.hidden) { refresh().catch(() => {}); pictures().catch(() => {}); } }, 5000);
+}
+
+for (const button of document.querySelectorAll("[data-command]")) {
+  button.addEventListener("click", async () => { if (!button.dataset.ask || await ask(button.dataset.ask)) await send(button.dataset.command); });
+}
+$("note")?.addEventListener("submit", (event) => { event.preventDefault(); send("note", { text: $("note-text").value }); $("note").reset(); });
+$("picture").addEventListener("input", () => at([...new Set(figures.map(({ step }) => step).filter((step) => step !== null))].sort((a, b) => a - b)));
+start().catch(complain);

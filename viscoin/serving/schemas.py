@@ -1,0 +1,64 @@
+"""What requests hold, with the bounds of each value."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ImageId = Annotated[
+    str, Field(max_length=160, description="id of an upload, or of an image of the model's data, as birds/test/14")
+]
+ModelId = Annotated[str | None, Field(max_length=80, description="id of a model; default: the first one")]
+Index = Annotated[int, Field(ge=0, le=1_000_000)]
+Amount = Annotated[float, Field(ge=0, le=16, allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """A body without other keys than its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PredictBody(Body):
+    """An image that is known already."""
+
+    image: ImageId
+    model: ModelId = None
+    top: Annotated[int, Field(ge=1, le=50, description="classes and concepts in the answer")] = 6
+
+
+class ExplainBody(Body):
+    """Maps of classes, of concepts, or of the predicted class."""
+
+    image: ImageId
+    model: ModelId = None
+    method: Annotated[str, Field(max_length=40)] = "gradcam"
+    classes: Annotated[list[Index] | None, Field(max_length=8)] = None
+    concepts: Annotated[list[Index] | None, Field(max_length=8)] = None
+    against: Annotated[Index | None, Field(description="a class whose logit is subtracted")] = None
+
+
+class AmplifyBody(Body):
+    """Concepts multiplied by factors, or set to values in units of their 90 % quantile."""
+
+    image: ImageId
+    model: ModelId = None
+    factors: Annotated[dict[Index, Amount], Field(max_length=64)] = {}
+    values: Annotated[dict[Index, Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]], Field(max_length=64)] = {}
+
+
+class JobBody(Body):
+    """A training."""
+
+    kind: Annotated[str, Field(max_length=40)]
+    dataset: Annotated[str, Field(max_length=400)] = "birds"
+    recipe: Annotated[str | None, Field(max_length=80, description="default: that of the dataset")] = None
+    settings: Annotated[dict[str, Any], Field(max_length=200, description="keys of the recipe")] = {}
+    name: Annotated[str | None, Field(max_length=128)] = None
+    replay: Annotated[str | None, Field(max_length=128, description="a run whose commands are obeyed again")] = None
+
+
+class CommandBody(Body):
+    """A command to a training."""
+
+    command: Literal["pause", "continue", "stop", "finish", "evaluate", "set", "penalty", "note"]
+    values: Annotated[dict[str, Any], Field(max_length=50)] = {}

@@ -1,0 +1,182 @@
+"""The endpoints of `/api/v1` about trainings: runs, their curves and pictures, commands, jobs, recipes."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.sse import format_sse_event
+
+from viscoin.config import load_recipe, recipe_names
+from viscoin.runs.control import send
+from viscoin.runs.run import Run
+from viscoin.serving import runs as reading
+from viscoin.serving.api import service
+from viscoin.serving.problems import Problem
+from viscoin.serving.schemas import CommandBody, JobBody
+
+PAUSE, ALIVE = 0.2, 15.0  # seconds between two looks, and between two signs of life of a stream
+LIVE = ("starting", "running", "paused", "silent")
+
+router = APIRouter(tags=["runs"])
+
+
+def run_of(request: Request, run: str) -> Run:
+    """The run that a path names; a dependency, since an error within a stream would come after its 200."""
+    return service(request).runs.find(run)
+
+
+def may_write(request: Request) -> None:
+    """Raise a problem where the service only shows."""
+    if service(request).settings.read_only:
+        raise Problem(403, "this service is read-only", "start it without --read-only")
+
+
+Found = Annotated[Run, Depends(run_of)]
+
+
+@router.get("/runs")
+def list_runs(request: Request, most: Annotated[int, Query(ge=1, le=1000)] = 200) -> list[dict[str, Any]]:
+    """Jobs that wait, then all runs, those that live first and then the newest."""
+    found = service(request)
+    waiting = found.jobs.waiting()
+    rows = [reading.describe(found.runs.find(name)) for name in found.runs.names()[:most]]
+    return waiting + sorted(rows, key=lambda row: row["state"] not in LIVE)
+
+
+@router.get("/runs/latest")
+def latest(request: Request) -> dict[str, Any]:
+    """The run that was changed last."""
+    return reading.describe(service(request).runs.newest())
+
+
+@router.get("/runs/{run}")
+def one_run(found: Found) -> dict[str, Any]:
+    """State of a run, and its recipe."""
+    row = reading.describe(found)
+    return row if row["state"] == "damaged" else {**row, "recipe": found.header["recipe"]}
+
+
+@router.get("/runs/{run}/metrics")
+def metrics(
+    found: Found, since: Annotated[int, Query(ge=0)] = 0, keys: Annotated[str | None, Query(max_length=2000)] = None,
+    points: Annotated[int, Query(ge=10, le=reading.MOST_POINTS)] = 1000,
+) -> dict[str, Any]:  # fmt: skip
+    """Curves, thinned so that no spike is lost."""
+    return reading.metrics(found, since, keys.split(",") if keys else None, points)
+
+
+@router.get("/runs/{run}/summary")
+def summary(found: Found) -> dict[str, Any]:
+    """Best and last value of every measure."""
+    return reading.summary(found)
+
+
+@router.get("/runs/{run}/figures")
+def figures(found: Found) -> list[dict[str, Any]]:
+    """Pictures, each with its step."""
+    return reading.figures(found)
+
+
+@router.get("/runs/{run}/figures/{name}", response_class=FileResponse)
+def figure(found: Found, name: str) -> FileResponse:
+    """One of them."""
+    return FileResponse(reading.figure(found, name), headers={"Cache-Control": "private, max-age=5"})
+
+
+@router.get("/runs/{run}/log", response_class=PlainTextResponse)
+def log(found: Found) -> PlainTextResponse:
+    """The end of the log."""
+    return PlainTextResponse(reading.log_end(found))
+
+
+@router.get("/runs/{run}/commands")
+def commands(found: Found) -> list[dict[str, Any]]:
+    """The commands of a run: obeyed, refused and waiting."""
+    return reading.record(found)
+
+
+@router.post("/runs/{run}/commands", status_code=202, dependencies=[Depends(may_write)])
+def command(found: Found, body: CommandBody) -> dict[str, str]:
+    """Send a command; what became of it is in the record."""
+    if reading.describe(found)["state"] not in LIVE:
+        raise Problem(409, f"nothing trains in run {found.path.name}", "resume it first")
+    return {"id": send(found.path, body.command, body.values, by="page").id}
+
+
+@router.delete("/runs/{run}", dependencies=[Depends(may_write)])
+def delete(request: Request, found: Found) -> dict[str, str]:
+    """Move a run into `.trash`."""
+    if reading.describe(found)["state"] in LIVE:
+        raise Problem(409, f"something trains in run {found.path.name}", "stop it first")
+    for model in service(request).models:
+        if model.path.resolve().is_relative_to(found.path.resolve()):
+            raise Problem(409, f"model {model.id} of this run is served")
+    trash = service(request).runs.root / ".trash"
+    trash.mkdir(exist_ok=True)
+    place = trash / f"{found.path.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    shutil.move(found.path, place)
+    return {"moved_to": f".trash/{place.name}"}
+
+
+@router.get("/runs/{run}/events", response_class=Response)
+def events(
+    request: Request, found: Found, last_event_id: Annotated[int | None, Header()] = None,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> StreamingResponse:  # fmt: skip
+    """Server-sent events `metrics`, `status`, `command`, `rewritten`; ids are offsets, so none is lost or doubled."""
+    follower = reading.Follower(found, offset if last_event_id is None else last_event_id)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_stream(request, follower), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(request: Request, follower: reading.Follower) -> AsyncIterator[bytes]:
+    import json
+
+    ending, said = service(request).ending, time.monotonic()
+    yield format_sse_event(retry=1000)
+    while not ending.is_set() and not await request.is_disconnected():
+        for kind, number, values in await asyncio.to_thread(lambda: list(follower.fresh())):
+            yield format_sse_event(data_str=json.dumps(values), event=kind, id=str(number))
+            said = time.monotonic()
+        if time.monotonic() - said > ALIVE:
+            yield format_sse_event(comment="alive")
+            said = time.monotonic()
+        await asyncio.sleep(PAUSE)
+
+
+# --- trainings to be started -----------------------------------------------------------------------------------------
+
+
+@router.post("/jobs", status_code=202, dependencies=[Depends(may_write)])
+def add_job(request: Request, body: JobBody) -> dict[str, str]:
+    """Start a training, or let it wait for its turn."""
+    if body.replay is not None:
+        service(request).runs.find(body.replay)
+    job = service(request).jobs.add(body.kind, body.dataset, body.recipe, body.settings, body.name, body.replay)
+    return {"run": job.run, "command": job.command}
+
+
+@router.get("/jobs")
+def list_jobs(request: Request) -> list[dict[str, Any]]:
+    """Those that wait."""
+    return service(request).jobs.waiting()
+
+
+@router.get("/recipes")
+def recipes() -> list[str]:
+    """Names of the recipes."""
+    return recipe_names()
+
+
+@router.get("/recipes/{name}")
+def recipe(name: str) -> dict[str, Any]:
+    """The keys of a recipe with their values, types, bounds and help."""
+    from viscoin.serving.recipes import describe_recipe
+
+    if name not in recipe_names():
+        raise Problem(404, f"there is no recipe {name!r}", f"choose one of: {', '.join(recipe_names())}")
+    return {"recipe": name, "sections": describe_recipe(load_recipe(name))}

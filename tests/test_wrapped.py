@@ -71,8 +71,8 @@ class Stops(Noisy):
     [
         (lambda x: x, LAYERS, "is a function, no torch.nn.Module"),
         (convolutional(), ("0", "2"), "expected three, not 2; its layers are 0, 1"),
-        (convolutional(), ("0", "2", "stem"), "layers stem: there is no such layer"),
-        (convolutional(), ("0", "2", "8"), r"layers 8: gives something of shape \(2, 3\), no maps"),
+        (convolutional(), ("0", "2", "stem"), "layer stem: there is no such layer"),
+        (convolutional(), ("0", "2", "8"), r"layer 8: gives something of shape \(2, 3\), no maps"),
         (Noisy(), ("body.0", "body.2", "body.4"), "its output changes from call to call"),
         (Pair(), ("body.0", "body.2", "body.4"), "gives tuple, no logits"),
         (Stops(), ("body.0", "body.2", "body.4"), "cannot take images of 32 px: no such size"),

@@ -53,7 +53,7 @@ class ForeignBackbone(nn.Module):
                 hook.remove()
         missing = [path for path in self.layers if path not in maps]
         if missing:
-            raise Refused("layers", missing[0], "takes no part in the forward pass", "name another layer")
+            raise Refused("layer", missing[0], "takes no part in the forward pass", "name another layer")
         return (read[-1] if read else logits), [maps[path] for path in self.layers]
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -82,11 +82,11 @@ def check_module(module: object, layers: Sequence[str], images: Tensor) -> tuple
     if not isinstance(module, nn.Module):
         raise Refused("module", None, f"is a {type(module).__name__}, no torch.nn.Module", "return the network itself")
     if len(layers) != 3:
-        raise Refused("layers", ", ".join(layers) or None, f"expected three, not {len(layers)}", _layers_of(module))
+        raise Refused("layer", ", ".join(layers) or None, f"expected three, not {len(layers)}", _layers_of(module))
     names = dict(module.named_modules())
     for path in layers:
         if path not in names:
-            raise Refused("layers", path, "there is no such layer", _layers_of(module))
+            raise Refused("layer", path, "there is no such layer", _layers_of(module))
     module.eval()
     outputs: list[tuple[str, object]] = []
     linear = [(path, part) for path, part in names.items() if isinstance(part, nn.Linear)]
@@ -109,7 +109,7 @@ def check_module(module: object, layers: Sequence[str], images: Tensor) -> tuple
         shown = next((output for name, output in outputs if name == path), None)
         if not isinstance(shown, Tensor) or shown.ndim != 4:
             what = f"of shape {tuple(shown.shape)}" if isinstance(shown, Tensor) else "of another kind"
-            raise Refused("layers", path, f"gives something {what}, no maps (B, C, H, W)", _layers_of(module))
+            raise Refused("layer", path, f"gives something {what}, no maps (B, C, H, W)", _layers_of(module))
     check_steady(module, images, logits)
     last = next((path for path, output in reversed(outputs) if output is logits), None)
     return logits.shape[1], last

@@ -32,7 +32,8 @@ WIDER = ("folder", "paper", "photos")  # recipes of no one dataset
 # timm's own test model, of the same family: a ResNet-50 would take seconds to initialise, to step and to save.
 STAND_INS = {
     "resnet18": "test_resnet", "resnet50": "test_resnet",
-    "tf_efficientnet_lite0": "viscoin_resnet10", "vit_tiny_patch16_224": "viscoin_vit_patch8", "viscoin_vit_patch16": "viscoin_vit_patch8",
+    "tf_efficientnet_lite0": "viscoin_resnet10",
+    "vit_tiny_patch16_224": "viscoin_vit_patch8", "viscoin_vit_patch16": "viscoin_vit_patch8",
 }  # fmt: skip
 WITHOUT_GENERATOR = ("toy-count", "cifar10-qa", "photos")  # images of sizes that none draws
 # Sizes alone: how a recipe trains (optimizers, schedules, augmentation, weights of losses) stays its own.

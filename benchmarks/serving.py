@@ -1,11 +1,8 @@
-"""What the service takes: one slider, many at once, memory over thousands of requests, requests that are given up.
+"""What the service takes, as a table and JSON: python benchmarks/serving.py.
 
-    python benchmarks/serving.py [--viscoin MODEL] [--requests 2000]
-
-It starts a service of its own on a free port and prints a table; nothing is asserted about times.
+One slider, many requests at once, memory over thousands of requests, and requests that are given up.
 """
 
-import argparse
 import asyncio
 import contextlib
 import io
@@ -15,36 +12,112 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated, Any
 
 import httpx
 import numpy as np
+import typer
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import timing
+from viscoin.errors import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "benchmark-of-the-service"
 
 
-def start(model: str | None) -> tuple[subprocess.Popen[str], str]:
-    """A service on a free port, and its address, when its models are loaded and it knows what is usual."""
+GROUPS = (
+    ("amplify", 1, 100), ("amplify", 4, 100), ("amplify", 20, 400), ("amplify", 80, 400), ("amplify", 200, 600),
+    ("predict", 1, 50), ("predict", 20, 200), ("explain", 1, 30),
+)  # fmt: skip
+MIXED = ("amplify", "predict", "amplify", "explain")
+
+
+def serving(
+    viscoin: Annotated[Path | None, typer.Option(help="Ensemble; default: the newest run, else shipped.")] = None,
+    requests: Annotated[int, typer.Option(min=8, help="Mixed requests while memory is looked at.")] = 2000,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the usual number of the other requests.")] = 1.0,
+) -> None:
+    """Start a service on a free port, ask it by one client as by many, and end it."""
+    process, address, results = start(viscoin)
+    try:
+        asyncio.run(measure(process, address, requests, share, results))
+    finally:
+        process.terminate()
+        process.wait(30)
+    timing.show(results, groups_table(results), other_table(results))
+
+
+def start(model: Path | None) -> tuple[subprocess.Popen[str], str, dict[str, Any]]:
+    """A service whose models are loaded, its address, and the seconds that both took."""
     command = [sys.executable, str(ROOT / "main.py"), "serve", "--port", "0", "--read-only"]
-    command += ["--viscoin", model] if model else []
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "VISCOIN_TOKEN": TOKEN}
-    )
+    command += ["--viscoin", str(model)] if model else []
+    environment = {**os.environ, "VISCOIN_TOKEN": TOKEN}
     begun, address = time.perf_counter(), ""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     lines = iter(process.stderr or ())
     while not address:
         line = next(lines, "")
         if not line:
-            sys.exit("the service did not start")
+            raise Refused("viscoin", model, "the service did not start", "start it by hand to see why")
         if found := re.search(r"http://[\w.:]+", line):
             address = found[0]
-    print(f"listens after {time.perf_counter() - begun:.1f} s")
-    with httpx.Client(base_url=address) as client:
-        while client.get("/readyz").status_code != 200:
+    results: dict[str, Any] = {"machine": timing.machine("cpu"), "cores": timing.cores()}
+    results["listens_after_seconds"] = time.perf_counter() - begun
+    with httpx.Client(base_url=address, timeout=60) as client:
+        while (answer := client.get("/readyz")).status_code != 200:
+            if answer.json()["status"] == "failed":
+                process.terminate()
+                raise Refused("viscoin", model, "the service could not load it", "start it by hand to see why")
             time.sleep(0.1)
-    print(f"models loaded after {time.perf_counter() - begun:.1f} s")
-    return process, address
+    results["ready_after_seconds"] = time.perf_counter() - begun
+    return process, address, results
+
+
+async def measure(
+    process: subprocess.Popen[str], address: str, requests: int, share: float, results: dict[str, Any]
+) -> None:
+    """All figures, into the results."""
+    limits = httpx.Limits(max_connections=250, max_keepalive_connections=250)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=120, limits=limits) as client:
+        await together(client, "amplify", 1, 20)  # warms up
+        results["megabytes_at_first"] = resident(process)
+        results["groups"] = [
+            await together(client, kind, at_once, max(at_once, round(share * total))) for kind, at_once, total in GROUPS
+        ]
+        results["given_up"] = await abandoned(client)
+        sizes = results["megabytes"] = []
+        for first in range(0, requests, 8):
+            await asyncio.gather(*(timed(client, MIXED[n % 4], n) for n in range(first, first + 8)))
+            if first % max(8, requests // 8) < 8:
+                sizes.append(resident(process))
+        results["mixed_requests"] = requests
+
+
+def groups_table(results: dict[str, Any]) -> list[list[str]]:
+    """The groups of requests for people."""
+    header = ["", "at once", "median ms", "p95 ms", "a second", "served", "503", "lost"]
+    return [header] + [
+        [
+            row["kind"], str(row["at_once"]), f"{row['median_ms']:.0f}", f"{row['p95_ms']:.0f}",
+            f"{row['a_second']:.1f}", str(row["served"]), str(row["refused"]), str(row["lost"]),
+        ]
+        for row in results["groups"]
+    ]  # fmt: skip
+
+
+def other_table(results: dict[str, Any]) -> list[list[str]]:
+    """The rest for people."""
+    given = results["given_up"]
+    return [
+        ["ready after, s", f"{results['ready_after_seconds']:.1f}"],
+        ["MB at first", f"{results['megabytes_at_first']:.0f}"],
+        [f"of {given['requests']} given up, never computed", str(given["never_computed"])],
+        [f"MB over {results['mixed_requests']} requests", ", ".join(f"{size:.0f}" for size in results["megabytes"])],
+    ]
 
 
 def resident(process: subprocess.Popen[str]) -> float:
@@ -75,24 +148,23 @@ async def timed(client: httpx.AsyncClient, kind: str, number: int) -> tuple[int,
     return answer.status_code, 1000 * (time.perf_counter() - begun)
 
 
-async def together(client: httpx.AsyncClient, kind: str, at_once: int, total: int) -> None:
-    """Ask in groups, and print what came of it."""
+async def together(client: httpx.AsyncClient, kind: str, at_once: int, total: int) -> dict[str, Any]:
+    """Ask in groups."""
     found, begun = [], time.perf_counter()
     for first in range(0, total, at_once):
         found += await asyncio.gather(*(timed(client, kind, n) for n in range(first, first + at_once)))
     seconds = time.perf_counter() - begun
     served = [ms for status, ms in found if status == 200]
     refused = sum(status == 503 for status, _ in found)
-    median, p95 = (np.percentile(served, q) for q in (50, 95)) if served else (np.nan, np.nan)
-    lost = len(found) - len(served) - refused
-    print(
-        f"{kind:8} {at_once:4} at once: median {median:6.0f} ms, p95 {p95:6.0f} ms, {len(served) / seconds:5.0f} a "
-        f"second; {len(served)} served, {refused} refused by 503, {lost} lost"
-    )
+    median, p95 = (float(np.percentile(served, q)) for q in (50, 95)) if served else (float("nan"), float("nan"))
+    return {
+        "kind": kind, "at_once": at_once, "median_ms": median, "p95_ms": p95, "a_second": len(served) / seconds,
+        "served": len(served), "refused": refused, "lost": len(found) - len(served) - refused,
+    }  # fmt: skip
 
 
-async def abandoned(client: httpx.AsyncClient, count: int = 60) -> None:
-    """Requests whose client goes after 0.12 s, while the service is busy."""
+async def abandoned(client: httpx.AsyncClient, count: int = 60) -> dict[str, int]:
+    """Requests whose client goes after 0.12 s."""
     before = await numbers(client)
 
     async def give_up(number: int) -> None:
@@ -101,9 +173,8 @@ async def abandoned(client: httpx.AsyncClient, count: int = 60) -> None:
 
     await asyncio.gather(*(give_up(n) for n in range(count)))
     await asyncio.sleep(3)
-    after = await numbers(client)
-    computed = after["viscoin_computed_total"] - before["viscoin_computed_total"]
-    print(f"{count} given up after 0.12 s: {count - computed:.0f} never computed")
+    computed = (await numbers(client))["viscoin_computed_total"] - before["viscoin_computed_total"]
+    return {"requests": count, "never_computed": count - round(computed)}
 
 
 async def numbers(client: httpx.AsyncClient) -> dict[str, float]:
@@ -112,35 +183,6 @@ async def numbers(client: httpx.AsyncClient) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r'^(\w+)\{engine="quick"\} (\S+)$', text, re.M)}
 
 
-async def main(arguments: argparse.Namespace) -> None:
-    process, address = start(arguments.viscoin)
-    try:
-        limits = httpx.Limits(max_connections=250, max_keepalive_connections=250)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=60, limits=limits) as client:
-            await together(client, "amplify", 1, 20)  # warms up
-            print(f"{resident(process):.0f} MB")
-            for kind, at_once, total in (
-                ("amplify", 1, 100), ("amplify", 4, 100), ("amplify", 20, 400), ("amplify", 80, 400),
-                ("amplify", 200, 600), ("predict", 1, 50), ("predict", 20, 200), ("explain", 1, 30),
-            ):  # fmt: skip
-                await together(client, kind, at_once, total)
-            await abandoned(client)
-            kinds = ("amplify", "predict", "amplify", "explain")
-            sizes = []
-            for first in range(0, arguments.requests, 8):
-                await asyncio.gather(*(timed(client, kinds[n % 4], n) for n in range(first, first + 8)))
-                if first % (arguments.requests // 8) < 8:
-                    sizes.append(resident(process))
-            print(f"{arguments.requests} mixed requests: MB {', '.join(f'{size:.0f}' for size in sizes)}")
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 PHOTO = photo()
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--viscoin", help="model file; default: the shipped birds")
-    parser.add_argument("--requests", type=int, default=2000)
-    asyncio.run(main(parser.parse_args()))
+    timing.start(serving)

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_recipe
 
-from benchmarks import concepts, gan, loader, openmp, startup, step, timing
+from benchmarks import concepts, gan, loader, openmp, serving, startup, step, timing
 from benchmarks.timing import FlopCounter
 from benchmarks.training_step import Split, StepCase, TrainingStep, step_parts
 
-BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in (concepts, gan, loader, openmp, startup, step)}
+BENCHMARKS = {
+    module.__name__.rpartition(".")[2]: module for module in (concepts, gan, loader, openmp, serving, startup, step)
+}
 BENCHMARKS = {name: getattr(module, name) for name, module in BENCHMARKS.items()}
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +61,7 @@ BAD = [
     ("loader", "--workers 1,x", "--workers x: not a whole number from 1"),
     ("concepts", "--threads 1 --model nosuch.safetensors", "nosuch.safetensors"),
     ("startup", "--commands help,nosuch", "--commands nosuch: unknown"),
+    ("serving", "--requests 0", "greater than or equal to 8"),
     ("openmp", "--threads 0", "greater than or equal to 1"),
 ]
 

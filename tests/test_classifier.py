@@ -18,6 +18,7 @@ from viscoin.models import classifier as module
 from viscoin.models.architecture import ClassifierArchitecture
 from viscoin.models.classifier import Classifier, build_classifier
 from viscoin.models.files import load_model, save_model
+from viscoin.models.foreign import hub
 
 
 def images(resolution: int = 64, n: int = 2) -> Tensor:
@@ -204,7 +205,7 @@ def test_images_of_another_shape_are_refused():
         model(images()[:, :1])
 
 
-def test_missing_pretrained_weights_are_told_and_survived(monkeypatch, caplog):
+def test_weights_that_were_asked_for_are_there_or_it_stops(monkeypatch):
     create = timm.create_model
 
     def offline(name, pretrained=False, **kwargs):
@@ -212,15 +213,17 @@ def test_missing_pretrained_weights_are_told_and_survived(monkeypatch, caplog):
             raise OSError("no route to host")
         return create(name, **kwargs)
 
+    def unreachable(*arguments, **keywords):
+        raise OSError("no network")
+
     monkeypatch.setattr(module.timm, "create_model", offline)
-    with caplog.at_level(logging.INFO, logger=module.__name__):
-        model = build_classifier("test_resnet", 5, 64, pretrained=True)
-    assert model(images()).shape == (2, 5)
-    announcement, warning = [record.getMessage() for record in caplog.records if record.name == module.__name__]
-    assert "test_resnet: 1 MB, downloaded to" in announcement
-    assert warning == (
-        "pretrained weights of test_resnet could not be downloaded (no route to host); starting from random weights"
-    )
+    monkeypatch.setattr(hub, "get_session", unreachable)
+    words = "classifier.pretrained test_resnet: its published weights are not here.*no network.*`classifier.weights`"
+    with pytest.raises(Refused, match=words):
+        build_classifier("test_resnet", 5, 64, pretrained=True)
+    monkeypatch.setattr(module, "check_reachable", lambda *arguments: None)
+    with pytest.raises(Refused, match=r"its weights could not be downloaded \(no route to host\)"):
+        build_classifier("test_resnet", 5, 64, pretrained=True)
 
 
 def test_backbone_without_published_weights_is_told(caplog):

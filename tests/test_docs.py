@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import typer
 import yaml
@@ -40,12 +41,16 @@ NOT_RUN = {
     "--names my-captions.txt": "an adapter to CLIP, whose weights are a download",
     "import-gan ffhq": "a download",
     "import-gan my-network.pkl": "a published network; tests/test_import_gan.py has one",
+    "import-classifier efficientnet-lite0": "a download",
     "ffhq256": "a download",
     "--features inception": "a download",
     "--devices 8": "eight GPUs",
     "ops build": "nvcc; tests/test_ops_build.py",
     "control runs/": "a training that runs; tests/test_steering.py",
     "--replay runs/": "tests/test_steered_tasks.py",
+    "main.py serve": "it does not end; tests/test_pages.py",
+    "make serve": "the same",
+    "scripts/draw_pages.py": "it replaces the pictures that come along",
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
     "scripts/fetch_photographs.py": "a download; tests/test_photographs.py",
@@ -233,6 +238,11 @@ def workshop(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_
     write_images(tmp_path / "photos", {"cat": 20, "dog": 20}, size=40)
     for name in ("my-bird.jpg", "robin.jpg", "wren.png"):
         Image.effect_noise((40, 50), 80).convert("RGB").save(tmp_path / name)
+    network = timm.create_model("viscoin_resnet10", num_classes=2)
+    torch.save({"state_dict": network.state_dict(), "arch": "viscoin_resnet10"}, tmp_path / "my-network.pth")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    code = "import timm\n\n\ndef build():\n    return timm.create_model('resnet18', num_classes=2)\n"
+    (tmp_path / "my_network.py").write_text(code)
     digits = runpy.run_path(str(ROOT / "scripts" / "write_digits.py"))["write_digits"]
     digits(tmp_path / "digits")
     (mine,) = blocks(ROOT / "docs" / "recipes.md", "yaml")

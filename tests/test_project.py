@@ -183,7 +183,7 @@ def test_messages_name_extras_that_exist() -> None:
     files = [path for folder in ("viscoin", "stylegan2_ada", "scripts", "docs") for path in (ROOT / folder).rglob("*")]
     texts = [path.read_text() for path in [*files, *ROOT.glob("*.md")] if path.suffix in (".py", ".md")]
     named = {name for text in texts for name in re.findall(r"pip install viscoin\[([\w-]+)\]", text)}
-    used = {"attribution", "clip", "export", "gpu-ops", "metrics", "sweep", "tracking"}
+    used = {"app", "attribution", "clip", "export", "gpu-ops", "metrics", "sweep", "tracking"}
     assert used <= named <= PROJECT["optional-dependencies"].keys()
 
 

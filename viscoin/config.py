@@ -80,7 +80,10 @@ class ClassifierConfig(Section):
     """Training of the classifier f."""
 
     backbone: str = Field("viscoin_resnet10", description="a name of timm, or a common spelling of one")
-    pretrained: bool = True
+    pretrained: bool = Field(True, description="start from published weights, which are downloaded")
+    weights: str | None = Field(
+        None, description="start from the weights in this file instead: a checkpoint or a model"
+    )
     cut: str | None = Field(
         None, description="module of the backbone after which it ends, in the mean over positions and one linear layer"
     )

@@ -71,7 +71,7 @@ PANELS = {
     "Start": ("demo", "serve", "train", "test", "data"),
     "Explain": ("explain", "attribute", "scorecard", "concepts", "amplify", "concept-heatmaps", "project"),
     "Runs": ("logs", "control", "sweep", "submit"),
-    "Model files": ("export", "to-pickle", "from-pickle", "import-gan", "import-viscoin", "ops"),
+    "Model files": ("export", "to-pickle", "from-pickle", "import-classifier", "import-gan", "import-viscoin", "ops"),
 }
 
 

@@ -53,11 +53,10 @@ def serve(
     Concepts with sliders, maps, predictions, and trainings to watch and steer, in a browser or by the API.
     """
     token = _token(token_file, no_token)
-    try:
-        from viscoin.serving.server import serve as run
-        from viscoin.serving.state import Settings
-    except ModuleNotFoundError as error:
-        raise Refused(None, None, f"the service needs the package {error.name}", "install viscoin[app]") from error
+    load_service()
+    from viscoin.serving.server import serve as run
+    from viscoin.serving.state import Settings
+
     models = [("viscoin", path) for path in viscoin or ()] + [("classifier", path) for path in classifier or ()]
     settings = Settings(
         models or [("viscoin", None)], runs, device, read_only, token, allow_host or (), jobs, data_root
@@ -66,6 +65,23 @@ def serve(
         run(settings, host, port, prefix)
     except KeyboardInterrupt:  # how a service ends
         return
+
+
+def load_service() -> None:
+    """Import the packages of the service.
+
+    Raises:
+        Refused: they are not installed.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise Refused(
+            None, None, f"the service needs the package {error.name}", "install it by: pip install viscoin[app]"
+        ) from error
 
 
 def _token(file: Path | None, without: bool) -> str | None:

@@ -52,6 +52,14 @@ def classifier(
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Start from published weights.", show_default=False),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Start from this checkpoint of timm, torchvision or transformers, or a model file.",
+        ),
+    ] = None,
     train_layers: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +98,12 @@ def classifier(
     runtime: "Runtime",
 ) -> None:
     """Train the classifier f."""
+    if weights is not None and backbone is None:
+        from viscoin.models.foreign.starting import read_start
+
+        backbone = read_start(weights).backbone
     keys = {
+        "weights": weights and str(weights),
         "backbone": backbone, "pretrained": pretrained, "train_layers": train_layers,
         "optimizer": optimizer and optimizer.lower(), "schedule": schedule, "class_weights": class_weights,
         "early_stopping": early_stopping, "best_metric": best_metric, "epochs": epochs, "batch_size": batch_size,

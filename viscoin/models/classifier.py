@@ -17,13 +17,16 @@ import viscoin.models.small_vit  # noqa: F401  timm learns its names
 from viscoin.errors import Refused, reason_of
 from viscoin.models.concept_extractor import CONCEPT_GRID
 from viscoin.models.cutting import cut_after
+from viscoin.models.foreign.hub import check_reachable
 from viscoin.models.preprocessing import check_normalisation, check_resampling, resized, set_norm_eps
+from viscoin.models.wrapped import ForeignBackbone, check_module
 
 __all__ = ["Classifier", "ClassifierOutput", "build_classifier", "resolve_backbone"]
 
 logger = logging.getLogger(__name__)
 
 N_MAPS = 3
+NO_WEIGHTS = "name a file with `classifier.weights`, or set classifier.pretrained=false to start from random weights"
 STEPS = (16, 32, 64, 128, 256)  # pixels; what sides of images must often be multiples of
 LARGEST_TRIED, MOST_TRIED = 512, 8  # pixels; sizes
 
@@ -137,6 +140,39 @@ class Classifier(nn.Module):
             set_norm_eps(self.model, norm_eps)
         self._preprocess_by(mean, std, interpolation)
         self.feature_shapes = self._probe()
+
+    @classmethod
+    def wrap(
+        cls,
+        module: nn.Module,
+        layers: Sequence[str],
+        resolution: int = 224,
+        *,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        input_size: int | None = None,
+        interpolation: str = "bicubic",
+    ) -> "Classifier":
+        """A classifier around any module that gives logits; for use in Python, as no model file can hold its code.
+
+        Args:
+            module: normalised images (B, 3, H, W) -> logits (B, n_classes); switched to eval mode.
+            layers: paths of three modules inside of it, from fine to coarse, that give maps (B, C, H, W).
+            resolution, mean, std, input_size, interpolation: see `Classifier`.
+
+        Raises:
+            Refused: see `check_module`; or maps that are too small.
+        """
+        side = input_size or resolution
+        n_classes, last = check_module(module, layers, torch.linspace(-1, 1, 6 * side * side).view(2, 3, side, side))
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.n_classes, self.resolution, self.input_size = n_classes, resolution, side
+        self.architecture = {"backbone": type(module).__name__, "n_classes": n_classes, "resolution": resolution}
+        self.model = ForeignBackbone(module, layers, last, side)
+        self._preprocess_by(mean, std, interpolation)
+        self.feature_shapes = self._probe()
+        return self.eval()
 
     def _preprocess_by(
         self, mean: Sequence[float] | None, std: Sequence[float] | None, interpolation: str | None
@@ -261,12 +297,13 @@ def build_classifier(
     cut: str | None = None,
     input_size: int | None = None,
 ) -> Classifier:
-    """A classifier with pretrained weights where they are available, else with random ones and a warning.
+    """A classifier with published weights where there are any, else with random ones and a warning.
 
     Args:
         backbone: as for `resolve_backbone`; the others as for `Classifier`.
 
     Raises:
+        Refused: the published weights are not here and cannot be downloaded.
         ValueError: as `Classifier`.
     """
     asked, backbone = backbone, resolve_backbone(backbone)
@@ -279,16 +316,15 @@ def build_classifier(
     if config is None or not config.has_weights:
         logger.warning("no pretrained weights of %s are published; starting from random weights", backbone)
         return model
+    check_reachable("classifier.pretrained", backbone, NO_WEIGHTS)
     size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("pretrained weights of %s: %.0f MB, downloaded to %s if not there yet", backbone, size, HF_HUB_CACHE)
     try:
         return Classifier(backbone, n_classes, resolution, pretrained=True, cut=cut, input_size=input_size)
     except Exception as error:  # the same without weights has just worked, so it was the download
-        reason = reason_of(error)
-    logger.warning(
-        "pretrained weights of %s could not be downloaded (%s); starting from random weights", backbone, reason
-    )
-    return model
+        raise Refused(
+            "classifier.pretrained", backbone, f"its weights could not be downloaded ({reason_of(error)})", NO_WEIGHTS
+        ) from error
 
 
 def resolve_backbone(backbone: str) -> str:

@@ -26,6 +26,7 @@ from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
+from viscoin.models.foreign.starting import read_start, start_classifier
 from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run, epoch_path
 from viscoin.statistics.measures import confusion
@@ -65,16 +66,15 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
     config = recipe.classifier
     check_shares("classifier", runtime, batch_size=config.batch_size, accumulate=config.accumulate)
     resolve_backbone(config.backbone)  # a misspelt name must not cost the preparation of the images
+    if config.weights is not None and not Path(config.weights).exists():
+        raise Refused("classifier.weights", config.weights, "there is no such file")
     fabric, run = launch(runtime, run)
     train, validation = load_splits(fabric, recipe)
     weights = balanced_weights(train) if config.class_weights == "balanced" else None
     seed_step(recipe.seed, 0)
-    model = build_classifier(
-        config.backbone, len(train.class_names), recipe.dataset.resolution, config.pretrained, config.cut,
-        config.input_size,
-    )  # fmt: skip
+    model = _starting(config, len(train.class_names), recipe.dataset.resolution)
     zero_last_layer(model)
-    if config.train_layers != "all" and not config.pretrained:
+    if config.train_layers != "all" and not config.pretrained and config.weights is None:
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
     batch_size = whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate)
     per_epoch = max(1, len(train) // batch_size)
@@ -106,6 +106,17 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
         )  # fmt: skip
     fabric.barrier()
     return run.model_path
+
+
+def _starting(config: ClassifierConfig, n_classes: int, resolution: int) -> Classifier:
+    """The classifier before its training."""
+    if config.weights is None:
+        return build_classifier(
+            config.backbone, n_classes, resolution, config.pretrained, config.cut, config.input_size
+        )
+    start = read_start(Path(config.weights), config.backbone)
+    logger.info("starting from the weights of %s, of %s; the last layer is new", config.weights, start.backbone)
+    return start_classifier(start, n_classes, resolution, config.cut, config.input_size)
 
 
 def _keep(run: Run, task: "ClassifierTask", recipe: Recipe, class_names: Sequence[str], step: int) -> None:

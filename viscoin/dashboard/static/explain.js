@@ -13,15 +13,15 @@ async function show(image, source, factors = {}) {
   Object.assign(state, { image, source: source || imageAddress(image), factors: { ...factors } });
   $("original").src = $("under").src = state.source;
   clearMap();
-  const prediction = await ready("predict", { body: { image, model: state.model, top: MOST } });
+  const prediction = await ready("predict", { body: { image, model: state.model, top: 50 } });
   state.prediction = prediction;
   $("label").textContent = prediction.label ? `It is: ${prediction.label.name}` : "Your image";
   say_of(prediction.f, prediction.g, prediction.agree);
-  cards(prediction.concepts);
+  cards(shown());
   choices(prediction);
   truth(image);
   remember();
-  if (prediction.g) pictures.ask(null);
+  if (state.draws) pictures.ask(null);
 }
 
 function say_of(f, g, agree) {
@@ -60,6 +60,17 @@ const pictures = new Newest(async () => {
 
 // --- concepts ---------------------------------------------------------------------------------------------------------
 
+// Those that matter most, and those that were moved.
+function shown() {
+  const known = state.prediction.concepts, found = known.slice(0, MOST);
+  for (const k of Object.keys(state.factors).map(Number)) {
+    if (state.factors[k] !== 1 && !found.some(({ concept }) => concept === k)) {
+      found.push(known.find(({ concept }) => concept === k) || { concept: k, name: `concept ${k}`, activation: null, relevance: 0, opposite: null });
+    }
+  }
+  return found;
+}
+
 function cards(concepts) {
   $("cards").replaceChildren(...concepts.map(card));
   if (!concepts.length) $("cards").append(element("p", { class: "soft" }, "A classifier alone has no concepts; the maps below work."));
@@ -78,7 +89,7 @@ function card({ concept, name, activation, relevance, opposite }) {
   return element("article", { class: "card concept", "data-concept": String(concept) },
     element("header", {}, element("div", { class: "crop", "data-crop": String(concept) }),
       element("div", {}, element("h3", {}, element("a", { href: `${root}concepts/${concept}` }, name)), element("div", { class: "tiny soft" }, ...about))),
-    element("div", { class: "slider" }, slider, output, back));
+    state.draws ? element("div", { class: "slider" }, slider, output, back) : null);
 }
 
 async function crops(concepts) {
@@ -150,7 +161,7 @@ function clearMap() {
 function choices({ f, concepts }) {
   const rows = f.slice(0, 3).map(({ class: c, name, p }) => element("option", { value: `class:${c}` }, `f: ${name} (${percent(p)})`));
   if (f.length > 1) rows.push(element("option", { value: `against:${f[1].class}` }, `f: ${f[0].name}, rather than ${f[1].name}`));
-  rows.push(...concepts.map(({ concept, name }) => element("option", { value: `concept:${concept}` }, name)));
+  rows.push(...concepts.slice(0, MOST).map(({ concept, name }) => element("option", { value: `concept:${concept}` }, name)));
   $("of").replaceChildren(...rows);
 }
 
@@ -215,15 +226,15 @@ async function next() {
 }
 
 function random() {
-  const concepts = state.prediction.concepts.map(({ concept }) => concept);
-  const moved = concepts.filter((k) => (state.factors[k] ?? 1) !== 1);
+  const concepts = state.prediction.concepts.slice(0, MOST).map(({ concept }) => concept);
+  const moved = Object.keys(state.factors).map(Number).filter((k) => state.factors[k] !== 1);
   if (!moved.length) { say("Move a slider first: the control moves as many random other concepts as far.", 6); return; }
   const factor = state.factors[moved[0]];
   const others = Array.from({ length: state.concepts }, (_, k) => k).filter((k) => !concepts.includes(k));
   state.factors = {};
   for (let i = 0; i < moved.length; i += 1) state.factors[others.splice(Math.floor(Math.random() * others.length), 1)[0]] = factor;
   say(`Instead: ${Object.keys(state.factors).map((k) => `concept ${k}`).join(", ")} × ${factor}`, 8);
-  cards(state.prediction.concepts);
+  cards(shown());
   remember();
   pictures.ask(null);
 }
@@ -238,7 +249,11 @@ function download() {
 async function start() {
   const models = await ready("models");
   state.model = asked.get("model") || null;
-  state.concepts = (models.find(({ id }) => id === state.model) || models[0]).concepts || 0;
+  const model = models.find(({ id }) => id === state.model) || models[0];
+  state.concepts = model.concepts || 0;
+  state.draws = model.draws;
+  for (const id of ["after", "changed"]) $(id).closest("figure").hidden = !model.draws;
+  for (const id of ["random", "reset"]) $(id).hidden = !model.draws;
   if (models.length > 1) {
     $("model").hidden = false;
     $("model").replaceChildren(...models.map(({ id, kind, dataset }) => element("option", { value: id }, `${dataset}, ${kind}`)));
@@ -254,7 +269,7 @@ async function start() {
 
 $("next").addEventListener("click", () => next().catch(complain));
 $("random").addEventListener("click", random);
-$("reset").addEventListener("click", () => { state.factors = {}; cards(state.prediction.concepts); remember(); pictures.ask(null); });
+$("reset").addEventListener("click", () => { state.factors = {}; cards(shown()); remember(); pictures.ask(null); });
 $("link").addEventListener("click", async () => { try { await navigator.clipboard.writeText(location.href); say("The link is in the clipboard.", 3); } catch { say(location.href, 12); } });
 $("save").addEventListener("click", download);
 $("show-map").addEventListener("click", () => map().catch(complain));

@@ -83,32 +83,30 @@ def fit_checkpoint(
     if over:
         logger.info("left out, as no part of the network: %s", _some(over))
     eps = dialect.eps(backbone) if dialect else None
-    return Fitted(backbone, tensors, dialect, _classes(checkpoint, backbone, tensors), eps, also, tuple(over))
+    return Fitted(backbone, tensors, dialect, _classes(checkpoint, backbone, options, tensors), eps, also, tuple(over))
 
 
 @lru_cache(maxsize=128)
-def _shapes(backbone: str, options: tuple[tuple[str, Any], ...] = (), classes: int = 2) -> dict[str, Tensor]:
-    """Names and shapes of a backbone's tensors, without memory."""
+def _network(backbone: str, options: tuple[tuple[str, Any], ...] = ()) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Tensors of a backbone of two classes, without memory, and where its last layers are."""
     with torch.device("meta"):
-        return dict(timm.create_model(backbone, num_classes=classes, **dict(options)).state_dict())
+        model: Any = timm.create_model(backbone, num_classes=2, **dict(options))
+    last = model.get_classifier()
+    heads = {id(layer) for layer in (last if isinstance(last, tuple | list) else (last,))}
+    return dict(model.state_dict()), frozenset(name for name, part in model.named_modules() if id(part) in heads)
 
 
 def wanted_tensors(backbone: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of a backbone on the meta device, by name, in its order; those of its last layer are of two classes."""
-    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return _shapes(backbone, tuple(sorted(frozen.items())))
+    return _network(backbone, _hashable(options))[0]
 
 
-@lru_cache(maxsize=128)
-def head_of(backbone: str) -> tuple[str, ...]:
-    """Where the last layer of a backbone is; two places for a distilled transformer."""
-    cfg = timm.get_pretrained_cfg(backbone)
-    place = cfg.classifier if cfg is not None else None
-    return (place,) if isinstance(place, str) else tuple(place or ("head",))
+def _hashable(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in options.items()))
 
 
-def _is_head(backbone: str, name: str) -> bool:
-    return name.rpartition(".")[0] in head_of(backbone)
+def _is_head(backbone: str, options: Mapping[str, Any], name: str) -> bool:
+    return name.rpartition(".")[0] in _network(backbone, _hashable(options))[1]
 
 
 def _compared(
@@ -124,7 +122,7 @@ def _compared(
                 found[name] = torch.zeros((), dtype=torch.int64)
             else:
                 missing.append(name)
-        elif not _same_shape(backbone, name, given[name], like):
+        elif not _same_shape(backbone, options, name, given[name], like):
             wrong.append(f"{name} {_shape(given[name])} instead of {_shape(like)}")
         else:
             found[name] = given[name]
@@ -137,17 +135,19 @@ def _foreign(over: list[str]) -> list[str]:
     return [name for name in over if not BESIDE.match(name)]
 
 
-def _same_shape(backbone: str, name: str, tensor: Tensor, like: Tensor) -> bool:
+def _same_shape(backbone: str, options: Mapping[str, Any], name: str, tensor: Tensor, like: Tensor) -> bool:
     """Whether a tensor has this shape; the last layer may have any number of classes."""
-    if _is_head(backbone, name):
+    if _is_head(backbone, options, name):
         return tensor.ndim == like.ndim and tensor.shape[1:] == like.shape[1:]
     if name == "pos_embed":  # of any image size
         return tensor.ndim == like.ndim and tensor.shape[-1] == like.shape[-1]
     return tensor.shape == like.shape
 
 
-def _classes(checkpoint: Checkpoint, backbone: str, tensors: Mapping[str, Tensor]) -> int:
-    heads = [tensor for name, tensor in tensors.items() if _is_head(backbone, name) and name.endswith("weight")]
+def _classes(checkpoint: Checkpoint, backbone: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    heads = [
+        tensor for name, tensor in tensors.items() if _is_head(backbone, options, name) and name.endswith("weight")
+    ]
     if not heads:
         raise Refused("checkpoint", checkpoint.path, f"{backbone} has no last layer whose classes could be counted")
     return int(heads[0].shape[0])
@@ -177,24 +177,20 @@ def _guess(checkpoint: Checkpoint, dialect: Dialect | None) -> list[str]:
             f"name its `backbone`, a name of timm{_nearest_words(_nearest(checkpoint, names))}; or give its code by "
             "`module`",
         )  # fmt: skip
-    found = []
-    for name in dict.fromkeys(dialect.backbones):
-        _, missing, wrong, over = _compared(checkpoint, dialect, name, {})
-        if not missing and not wrong and not _foreign(over):
-            found.append(name)
-    if found:
-        return _of_size(checkpoint, found)
-    near = _nearest(checkpoint, dialect.backbones)
+    found = next((name for name in dialect.backbones if _fits(checkpoint, dialect, name)), None)
+    if found is not None:
+        own, _, kept = found.partition("_")
+        twins = [f"tf_{found}", kept if own == "tf" else "", f"deit_{kept}" if own == "vit" else ""]
+        of_timm = twins if dialect.library == "timm" else []
+        return [found, *(name for name in of_timm if timm.is_model(name) and _fits(checkpoint, dialect, name))]
+    near = _nearest(checkpoint, dialect.backbones) or list(dialect.backbones[:1])
     _, missing, wrong, over = _compared(checkpoint, dialect, near[0], {})
     raise _misfit(checkpoint, dialect, near[0], missing, wrong, over, guessed=True)
 
 
-def _of_size(checkpoint: Checkpoint, found: list[str]) -> list[str]:
-    """Those first whose position embedding is that of the checkpoint as well."""
-    given = checkpoint.tensors.get("pos_embed")
-    if given is None:
-        return found
-    return sorted(found, key=lambda name: wanted_tensors(name, {})["pos_embed"].shape != given.shape)
+def _fits(checkpoint: Checkpoint, dialect: Dialect, backbone: str) -> bool:
+    _, missing, wrong, over = _compared(checkpoint, dialect, backbone, {})
+    return not (missing or wrong or _foreign(over))
 
 
 def _misfit(
@@ -262,24 +258,27 @@ def _by_order(checkpoint: Checkpoint, backbone: str, options: Mapping[str, Any])
     wanted = wanted_tensors(backbone, options)
     pairs = _in_order(checkpoint, wanted)
     if pairs is None:
-        names = [name for name in wanted if not name.endswith(COUNTER)]
-        given = [name for name in checkpoint.tensors if not name.endswith(COUNTER)]
+        names, given = _in_shape(wanted), _in_shape(checkpoint.tensors)
         first = next((
             f"first differs {theirs} {_shape(checkpoint.tensors[theirs])} from {mine} {_shape(wanted[mine])}"
             for theirs, mine in zip(given, names, strict=False)
-            if not _same_shape(backbone, mine, checkpoint.tensors[theirs], wanted[mine])
+            if not _same_shape(backbone, options, mine, checkpoint.tensors[theirs], wanted[mine])
         ), f"there are {len(given)} tensors instead of {len(names)}")  # fmt: skip
         raise Refused("by_order", backbone, f"the tensors of {checkpoint.path} have other shapes: {first}")
     _print_pairs(pairs)
     tensors = {mine: checkpoint.tensors[theirs] for theirs, mine in pairs}
     tensors |= {name: torch.zeros((), dtype=torch.int64) for name in wanted if name not in tensors}
-    return Fitted(backbone, tensors, None, _classes(checkpoint, backbone, tensors))
+    return Fitted(backbone, tensors, None, _classes(checkpoint, backbone, options, tensors))
+
+
+def _in_shape(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names without those of single numbers, which count batches."""
+    return [name for name, tensor in tensors.items() if tensor.ndim]
 
 
 def _in_order(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> list[tuple[str, str]] | None:
     """Pairs of names, theirs and ours, where all shapes are the same one after the other, but for the classes."""
-    theirs = [name for name in checkpoint.tensors if not name.endswith(COUNTER)]
-    ours = [name for name in wanted if not name.endswith(COUNTER)]
+    theirs, ours = _in_shape(checkpoint.tensors), _in_shape(wanted)
     if not checkpoint.in_order or len(theirs) != len(ours):
         return None
     for given, own in zip(theirs, ours, strict=True):

@@ -79,6 +79,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )  # fmt: skip
 
 
+def of_state(path: Path, state: Mapping[str, Tensor]) -> Checkpoint:
+    """A checkpoint of the state dict of a network that is in memory; `path` is what messages call it."""
+    tensors, prefix = _without_prefix({name: _floats(path, value.detach().cpu()) for name, value in state.items()})
+    return Checkpoint(path, tensors, prefix=prefix)
+
+
 def _file(path: Path) -> Path:
     if not path.is_dir():
         if not path.exists():

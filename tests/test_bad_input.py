@@ -91,7 +91,7 @@ def test_unknown_option_values(here, options, texts):
 
 
 def test_values_out_of_an_options_range(here):
-    Answer("train", "viscoin", "--steps", 0).refused("--steps", "1")
+    Answer("train", "viscoin", "--steps", -1).refused("--steps", "0")
     Answer("train", "viscoin", "--steps", "many").refused("--steps")
     Answer("train", "viscoin", "--stpes", 5).refused("--stpes")
     nothing_written(here)

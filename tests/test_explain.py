@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import Answer, tiny_recipe, write_models
+from tiny_models import Answer, tiny_recipe, write_images, write_models
 from toy_ensemble import SIZE, ToyEnsemble, quadrants, toy_dataset
 
 from viscoin.analysis.explanation_change import Change
@@ -22,8 +22,8 @@ from viscoin.analysis.questions import target_of
 from viscoin.attribution.measured import CNN, VIT, Measured, MethodScores, measured_for, read_measured
 from viscoin.attribution.targets import ClassifierLogit
 from viscoin.errors import Refused
-from viscoin.inference.loading import Pictures
-from viscoin.models.files import ASSETS, load_model
+from viscoin.inference.loading import Pictures, Subject, load_subject
+from viscoin.models.files import ASSETS, has_model, load_model
 from viscoin.reports.explanation_page import code, framed, share, signed, surely, where
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -192,13 +192,10 @@ def test_fewest_concepts():
 
 
 def test_concepts_that_can_be_spared_are_spared():
-    # 0 costs most at first, but once 1 and 2 are off it does not matter
-    weight = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [-3.1, 0.0, 0.0]])
-    off = fewest_concepts(torch.ones(3), weight, torch.tensor([0.0, 0.5, 1.0]))
-    assert list(off.concepts) and off.changes
-    for spared in off.concepts:
-        left = torch.tensor([0.0 if k in off.concepts and k != spared else 1.0 for k in range(3)])
-        assert int((weight @ left + torch.tensor([0.0, 0.5, 1.0])).argmax()) == 0
+    # 0 costs most at first; but only 1 and 2 together let class 2 through, and then 0 does not matter
+    weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, -3.0, -3.0]])
+    off = fewest_concepts(torch.ones(3), weight, torch.tensor([1.0, 0.2, 3.9]))
+    assert (list(off.concepts), off.becomes, off.changes) == ([1, 2], 2, True)
 
 
 def test_votes_are_weights_times_activations(models):
@@ -228,8 +225,10 @@ def a_change(before=(0.9, 0.1), after=(0.2, 0.8), off_target=0.02, on=(3,), off=
 
 def test_a_change_is_described_by_names():
     assert a_change().describe({1: "dark eye", 3: "red eye"}) == "dark eye turned into red eye"
-    assert a_change(on=(), off=(1,)).describe({}) == "concept 1 removed"
-    assert a_change(off=()).describe({}) == "concept 3 added"
+    assert a_change().describe({}) == "concept 1 turned into concept 3"
+    assert a_change().describe({1: "dark eye"}) == a_change(on=()).describe({1: "dark eye"}) == "dark eye turned off"
+    assert a_change().describe({3: "red eye"}) == a_change(off=()).describe({3: "red eye"}) == "red eye turned on"
+    assert a_change(on=(3, 4), off=(1, 2)).describe({}).endswith(" and concept 2 turned into concept 4")
     assert a_change().changes and not a_change(after=(0.6, 0.4)).changes
     assert not a_change(before=(0.4, 0.6)).changes  # not by the change alone
 
@@ -273,14 +272,33 @@ def test_accuracy_is_that_of_f(models):
     assert accuracy_of_f(replace(of_g, scores={"classifier.accuracy": 0.7, "n": 5})).value == 0.7
 
 
+def a_subject(models, **changes) -> Subject:
+    loaded = load_model(models["viscoin"])
+    given = {"class_names": loaded.class_names, "config": tiny_recipe().dataset} | changes
+    return Subject(loaded.model, loaded.path, torch.device("cpu"), **given)
+
+
 def test_without_scores_the_images_of_the_crops_are_counted(models):
-    ensemble = load_model(models["viscoin"]).model
-    library = open_library(ensemble, tiny_recipe().dataset)
-    votes = count_votes(ensemble, torch.zeros(3, 32, 32), library)
+    subject = a_subject(models)
+    library = open_library(subject)
+    votes = count_votes(subject.model, torch.zeros(3, 32, 32), library)
     found = accuracy_of_f(some_facts(scores={}, votes=votes, library=library))
     table = library.table
     assert found.n == 24 and found.value == (table.f_probabilities.argmax(1) == table.labels).mean()
     assert "validation images" in found.source and "interval" in found.ends
+    library.images.labelled = False
+    assert accuracy_of_f(some_facts(scores={}, votes=votes, library=library)) is None
+
+
+def test_images_for_crops_are_those_of_the_ensemble_or_say_why_not(models):
+    assert open_library(a_subject(models)).images.split == "validation"
+    others = open_library(a_subject(models, class_names=list("abcd")))
+    assert others.images is None and "other classes" in others.missing
+    gone = tiny_recipe().dataset.model_copy(update={"name": "no/such/folder"})
+    assert "no/such/folder" in open_library(a_subject(models, config=gone)).missing
+    own = load_subject("viscoin", models["viscoin"])
+    foreign = replace(own, class_names=list("abcd"))
+    assert open_library(foreign).images is own.images
 
 
 def test_maps_that_do_not_hold_here_are_named():
@@ -373,6 +391,21 @@ def test_names_and_own_measurement_reach_the_page(here, models):
     assert [place["method"] for place in found["where"]["maps"]] == ["gradcam"] and found["where"]["contrast"] is None
     assert found["where"]["chosen_by"]["images"] == 9 and found["where"]["chosen_by"]["same_network"]
     assert "thing " in pages_of(here / "r")["birds-test-1.html"]
+
+
+def test_images_without_classes_are_explained(here, models):
+    write_images(Path("photos"), {".": 3})
+    options = ("--dataset", "photos", "--viscoin", models["viscoin"], "--image-indices", "1", "--out", "r")
+    Answer("explain", *options).went_well()
+    (path,) = Path("r").glob("*.json")
+    found = json.loads(path.read_text())
+    assert "true" not in found and found["concepts"]["leading"][0]["seen_in"]
+    assert next(row for row in found["trust"] if row["about"] == "prediction")["level"] in ("poor", "not measured")
+
+
+def test_where_there_is_no_ensemble_the_classifier_is_explained(here, models):
+    assert has_model("viscoin", None) and not has_model("viscoin", "no-such-data")
+    Answer("explain", "--dataset", "cub", "--out", "r").refused("no classifier model of dataset 'cub'")
 
 
 def test_mistakes_are_named_and_nothing_is_written(here, models):

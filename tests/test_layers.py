@@ -23,7 +23,8 @@ FLOORS = (
     ("naming", "training.pipeline"),
     ("sweep",),
     ("plotting",),
-    ("reports",),
+    ("reports", "dashboard"),
+    ("serving",),
     ("cli",),
 )
 # `training` knows nothing that measures or explains, but for `training.pipeline`, which stands above, and one place:

@@ -11,7 +11,7 @@ from tiny_models import Answer, tiny_recipe, write_images, write_models
 
 from viscoin.config import RECIPES, Recipe, load_recipe, recipe_names
 from viscoin.datasets import dataset_names, default_recipe
-from viscoin.inference import loading
+from viscoin.inference import classes, loading
 from viscoin.models.classifier import Classifier, resolve_backbone
 from viscoin.models.files import load_model
 from viscoin.models.generator import ConceptTranslator
@@ -28,13 +28,14 @@ from viscoin.training.runtime import Runtime
 from viscoin.training.viscoin import train_viscoin
 
 NAMES = recipe_names()
-WIDER = ("folder", "paper")  # recipes of no one dataset
+WIDER = ("folder", "paper", "photos")  # recipes of no one dataset
 # timm's own test model, of the same family: a ResNet-50 would take seconds to initialise, to step and to save.
 STAND_INS = {
     "resnet18": "test_resnet", "resnet50": "test_resnet",
+    "tf_efficientnet_lite0": "viscoin_resnet10",
     "vit_tiny_patch16_224": "viscoin_vit_patch8", "viscoin_vit_patch16": "viscoin_vit_patch8",
 }  # fmt: skip
-WITHOUT_GENERATOR = ("toy-count", "cifar10-qa")  # images of sizes that none draws
+WITHOUT_GENERATOR = ("toy-count", "cifar10-qa", "photos")  # images of sizes that none draws
 # Sizes alone: how a recipe trains (optimizers, schedules, augmentation, weights of losses) stays its own.
 TOY = {
     "dataset.name": "birds",
@@ -148,7 +149,7 @@ def test_expected_results_stand_beside_measured_ones():
 def test_expected_results_come_from_the_recipe_of_the_model_on_its_own_dataset(tmp_path, monkeypatch):
     model = write_models(tmp_path, tiny_recipe(expected={"classifier.accuracy": 0.25}))["viscoin"]
     assert loading.load_subject("viscoin", model, device="cpu").expected == {"classifier.accuracy": 0.25}
-    monkeypatch.setattr(loading, "check_classes", lambda *arguments: None)
+    monkeypatch.setattr(classes, "match_classes", lambda *arguments: None)
     photos = str(write_images(tmp_path / "photos", {"a": 5, "b": 5}))
     assert loading.load_subject("viscoin", model, photos, device="cpu").expected == {}
 
@@ -189,7 +190,8 @@ def test_two_steps_of_each_training(name, tmp_path):
     runs = {kind: Run.create(kind, recipe, tmp_path / kind) for kind in ("classifier", "gan", "viscoin")}
     f = load_model(train_classifier(recipe, runs["classifier"], Runtime("cpu", "32-true")))
     g = load_model(train_gan(recipe, runs["gan"], f.model, Runtime("cpu", "32-true")))
-    ensemble = load_model(train_viscoin(recipe, runs["viscoin"], f.model, g.model, Runtime("cpu", "32-true")))
+    drawing = None if recipe.viscoin.without_generator else g.model
+    ensemble = load_model(train_viscoin(recipe, runs["viscoin"], f.model, drawing, Runtime("cpu", "32-true")))
     assert steps(runs["classifier"]) == steps(runs["viscoin"]) == 2
     assert steps(runs["gan"]) == (4 if recipe.gan.warm_start else 2)
     for loaded, run in zip((f, g, ensemble), runs.values()):

@@ -14,10 +14,11 @@ from tiny_models import tiny_recipe, write_models
 
 from viscoin.analysis.amplification import amplify_images
 from viscoin.attribution import attribute
-from viscoin.models.files import load_model
+from viscoin.models.files import load_model, save_model
 from viscoin.runs.run import Run
 from viscoin.serving.app import create_app
 from viscoin.serving.state import Settings
+from viscoin.training.viscoin import build_ensemble
 
 TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -175,6 +176,42 @@ def test_predictions_say_which_classes_are_confused(client):
 def test_a_fallacy_is_tried_with_the_own_network(client):
     found = client.post(f"{API}/fallacies", json={"image": "birds/test/0", "demo": "shift"}).json()
     assert any("Edges" in line for line in found["summary"]) and found["figures"]
+
+
+@pytest.fixture(scope="module")
+def undrawn(served, tmp_path_factory):
+    """A client of an ensemble without a generator, beside a classifier."""
+    _, ensemble, runs = served
+    folder, recipe = tmp_path_factory.mktemp("undrawn"), tiny_recipe()
+    alone = build_ensemble(recipe.viscoin, ensemble.classifier, None, ensemble.class_names)
+    paths = {}
+    for kind, model in (("viscoin", alone), ("classifier", ensemble.classifier)):
+        paths[kind] = save_model(
+            folder / f"a-{kind}.safetensors", model, kind, recipe=recipe, class_names=ensemble.class_names
+        )
+    client = started(create_app(Settings(list(paths.items()), runs, "cpu", token=TOKEN)))
+    yield client
+    client.__exit__(None, None, None)
+
+
+def test_an_ensemble_without_a_generator_explains_and_does_not_draw(undrawn):
+    about = undrawn.get(f"{API}/models").json()
+    assert [(one["kind"], one["draws"]) for one in about] == [("viscoin", False), ("classifier", False)]
+    assert undrawn.post(f"{API}/predict", json={"image": "birds/test/1"}).json()["concepts"]
+    is_problem(undrawn.post(f"{API}/amplify", json={"image": "birds/test/1"}), 409, "no generator")
+    row = max(undrawn.get(f"{API}/concepts").json()["rows"], key=lambda row: row["active_share"])
+    found = undrawn.get(f"{API}/concepts/{row['concept']}").json()
+    assert found["examples"] and not found["strip"]
+
+
+def test_a_classifier_alone_has_predictions_and_maps_but_no_concepts(undrawn):
+    model = undrawn.get(f"{API}/models").json()[1]["id"]
+    found = undrawn.post(f"{API}/predict", json={"image": "birds/test/1", "model": model}).json()
+    assert found["g"] is None and found["concepts"] == [] and found["f"]
+    body = {"image": "birds/test/1", "model": model, "method": "gradcam"}
+    assert undrawn.post(f"{API}/explain", json=body).status_code == 200
+    is_problem(undrawn.get(f"{API}/concepts?model={model}"), 409, "classifier alone")
+    is_problem(undrawn.post(f"{API}/explain", json={**body, "concepts": [0]}), 409, "classifier alone")
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -487,6 +487,8 @@ def test_status_of_the_dead_and_the_silent(run, monkeypatch):
         assert read_status(run.path).state == "failed"
     (run.path / "status.json").write_text("[" * 10**5)
     assert read_status(run.path).state == "stopped"
+    run.model_path.touch()
+    assert read_status(run.path).state == "finished"
 
 
 def test_command_line(run, plan):

@@ -160,9 +160,8 @@ def test_concepts_have_pages_without_strips(here, alone):
 
 @pytest.mark.slow
 def test_measures_that_need_pictures_are_left_out_and_said_to_be(here, alone):
-    done = Answer(
-        "test", "viscoin", "--checkpoints", alone, "--limit", "12", "--rivals", "none", "--out", "t"
-    ).went_well()
+    small = ("--limit", "12", "--rivals", "none", "--out", "t")
+    done = Answer("test", "viscoin", "--checkpoints", alone, *small).went_well()
     line = f"left out: reconstruction, fid, faithfulness, consistency, drawing: this ensemble has {CANNOT}"
     assert line in done.err and "what edits change in images" in done.err
     found = json.loads(Path("t/results.json").read_text())

@@ -61,6 +61,8 @@ class ToyExtractor(nn.Identity):
 class ToyEnsemble(nn.Module):
     """Everything that the measures use of an ensemble. Reconstructions are exact up to `offset` in the red channel."""
 
+    draws = True
+
     def __init__(self, f: list[list[float]] = WEIGHT, g: list[list[float]] = WEIGHT, offset: float = 0.0) -> None:
         super().__init__()
         self.classifier = ToyClassifier(torch.tensor(f))

@@ -209,7 +209,7 @@ def prepare(
     if not isinstance(model, VisCoIN):
         missing["concepts"] = "f alone shows none; `train viscoin` finds some, without a generator in seconds"
         return Explainer(subject, scores, found, same, missing=missing, batch_size=batch_size, seed=seed)
-    library = open_library(model, subject.config, names, subject.device, batch_size, seed)
+    library = open_library(subject, names, batch_size, seed)
     if library.missing:
         missing["crops"] = f"images of the model's own data are not here ({library.missing})"
     usual = None

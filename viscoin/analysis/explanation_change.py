@@ -13,7 +13,6 @@ from viscoin.analysis.surgery import Operation, Surgery, SurgeryResult, measure_
 from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation
 from viscoin.inference.loading import Subject
-from viscoin.models import editing
 from viscoin.models.directions import ConceptDirections
 from viscoin.models.ensemble import VisCoIN
 
@@ -64,11 +63,10 @@ class Change:
         return self.faithful and self.becomes != self.predicted
 
     def describe(self, names: Mapping[int, str]) -> str:
-        """ "dark eye turned into red eye", as far as concepts have names."""
-        called = {k: names.get(k) or f"concept {k}" for k in (*self.on, *self.off)}
-        pairs = dict(zip(self.on, self.off, strict=False))
-        texts = [f"{called[pairs[k]]} turned into {called[k]}" if k in pairs else f"{called[k]} added" for k in self.on]
-        return " and ".join(texts or [f"{called[k]} removed" for k in self.off])
+        """ "dark eye turned into red eye", or by the one of two opposites that has a name: "crest turned on"."""
+        partners = dict(zip(self.on, self.off, strict=False))
+        texts = [_turned(partners.get(k), k, names) for k in self.on]
+        return " and ".join(texts or [_turned(k, None, names) for k in self.off])
 
     def to_dict(self, class_names: Sequence[str], names: Mapping[int, str]) -> dict[str, Any]:
         """Plain numbers."""
@@ -77,6 +75,15 @@ class Change:
             "reconstruction": _answer(self.before, class_names), "edited": _answer(self.after, class_names),
             "missed": self.missed, "off_target": self.off_target, "tried": self.tried,
         }  # fmt: skip
+
+
+def _turned(off: int | None, on: int | None, names: Mapping[int, str]) -> str:
+    old, new = (None if k is None else names.get(k) for k in (off, on))
+    if off is None or (new and not old):
+        return f"{new or f'concept {on}'} turned on"
+    if on is None or (old and not new):
+        return f"{old or f'concept {off}'} turned off"
+    return f"{old or f'concept {off}'} turned into {new or f'concept {on}'}"
 
 
 def _answer(probabilities: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -98,75 +105,80 @@ def find_change(
 ) -> Change:
     """The smallest change of concepts that makes f say something else of the image (3, H, W) that G draws of it.
 
-    First concepts one by one, then pairs, as g expects them to change the prediction most: of those that are drawn and
-    change f's mind, the one that disturbs other concepts least is taken. Where none does, the one that comes nearest.
+    First concepts one by one, then pairs: those that g expects to change the prediction most are drawn, and f is asked.
+    Of those that change its mind, the one is taken that leads to the class which g expects, and disturbs other concepts
+    least. Where none does, the one that comes nearest.
 
     Raises:
         Refused: no concept is there to be changed.
     """
-    singles, margins = _singles(ensemble, image, usual, device)
-    if not singles:
-        raise Refused(None, None, "no concept of this image can be changed", "try another image")
-    order = np.argsort(margins, kind="stable")
-    pairs = _pairs(ensemble, [singles[i] for i in order[:AMONG]])
-    best: tuple[SurgeryResult, int] | None = None
-    tried = 0
-    for surgeries in ([singles[i] for i in order[:DRAWN]], pairs[:DRAWN]):
-        if not surgeries:
-            continue
-        result = operate(ensemble, image[None], surgeries, usual, device, batch_size)
-        tried += len(surgeries)
-        chosen, changed = _best(result)
-        if changed or best is None:
-            best = result, chosen
-        if changed:
-            break
-    if best is None:
-        raise RuntimeError("no change was drawn")
-    return _change(ensemble, *best, tried)
-
-
-def _singles(
-    ensemble: VisCoIN, image: Tensor, usual: ConceptDirections, device: torch.device | str
-) -> tuple[list[Surgery], np.ndarray]:
-    """Single changes, and for each how far g is then still above its second choice."""
     with evaluation(ensemble, device):
         maps = ensemble.concept_maps(image[None].to(device))[1]
-        own = int(ensemble.explain(maps)[0].argmax())
-        phi, strong = ensemble.activations(maps)[0], usual.strong.to(maps)
-        opposites = ensemble.concept_extractor.opposites()
-        found, edited = list[Surgery](), list[Tensor]()
-        for k, opposite in enumerate(opposites):
-            if opposite is not None and strong[opposite] > 0 and phi[k] > phi[opposite]:
-                found.append(Surgery({opposite: 1.0}))
-                edited.append(editing.switched_on(ensemble, maps, opposite, 1.0, usual))
-            elif opposite is None and phi[k] > SUBTLE * strong[k]:
-                found.append(Surgery({k: 0.0}))
-                edited.append(editing.switched_on(ensemble, maps, k, 0.0, usual))
-        if not found:
-            return [], np.zeros(0)
-        logits = ensemble.explain(torch.cat(edited)).float()
-        rivals = logits.clone()
-        rivals[:, own] = -torch.inf
-        return found, (logits[:, own] - rivals.amax(1)).cpu().numpy()
+        singles = _singles(ensemble, maps, usual)
+        if not singles:
+            raise Refused(None, None, "no concept of this image can be changed", "try another image")
+        ranked = _foreseen(ensemble, maps, singles, usual)
+    tried, best = 0, list[tuple[SurgeryResult, int]]()
+    for pairs in (False, True):
+        if pairs:
+            with evaluation(ensemble, device):
+                both = [_together(one, other) for (one, _), (other, _) in combinations(ranked[:AMONG], 2)]
+                ranked = _foreseen(ensemble, maps, both, usual) if both else []
+        if not ranked:
+            break
+        surgeries, expected = zip(*ranked[:DRAWN], strict=True)
+        result = operate(ensemble, image[None], surgeries, usual, device, batch_size)
+        tried += len(surgeries)
+        chosen, changed = _best(result, expected)
+        best.append((result, chosen))
+        if changed:
+            return _change(ensemble, result, chosen, tried)
+    result, chosen = min(best, key=_still_predicted)
+    return _change(ensemble, result, chosen, tried)
 
 
-def _pairs(ensemble: VisCoIN, singles: Sequence[Surgery]) -> list[Surgery]:
-    """Two of the changes together, the strongest first."""
-    ranked = sorted(combinations(range(len(singles)), 2), key=sum)
-    return [Surgery({**singles[i].values, **singles[j].values}) for i, j in ranked]
+def _singles(ensemble: VisCoIN, maps: Tensor, usual: ConceptDirections) -> list[Surgery]:
+    """Single changes of what concept maps (1, K, 3, 3) hold: a concept turned into its opposite, or removed."""
+    phi, strong = ensemble.activations(maps)[0], usual.strong.to(maps)
+    found = []
+    for k, opposite in enumerate(ensemble.concept_extractor.opposites()):
+        if opposite is not None and strong[opposite] > 0 and phi[k] > phi[opposite]:
+            found.append(Surgery({opposite: 1.0}))
+        elif opposite is None and phi[k] > SUBTLE * strong[k]:
+            found.append(Surgery({k: 0.0}))
+    return found
 
 
-def _best(result: SurgeryResult) -> tuple[int, bool]:
+def _together(one: Surgery, other: Surgery) -> Surgery:
+    return Surgery({**one.values, **other.values})
+
+
+def _foreseen(
+    ensemble: VisCoIN, maps: Tensor, surgeries: Sequence[Surgery], usual: ConceptDirections
+) -> list[tuple[Surgery, int]]:
+    """Changes with the class that g then expects, those first that leave least of the predicted one."""
+    own = int(ensemble.explain(maps)[0].argmax())
+    logits = ensemble.explain(torch.cat([surgery.apply(ensemble, maps, usual) for surgery in surgeries])).float()
+    others = logits.clone()
+    others[:, own] = -torch.inf
+    margins, expected = logits[:, own] - others.amax(1), logits.argmax(1)
+    return [(surgeries[i], int(expected[i])) for i in margins.argsort(stable=True).tolist()]
+
+
+def _best(result: SurgeryResult, expected: Sequence[int]) -> tuple[int, bool]:
     """The operation to show, and whether f changes its mind by it."""
-    predicted = int(result.f_classes[0, 0].argmax())
-    changed = [
-        i for i, one in enumerate(result.operations)
-        if int(result.f_classes[0, 1].argmax()) == predicted and int(one.f_classes[0].argmax()) != predicted
-    ]  # fmt: skip
+    predicted, unchanged = (int(answer.argmax()) for answer in result.f_classes[0])
+    answers = [int(one.f_classes[0].argmax()) for one in result.operations]
+    changed = [i for i, answer in enumerate(answers) if unchanged == predicted != answer]
     if changed:
-        return min(changed, key=lambda i: float(result.operations[i].off_target[0])), True
-    return min(range(len(result.operations)), key=lambda i: float(result.operations[i].f_classes[0, predicted])), False
+        return min(changed, key=lambda i: (answers[i] != expected[i], float(result.operations[i].off_target[0]))), True
+    return min(range(len(answers)), key=lambda i: _still_predicted((result, i))), False
+
+
+def _still_predicted(found: tuple[SurgeryResult, int]) -> float:
+    """What an operation leaves of f's probability of the class that it predicts."""
+    result, i = found
+    return float(result.operations[i].f_classes[0, int(result.f_classes[0, 0].argmax())])
 
 
 def _change(ensemble: VisCoIN, result: SurgeryResult, chosen: int, tried: int) -> Change:

@@ -15,10 +15,11 @@ from viscoin.analysis.explanation_places import DRAWS, strongest
 from viscoin.analysis.gallery import examples_of
 from viscoin.attribution.explained import SMOOTHING, blurred
 from viscoin.attribution.heatmaps import concept_heatmaps
-from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets.walking import composed
 from viscoin.errors import reason_of
 from viscoin.inference.batches import evaluation
+from viscoin.inference.loading import Subject, SubjectWithImages
 from viscoin.models.ensemble import VisCoIN
 from viscoin.statistics.measures import auroc
 
@@ -67,19 +68,18 @@ class Library:
             raise ValueError("no images")
         x, y, side = place
         index = int(self.table.indices[row])
-        label = self.images.class_names[self.images.labels[index]]
+        predicted = int(self.table.f_probabilities[row].argmax())
+        label = self.images.class_names[self.images.labels[index] if self.images.labelled else predicted]
         return Crop(np.asarray(self.images.pixels[index][y : y + side, x : x + side]), label)
 
 
 def open_library(
-    ensemble: VisCoIN,
-    config: DatasetConfig,
-    names: Mapping[int, str] | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    seed: int = 0,
+    subject: Subject, names: Mapping[int, str] | None = None, batch_size: int = 64, seed: int = 0
 ) -> Library:
-    """Validation images of an ensemble's data, else training images, and what its concepts are called.
+    """Images to search for crops, and what the concepts of an ensemble are called.
+
+    The images are validation images of the ensemble's data, else training images; where neither are here, or they have
+    other classes than the ensemble, those that the subject comes with.
 
     Args:
         names: of concepts; by default they are called by the attributes of the data that they detect, where it has any.
@@ -87,8 +87,8 @@ def open_library(
     given = dict(names or {})
     by = "names that were given" if given else ""
     try:
-        images = _images(config)
-        table = collect_concepts(ensemble, images, device, batch_size, seed, IMAGES)
+        images = _images(subject)
+        table = collect_concepts(subject.model, images, subject.device, batch_size, seed, IMAGES)
     except (ValueError, OSError) as error:
         return Library(missing=reason_of(error), names=given, named_by=by)
     if names is None and len(images.attribute_names):
@@ -97,11 +97,19 @@ def open_library(
     return Library(images, table, "", given, by)
 
 
-def _images(config: DatasetConfig) -> ImageDataset:
-    try:
-        return load_dataset(config.name, SPLITS[0], config)
-    except (ValueError, OSError):
-        return load_dataset(config.name, SPLITS[1], config)
+def _images(subject: Subject) -> ImageDataset:
+    known, failed = [composed(name) for name in subject.class_names], list[Exception]()
+    for split in SPLITS:
+        try:
+            images = load_dataset(subject.config.name, split, subject.config)
+        except (ValueError, OSError) as error:
+            failed.append(error)
+            continue
+        if [composed(name) for name in images.class_names] == known:
+            return images
+    if isinstance(subject, SubjectWithImages):
+        return subject.images
+    raise failed[0] if failed else ValueError("the images that are here have other classes")
 
 
 def _names(table: ConceptTable, images: ImageDataset) -> dict[int, str]:

@@ -82,8 +82,10 @@ def accuracy_of_f(facts: Facts) -> Share | None:
         if name in facts.scores:
             n = facts.scores.get(count)
             return Share(float(facts.scores[name]), None if n is None else int(n), FILE)
-    table = facts.library.table
-    return None if table is None else _searched(facts.library, table.f_probabilities.argmax(1) == table.labels)
+    images, table = facts.library.images, facts.library.table
+    if images is None or table is None or not images.labelled:
+        return None
+    return _searched(facts.library, table.f_probabilities.argmax(1) == table.labels)
 
 
 def agreement_of_g(facts: Facts) -> Share | None:

@@ -27,6 +27,7 @@ def explain(
     viscoin: Annotated[Path | None, options.model_option("--viscoin", "Ensemble, to explain its f by concepts")] = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     image_indices: options.ImageIndices = None,
     concept_names: options.ConceptNames = None,
     measured: Annotated[
@@ -54,16 +55,18 @@ def explain(
     from viscoin.analysis.explanation import prepare
     from viscoin.attribution.measured import read_measured
     from viscoin.inference.loading import load_pictures
-    from viscoin.models.files import read_file
+    from viscoin.models.files import has_model, read_file
     from viscoin.naming.names import read_names
 
     kind = "viscoin" if classifier is None else "classifier"
+    if classifier is None and viscoin is None and not has_model("viscoin", dataset):
+        kind = "classifier"
     known = None if measured is None else read_measured(measured)
     with json_alone(as_json):
         subject, pictures = load_pictures(
             kind, viscoin or classifier, images, dataset, dataset_path,
             options.parse_indices(image_indices, "image_indices"), USUAL, device=device, seed=seed,
-            skip_bad_files=skip_bad_files, parameter=kind,
+            skip_bad_files=skip_bad_files, parameter=kind, class_map=class_map,
         )  # fmt: skip
         names = None if concept_names is None else read_names(concept_names, subject.model.n_concepts)
         scores = read_file(subject.path)[1].get("scores", {})

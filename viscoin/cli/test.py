@@ -197,9 +197,8 @@ def viscoin(
             estimates, numbers = result.estimates(), result.to_dict()
             rows, n = table_rows(estimates, numbers, subject.expected), result.ensemble.n
             echo(f"ensemble {subject.path} on {n} {images.split} images of {images.name}, seed {seed}")
-            numbers |= {"precision": process.precision, "estimates": with_seed(estimates, seed)}
-            numbers["judge"] = str(jury.path) if jury else None
-            results.numbers(subject, numbers)
+            numbers |= {"precision": process.precision, "judge": str(jury.path) if jury else None}
+            results.numbers(subject, numbers | {"estimates": with_seed(estimates, seed)})
             _show_tables(results, {"measures": (rows, HEADER), "rivals": rival_table(estimates)})
             results.figures(ensemble_figures(subject, result, estimates, seed), show)
 

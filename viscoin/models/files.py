@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from stylegan2_ada.plain_pickle import DamagedError, read_tensor_file
-from viscoin.config import Recipe
+from viscoin.config import DEFAULT_DATASET, Recipe
 from viscoin.errors import Refused
 from viscoin.files import atomic_path, write_tensors
 from viscoin.kinds import KINDS, Kind
@@ -183,6 +183,15 @@ def find_model(kind: str, value: str | Path | None, dataset: str) -> Path:
         None, None, f"no {kind} model of dataset {dataset!r} was found in runs/ and none is shipped",
         f"train one: {program_name()} train {kind} `dataset` {dataset}",
     )  # fmt: skip
+
+
+def has_model(kind: str, dataset: str | None) -> bool:
+    """Whether there is a run or a shipped model of that kind for a dataset (None: birds)."""
+    try:
+        find_model(kind, None, dataset or DEFAULT_DATASET)
+    except Refused:
+        return False
+    return True
 
 
 class _Content(NamedTuple):

@@ -88,7 +88,7 @@ class StatusFile:
 
 def read_status(run: Path) -> Status:
     """What a run is doing, by its status.json and by whether the process that has the run is alive."""
-    status = Status(state="stopped")
+    status = Status(state="finished" if Run(run).model_path.exists() else "stopped")  # of older versions
     with suppress(OSError, ValueError, TypeError, RecursionError):
         status = Status(**json.loads(regular(run / FILE).read_text(encoding="utf-8")))
     owner = _owner(run)

@@ -96,13 +96,13 @@ def _concepts(model: ServedModel, phi: np.ndarray, relevance: np.ndarray, count:
 
 def reference_of(model: ServedModel) -> Reference:
     """What is usual of the reconstructions of an ensemble; takes some seconds the first time."""
-    ensemble = model.needed_ensemble()
+    ensemble = model.drawing_ensemble()
     return once(model, "reference", lambda: kept_reconstructions(ensemble, model.images("validation"), model.device))
 
 
 def amplify(model: ServedModel, edits: Sequence[Edit]) -> list[dict[str, Any]]:
     """The picture of each edit, what f and g say of it, and how far that can be believed; for the engine's thread."""
-    ensemble = model.needed_ensemble()
+    ensemble = model.drawing_ensemble()
     with evaluation(ensemble, model.device):
         known = _known(model, [edit.picture for edit in edits])
         code = Encoding(*(_stacked([getattr(one.code, name) for one in known]) for name in Encoding._fields))
@@ -182,7 +182,7 @@ def _strong(grey: np.ndarray) -> np.ndarray:
 
 def check_edit(model: ServedModel, factors: Mapping[int, float], values: Mapping[int, float]) -> None:
     """Raise a problem for concepts that are none, and for factors and values out of range."""
-    count = model.needed_ensemble().n_concepts
+    count = model.drawing_ensemble().n_concepts
     for name, given, most in (("factors", factors, LARGEST_FACTOR), ("values", values, LARGEST_VALUE)):
         for k, number in given.items():
             if not 0 <= k < count:

@@ -38,7 +38,7 @@ def find_picture(service: Service, model: ServedModel, number: str) -> Picture:
         Problem: 404 where there is none, 422 for what is no id.
     """
     if UPLOAD.fullmatch(number):
-        return service.uploads.find(number, model.resolution)
+        return service.uploads.find(number, model.resolution, model.fit)
     found = OF_DATASET.fullmatch(number)
     if found is None:
         raise Problem(422, f"{number!r} is no id of an image", "give that of an upload, or DATASET/SPLIT/INDEX")
@@ -156,7 +156,7 @@ async def _read(request: Request, model: ServedModel, files: list[UploadFile]) -
     for number, file in enumerate(files):
         content = await file.read()
         uploads = service(request).uploads
-        found.append(await run_in_threadpool(uploads.add, content, f"file {number + 1}", model.resolution))
+        found.append(await run_in_threadpool(uploads.add, content, f"file {number + 1}", model.resolution, model.fit))
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets.reading import Fit
 from viscoin.errors import Refused
 from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
@@ -47,6 +48,7 @@ class ServedModel:
         self.classifier: Classifier = model.classifier if kind == "viscoin" else model
         self.class_names = list(loaded.class_names)
         self.config = DatasetConfig.model_validate(loaded.recipe["dataset"])
+        self.fit = Fit.of(self.config)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.id = _identifier(path, self.sha256)
         self._kept: OrderedDict[str, Any] = OrderedDict()
@@ -57,6 +59,11 @@ class ServedModel:
     def resolution(self) -> int:
         """Side of its images, pixels."""
         return self.classifier.resolution
+
+    @property
+    def draws(self) -> bool:
+        """Whether it has a generator."""
+        return self.ensemble is not None and self.ensemble.draws
 
     @property
     def dataset_name(self) -> str:
@@ -72,6 +79,19 @@ class ServedModel:
         if self.ensemble is None:
             raise Problem(409, f"model {self.id} is a classifier alone, without concepts", "choose an ensemble")
         return self.ensemble
+
+    def drawing_ensemble(self) -> VisCoIN:
+        """The ensemble, which has a generator.
+
+        Raises:
+            Problem: 409, nothing can be drawn.
+        """
+        ensemble = self.needed_ensemble()
+        if not ensemble.draws:
+            raise Problem(
+                409, f"model {self.id} has no generator, so nothing can be drawn", "train one with a generator"
+            )
+        return ensemble
 
     def images(self, split: str) -> ImageDataset:
         """A split of its dataset.
@@ -109,7 +129,7 @@ class ServedModel:
     @cached_property
     def directions(self) -> Any:
         """What is usual of concepts, from the ensemble's directions; None where it has none."""
-        return self.needed_ensemble().generator.directions
+        return self.drawing_ensemble().generator.directions
 
     def about(self) -> dict[str, Any]:
         """What the service says of it."""
@@ -117,7 +137,7 @@ class ServedModel:
         return {
             "id": self.id, "kind": self.kind, "file": self.path.name, "dataset": self.dataset_name,
             "classes": len(self.class_names), "resolution": self.resolution,
-            "concepts": self.ensemble.n_concepts if self.ensemble is not None else None,
+            "concepts": self.ensemble.n_concepts if self.ensemble is not None else None, "draws": self.draws,
             "backbone": architecture.get("backbone", architecture.get("classifier", {}).get("backbone")),
             "scores": self.metadata.get("scores"), "sha256": self.sha256, "loaded": True,
         }  # fmt: skip

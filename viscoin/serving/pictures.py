@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from viscoin.datasets.base import SPLITS, ImageDataset
-from viscoin.datasets.reading import UNREADABLE, BadImage, read_square
+from viscoin.datasets.masks import object_box
+from viscoin.datasets.reading import CROP, UNREADABLE, BadImage, Fit, read_square
 from viscoin.errors import reason_of
 from viscoin.serving.problems import Problem
 
@@ -57,47 +58,49 @@ class Uploads:
 
     def __init__(self, most: int = KEPT) -> None:
         self.most = most
-        self._kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, Fit], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._decoding = threading.Semaphore(AT_ONCE)
 
-    def add(self, content: bytes, name: str, side: int) -> Picture:
+    def add(self, content: bytes, name: str, side: int, fit: Fit = CROP) -> Picture:
         """Read an image, as a square of `side` pixels; its id is a hash of the bytes.
 
         Raises:
             Problem: 415 for what is no image of a format that is taken, 413 for too many pixels.
         """
         number = hashlib.sha256(content).hexdigest()[:32]
-        found = self._get(number, side)
+        found = self._get(number, side, fit)
         if found is None:
             check_format(content, name)
             with self._decoding:
                 try:
-                    found = read_square(InMemory(content, name), side)
+                    file = InMemory(content, name)
+                    box = object_box(file) if fit.mode == "object" else None
+                    found = read_square(file, side, box, fit=fit)
                 except BadImage as error:
                     raise Problem(415, f"{name} cannot be used as an image: {error}") from error
             with self._lock:
-                self._kept[number, side] = found
+                self._kept[number, side, fit] = found
                 while len(self._kept) > self.most:
                     self._kept.popitem(last=False)
         return Picture(number, found)
 
-    def find(self, number: str, side: int) -> Picture:
+    def find(self, number: str, side: int, fit: Fit = CROP) -> Picture:
         """An image that was uploaded lately.
 
         Raises:
             Problem: 404 where it is no longer, or was read for a model of another size.
         """
-        found = self._get(number, side)
+        found = self._get(number, side, fit)
         if found is None:
             raise Problem(404, f"no image {number} of {side} px is known any more", "upload it again")
         return Picture(number, found)
 
-    def _get(self, number: str, side: int) -> np.ndarray | None:
+    def _get(self, number: str, side: int, fit: Fit) -> np.ndarray | None:
         with self._lock:
-            if (number, side) in self._kept:
-                self._kept.move_to_end((number, side))
-            return self._kept.get((number, side))
+            if (number, side, fit) in self._kept:
+                self._kept.move_to_end((number, side, fit))
+            return self._kept.get((number, side, fit))
 
 
 def check_format(content: bytes, name: str) -> None:

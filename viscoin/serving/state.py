@@ -72,7 +72,7 @@ class Service:
             self.models.failed = f"no model could be loaded: {error}"
             return [None]
         for model in self.models:
-            if model.ensemble is not None:
+            if model.draws:
                 self.slow.submit("reference", lambda items: [reference_of(model) and None for model in items], [model])
         return [None]
 

@@ -33,6 +33,7 @@ from viscoin.statistics.measures import confusion
 from viscoin.training.checkpoints import load_best
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.failures import recoverable
+from viscoin.training.features import FeatureDataset, with_features
 from viscoin.training.freezing import freeze
 from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import (
@@ -77,6 +78,10 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
     batch_size = whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate)
     per_epoch = max(1, len(train) // batch_size)
+    features = with_features(model, config, (train, validation), fabric.device)
+    if features is not None:
+        train, validation = features
+        logger.info("the body runs once for each image: only the last layer trains, and no image is changed")
     task = ClassifierTask(
         model, config, fabric, validation, config.epochs * per_epoch, per_epoch, weights, runtime.compile
     )
@@ -169,7 +174,8 @@ class ClassifierTask(SingleModel):
         self.model = fast_layout(model).to(fabric.device)
         self.frozen = freeze(model, config.train_layers, config.freeze_norm)
         share_batch_norm(model)
-        self.forward = torch.compile(model) if compiled else model
+        self.answer: nn.Module = validation.layer if isinstance(validation, FeatureDataset) else model
+        self.forward = torch.compile(self.answer) if compiled else self.answer
         self.optimizer = setup_optimizer(fabric, _optimizer(config, model))
 
     @property
@@ -219,7 +225,7 @@ class ClassifierTask(SingleModel):
         for images, labels in dataset.batches(256, np.arange(len(dataset))[rank() :: world_size()]):
             images, labels = images.to(self.fabric.device), labels.to(self.fabric.device)
             with self.fabric.autocast():
-                logits = self.model(images).float()
+                logits = self.answer(images).float()
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             counts += confusion(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), classes)
         shares = gather_objects((counts, loss))

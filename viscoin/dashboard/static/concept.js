@@ -10,6 +10,7 @@ async function load() {
     element("a", { href: `${root}?image=${encodeURIComponent(image)}` }, element("img", { class: "thumb pixels", src: picture, alt: `Image ${image}` }), `activation ${number(activation, 2)}`))));
   if (!examples.length) $("examples").append(element("li", { class: "soft" }, "No test image activates it."));
   $("strip").replaceChildren(...strip.map(({ factor, picture }) => element("li", {}, element("img", { class: "thumb pixels", src: picture, alt: `Times ${factor}` }), `× ${factor}`)));
+  $("strip").closest("section").hidden = !strip.length;
   $("classes").replaceChildren(...classes.map(({ name, weight }) => element("tr", {}, element("td", { class: "break" }, name), element("td", { class: "n" }, number(weight, 3)))));
 }
 load().catch(complain);

@@ -21,7 +21,7 @@ async function show(image, source, factors = {}) {
   choices(prediction);
   truth(image);
   remember();
-  if (prediction.g) pictures.ask(null);
+  if (state.draws) pictures.ask(null);
 }
 
 function say_of(f, g, agree) {
@@ -89,7 +89,7 @@ function card({ concept, name, activation, relevance, opposite }) {
   return element("article", { class: "card concept", "data-concept": String(concept) },
     element("header", {}, element("div", { class: "crop", "data-crop": String(concept) }),
       element("div", {}, element("h3", {}, element("a", { href: `${root}concepts/${concept}` }, name)), element("div", { class: "tiny soft" }, ...about))),
-    element("div", { class: "slider" }, slider, output, back));
+    state.draws ? element("div", { class: "slider" }, slider, output, back) : null);
 }
 
 async function crops(concepts) {
@@ -249,7 +249,11 @@ function download() {
 async function start() {
   const models = await ready("models");
   state.model = asked.get("model") || null;
-  state.concepts = (models.find(({ id }) => id === state.model) || models[0]).concepts || 0;
+  const model = models.find(({ id }) => id === state.model) || models[0];
+  state.concepts = model.concepts || 0;
+  state.draws = model.draws;
+  for (const id of ["after", "changed"]) $(id).closest("figure").hidden = !model.draws;
+  for (const id of ["random", "reset"]) $(id).hidden = !model.draws;
   if (models.length > 1) {
     $("model").hidden = false;
     $("model").replaceChildren(...models.map(({ id, kind, dataset }) => element("option", { value: id }, `${dataset}, ${kind}`)));

@@ -57,6 +57,9 @@ NOT_RUN = {
     "--dataset runs/photographs": "that download",
     "scripts/library_faults.py": "tests/test_attribution_oracles.py",
     "scripts/ship_models.py": "it replaces the models that come along",
+    "scripts/fetch_stamps.py": "it downloads photographs, and the weights of a network",
+    "runs/stamps": "it needs what that downloads",
+    "--dataset holiday": "a folder of the reader's own",
     "scripts/draw_documents.py": "it replaces the pictures that come along",
 }
 # Options that make the others small: by the start of a command, in addition to what they say themselves.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from timm.data.transforms_factory import transforms_imagenet_eval
-from tiny_models import Answer
+from tiny_models import Answer, tiny_recipe, write_models
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -20,7 +20,7 @@ from viscoin.datasets.masks import object_box
 from viscoin.datasets.originals import original
 from viscoin.datasets.reading import BadImage, Fit, image_size, read_square, square
 from viscoin.errors import Refused
-from viscoin.inference.loading import read_pictures
+from viscoin.inference.loading import load_classifier, read_pictures
 
 SIZES = [(40, 64), (97, 61), (33, 33), (61, 20), (300, 211), (500, 333), (257, 1024)]
 
@@ -271,3 +271,12 @@ def test_options_of_data_refuse_bad_fits():
         )
     answer = Answer("data", "birds", "split", "--fit", "pad")
     assert answer.code == 2 and "--fit belongs to data birds info, show or export" in answer.out + answer.err
+
+
+def test_a_classifier_whose_images_were_fitted_otherwise_is_a_warning(here, caplog):
+    model = write_models(here, tiny_recipe(dataset__fit="pad"))["classifier"]
+    config = tiny_recipe().dataset.model_copy(update={"name": "photos"})
+    load_classifier(model, config.model_copy(update={"fit": "pad"}))
+    assert "saw its images" not in caplog.text
+    load_classifier(model, config)
+    assert "f saw its images by fit pad" in caplog.text and "these are by fit crop" in caplog.text

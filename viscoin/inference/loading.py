@@ -14,6 +14,7 @@ from torch import Tensor
 
 from viscoin.config import DEFAULT_DATASET, DatasetConfig
 from viscoin.datasets import (
+    COMPOSED,
     ImageDataset,
     check_dataset_name,
     load_dataset,
@@ -150,6 +151,13 @@ def load_classifier(model: Path | None, config: DatasetConfig) -> LoadedModel:
     """f of a path, else the newest or shipped one of the dataset; ValueError unless it takes its images."""
     loaded = load_model(find_model("classifier", model, config.name), "classifier")
     check_resolution(loaded, config.resolution, "classifier")
+    own, given = Fit.of(DatasetConfig.model_validate(loaded.recipe["dataset"])), Fit.of(config)
+    if own != given and config.name not in COMPOSED:
+        logger.warning(
+            "f saw its images by fit %s (crop_share %s, %s), these are by fit %s (%s, %s): set dataset.fit, "
+            "dataset.crop_share and dataset.interpolation to be the same",
+            own.mode, own.crop_share, own.interpolation, given.mode, given.crop_share, given.interpolation,
+        )  # fmt: skip
     return loaded
 
 

@@ -232,3 +232,12 @@ def test_backbone_without_published_weights_is_told(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "no pretrained weights of viscoin_resnet10 are published; starting from random weights"
     ]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resizing_in_front_is_no_obstacle_to_methods_for_relu_alone(interpolation):
+    f = Classifier("viscoin_resnet10", 3, 32, input_size=48, interpolation=interpolation).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert attribute(f, images, "guided-backprop").maps.any()
+    found = attribute(f, images, "deeplift")
+    assert found.gap is not None and found.gap.abs().max() < 1e-3

@@ -49,8 +49,6 @@ NOT_RUN = {
     "control runs/": "a training that runs; tests/test_steering.py",
     "--replay runs/": "tests/test_steered_tasks.py",
     "main.py serve": "it does not end; tests/test_pages.py",
-    "make serve": "the same",
-    "scripts/draw_pages.py": "it replaces the pictures that come along",
     "scripts/local_slurm.py": "tests/test_slurm.py",
     "submit --gpus 0": "a SLURM; tests/test_slurm.py",
     "scripts/fetch_photographs.py": "a download; tests/test_photographs.py",

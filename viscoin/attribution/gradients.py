@@ -161,7 +161,7 @@ _LINEAR = {
     "Convolution", "CudnnBatchNorm", "Div", "Expand", "MiopenBatchNorm", "Mean", "MkldnnConvolution", "Mm", "Mul",
     "NativeBatchNorm", "Neg", "Permute", "ReshapeAlias", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze",
     "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View", "Gather", "Index",
-    "UpsampleNearest2D", "UpsampleBilinear2D",
+    "UpsampleNearest2D", "UpsampleBilinear2D", "UpsampleBilinear2DAa", "UpsampleBicubic2D", "UpsampleBicubic2DAa",
 }  # fmt: skip
 _POOLING = {"AdaptiveMaxPool2D", "Amax", "MaxPool2DWithIndices"}
 

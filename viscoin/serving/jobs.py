@@ -98,7 +98,11 @@ class Jobs:
         if re.fullmatch(r"[\w.-]+", value) and not Path(value).exists():
             return  # a name, not a path
         if not Path(value).resolve().is_relative_to(self.data_root):
-            raise Problem(422, f"{key}: {value!r} lies outside of the folder of data", "start with --data-root FOLDER")
+            raise Problem(
+                422,
+                f"{key}: {value!r} lies outside of the folder of data",
+                "start the service with another `data_root`",
+            )
 
     def waiting(self) -> list[dict[str, Any]]:
         """Jobs that have not been started, in their order."""

@@ -49,7 +49,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer (RFC 9457): type, title, status, detail, and ours: remedy, errors by their place."""
-    remedy = remedy or REMEDIES.get(status, "")
+    remedy = (remedy or REMEDIES.get(status, "")).replace("`", "")
     content: dict[str, Any] = {
         "type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail,
     }  # fmt: skip
@@ -119,4 +119,4 @@ def refused(error: Refused) -> JSONResponse:
     """What a command line would say with exit code 2."""
     place = [] if error.parameter is None else [{"loc": error.parameter, "msg": error.reason}]
     shown = Refused(error.parameter, error.value, error.reason)
-    return problem(422, str(shown), error.remedy.replace("`", ""), place)
+    return problem(422, str(shown), error.remedy, place)

@@ -80,7 +80,7 @@ class Guard:
     def _refuse(self, scope: Scope) -> Response | None:
         headers, path = Headers(scope=scope), scope["path"]
         if host_name(headers.get("host", "")) not in self.hosts:
-            return problem(421, "this service is not known by that name", "start it with --allow-host NAME")
+            return problem(421, "this service is not known by that name", "start it with `allow_host`")
         if scope["method"] not in READING and not _own_origin(headers):
             return problem(403, "the request comes from another site")
         if self.token is None or path in OPEN:

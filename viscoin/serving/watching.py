@@ -32,7 +32,7 @@ def run_of(request: Request, run: str) -> Run:
 def may_write(request: Request) -> None:
     """Raise a problem where the service only shows."""
     if service(request).settings.read_only:
-        raise Problem(403, "this service is read-only", "start it without --read-only")
+        raise Problem(403, "this service is read-only", "start it without `read_only`")
 
 
 Found = Annotated[Run, Depends(run_of)]

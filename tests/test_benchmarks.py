@@ -112,7 +112,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_program_prints_its_numbers(name: str) -> None:
     options, word = SMALL[name]
@@ -142,7 +142,7 @@ def test_step_is_split_into_its_parts(recipe: Path) -> None:
     assert all(part in table for part in ("Omega, G backward", "optimiser", "outside networks"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_step_shared_by_two_processes(recipe: Path) -> None:
     options = ["--size", recipe, "--dtypes", "float32", "--processes", 2, "--rounds", 1, "--seconds", 0]
     result = run("step", *options, "--threads", 1)

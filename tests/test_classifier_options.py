@@ -199,7 +199,7 @@ class Answers(nn.Module):
 )
 def test_score_is_the_chosen_measure(measure, value):
     of = task(best_metric=measure)
-    of.model = Answers()
+    of.model = of.answer = Answers()
     results, score = of.evaluate(0)
     loss = math.log(math.e + 2) - 0.5
     assert set(results) == {"accuracy", "loss", measure}

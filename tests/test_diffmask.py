@@ -80,7 +80,7 @@ class Toy(Classifier):
         assert self.model.norm.eps == config["norm_eps"]
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         self.n_classes, self.resolution = config["vit"]["num_classes"], config["vit"]["img_size"]
-        self.architecture = {"backbone": "toy"}
+        self.input_size, self.architecture = self.resolution, {"backbone": "toy"}
         self.scale, self.shift = torch.ones(()), torch.zeros(())
         self.eval().requires_grad_(False)
 

@@ -144,6 +144,7 @@ def test_a_map_is_laid_over_the_image(page):
     assert page.locator("#map-frame .point").count() == 1
 
 
+@pytest.mark.long
 def test_the_page_goes_on_after_the_service_was_started_again(page, server):
     page.goto(f"{server.address}runs/watched")
     playwright.expect(page.locator("#charts canvas").first).to_be_visible()

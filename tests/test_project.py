@@ -199,7 +199,10 @@ def imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("folders", "groups"),
     [
-        (("viscoin", "stylegan2_ada"), ("attribution", "clip", "export", "gpu-ops", "metrics", "sweep", "tracking")),
+        (
+            ("viscoin", "stylegan2_ada"),
+            ("app", "attribution", "clip", "export", "gpu-ops", "metrics", "sweep", "tracking"),
+        ),
         (("tests",), tuple(PROJECT["optional-dependencies"])),
     ],
 )

@@ -207,7 +207,7 @@ def alive(process: subprocess.Popen) -> None:
     time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
 def test_two_processes_obey_at_the_same_step(tmp_path):
     """Through the files alone, as on a cluster: set, pause, set, continue, and a replay that is equal bit by bit."""

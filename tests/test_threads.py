@@ -64,7 +64,8 @@ RUN_NONE = {
     "analysis.projection.save_latent",
     "analysis.projection.choose_distance",  # of `classifier_distance`, or of LPIPS, whose weights are a download
     "analysis.projection.class_conditions",
-    "inference.loading.check_classes",
+    "inference.classes.check_classes",
+    "inference.classes.images_for",
     "inference.loading.check_resolution",
     "inference.loading.choose_pictures",
     "inference.loading.part_outlines",
@@ -85,6 +86,17 @@ THROUGH = {
     "analysis.attribution_demos.study_demo",
     "analysis.attribution_images.right_and_wrong",
     "analysis.questions.ask",
+    "analysis.amplification_curve.edits_reliable",
+    "analysis.explanation.prepare",
+    "analysis.explanation_change.find_change",
+    "analysis.explanation_change.usual_concepts",
+    "analysis.explanation_concepts.count_votes",
+    "analysis.explanation_concepts.open_library",
+    "analysis.explanation_patches.fewest_patches",
+    "analysis.explanation_places.find_places",
+    "analysis.explanation_places.probabilities",
+    "analysis.gallery.examples_of",
+    "inference.classes.predict_labels",
     "attribution.diffmask.diffmask_maps",  # as others do, by `evaluation`; of a ViT, which these threads do not share
 }
 

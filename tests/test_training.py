@@ -112,7 +112,8 @@ def fake_dataset(labels: list[int], classes: int = 3) -> ImageDataset:
 def test_what_a_run_leaves(finished, kind):
     folder = finished[kind]
     names = {path.name for path in folder.iterdir()}
-    assert names == {".lock", "recipe.yaml", "metrics.jsonl", "checkpoints", "figures", "model.safetensors"}
+    files = {".lock", "recipe.yaml", "metrics.jsonl", "status.json", "model.safetensors"}
+    assert names == {*files, "checkpoints", "figures"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == (
         {"last.pt", "previous.pt", "model-000000k.safetensors"}
         if kind == "gan"
@@ -287,7 +288,7 @@ def test_equal_accuracies_are_told_apart_by_the_loss():
     task = classifier_task(dataset)
     scores = []
     for margin in (0.1, 5.0):
-        task.model = Sure(margin)
+        task.model = task.answer = Sure(margin)
         scores.append(task.evaluate(0)[1])
     assert scores[0] < scores[1] < scores[0] + 1e-5
 

@@ -335,7 +335,8 @@ def test_localise_looks_where_the_concept_is_strong_active_and_seen(birds, monke
     activations = np.ones((30, 2))
     activations[:10, 1] = 0
     scores = [attributes.AttributeScore("wing: barred", k, direction, 1.0, 1.0) for k, direction in ((0, 1), (1, -1))]
-    found = localisation.localise(None, dataset, interventions, activations, scores, images=100)
+    drawing = type("Drawing", (), {"draws": True})()
+    found = localisation.localise(drawing, dataset, interventions, activations, scores, images=100)
     barred, wing = shown[:, NAMES.index("wing: barred")], visible[:, PARTS.index("wing")]
     expected = [np.flatnonzero(barred & wing), np.flatnonzero(~barred & wing & (np.arange(30) >= 10))]
     assert [sorted(rows) for rows in asked] == [list(rows) for rows in expected]

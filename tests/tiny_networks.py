@@ -52,6 +52,7 @@ class Built(Classifier):
     def __init__(self, model: Any, resolution: int) -> None:
         nn.Module.__init__(self)
         self.model, self.resolution, self.n_classes = model, resolution, CLASSES
+        self.input_size = resolution
         self.architecture = {"backbone": type(model).__name__, "n_classes": CLASSES, "resolution": resolution}
         self.register_buffer("scale", torch.ones(1, 3, 1, 1))
         self.register_buffer("shift", torch.zeros(1, 3, 1, 1))

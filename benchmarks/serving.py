@@ -25,6 +25,7 @@ from benchmarks import timing
 from viscoin.errors import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
+USERS = 20  # each looks at one image
 TOKEN = "benchmark-of-the-service"
 
 
@@ -83,7 +84,7 @@ async def measure(
     limits = httpx.Limits(max_connections=250, max_keepalive_connections=250)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=address, headers=headers, timeout=120, limits=limits) as client:
-        await together(client, "amplify", 1, 20)  # warms up
+        await together(client, "amplify", 1, USERS)  # warms up
         results["megabytes_at_first"] = resident(process)
         results["groups"] = [
             await together(client, kind, at_once, max(at_once, round(share * total))) for kind, at_once, total in GROUPS
@@ -137,7 +138,7 @@ def photo() -> bytes:
 async def timed(client: httpx.AsyncClient, kind: str, number: int) -> tuple[int, float]:
     """Status and milliseconds of one request."""
     begun = time.perf_counter()
-    image = f"birds/test/{number % 100}"
+    image = f"birds/test/{number % USERS}"
     if kind == "amplify":
         factors = {str(number % 16): round(0.05 * (number % 40), 2)}
         answer = await client.post("/api/v1/amplify", json={"image": image, "factors": factors})

@@ -139,17 +139,25 @@ async function refresh() {
 
 // --- start ----------------------------------------------------------------------------------------------------------------
 
+// Goes on where it was cut; a browser gives up by itself after some kinds of errors, as while the service starts again.
+function listen(offset = 0) {
+  let last = offset;
+  const stream = new EventSource(`${root}api/v1/${path}/events?offset=${offset}`);
+  const on = (kind, then) => stream.addEventListener(kind, (event) => { last = Number(event.lastEventId) || last; then(event.data); });
+  on("metrics", (data) => add(JSON.parse(data)));
+  on("rewritten", () => { curves.clear(); plots.clear(); $("charts").replaceChildren(); });
+  on("status", (data) => state(JSON.parse(data)));
+  on("command", () => refresh().catch(() => {}));
+  stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) setTimeout(() => listen(last), 2000); });
+}
+
 async function start() {
   state(await ready(path));
   const { curves: found } = await call(`${path}/metrics?points=1500`);
   for (const [key, { steps, values: own }] of Object.entries(found)) curves.set(key, { name: key, steps, values: own });
   draw();
   await Promise.all([pictures(), refresh()]);
-  const stream = new EventSource(`${root}api/v1/${path}/events`);
-  stream.addEventListener("metrics", ({ data }) => add(JSON.parse(data)));
-  stream.addEventListener("rewritten", () => { curves.clear(); plots.clear(); $("charts").replaceChildren(); });
-  stream.addEventListener("status", ({ data }) => state(JSON.parse(data)));
-  stream.addEventListener("command", () => refresh().catch(() => {}));
+  listen();
   setInterval(() => { if (!document.hidden) { refresh().catch(() => {}); pictures().catch(() => {}); } }, 5000);
 }
 

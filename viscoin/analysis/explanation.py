@@ -207,7 +207,7 @@ def prepare(
     found, same = (measured, True) if measured is not None else measured_for(getattr(model, "classifier", model))
     missing: dict[str, str] = {}
     if not isinstance(model, VisCoIN):
-        missing["concepts"] = "f alone shows none; `train viscoin` finds some, without a generator in seconds"
+        missing["concepts"] = "f alone shows none; `train viscoin` finds some, also without a generator"
         return Explainer(subject, scores, found, same, missing=missing, batch_size=batch_size, seed=seed)
     library = open_library(subject, names, batch_size, seed)
     if library.missing:

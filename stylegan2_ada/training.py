@@ -47,6 +47,8 @@ class GanSettings:
     not finite are replaced, as networks with float16 layers need. `reconstruction` weighs ||x - G(E(x))|| in the
     adversarial phase; 0 gives plain StyleGAN2.
     `latent_noise` and `latent_penalty` keep the encoder's styles smooth enough for the mapping network to reach.
+    For the first `hold_steps` of the warm start, and again of the adversarial phase, G stays as it is and what is new
+    beside it learns alone: the encoder, also on samples of G, whose styles are known; then D.
     """
 
     batch_size: int = 32
@@ -62,6 +64,7 @@ class GanSettings:
     half_precision: bool = False
     warm_start_learning_rate: float = 2e-3
     warm_start_steps: int = 0
+    hold_steps: int = 0
     reconstruction: float = 0.0
     perceptual: float = 1.0
     latent_noise: float = 0.1
@@ -122,6 +125,7 @@ class GanTrainer:
         self.synthesis, self.judgement = compile_(generator.synthesis), compile_(discriminator)
         self.path_length = PathLengthRegularizer().to(device)
         self.generator_optimizer = self._lazy_adam(generator.parameters(), settings.path_length_interval)
+        self.drawing = [parameter for parameter in generator.parameters() if parameter.requires_grad]
         self.judge = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
         self.discriminator_optimizer = self._lazy_adam(self.judge, settings.r1_interval)
         self.memory = torch.empty(0)
@@ -170,12 +174,34 @@ class GanTrainer:
         factor = 0.55 + 0.45 * math.cos(math.pi * step / self.settings.warm_start_steps)
         for group, scale in zip(optimizer.param_groups, (1, MAPPING_BOOST), strict=True):
             group["lr"] = self.settings.warm_start_learning_rate * scale * factor
-        return self._update([optimizer], (self._warm_terms(part) for part in self._split(images)))
+        held = step < self.settings.hold_steps
+        if held:
+            _require_grad(self.drawing, False)
+        terms = self._update([optimizer], (self._warm_terms(part, held) for part in self._split(images)))
+        _require_grad(self.drawing, True)
+        return terms
 
-    def _warm_terms(self, images: Tensor) -> dict[str, Tensor]:
+    def _warm_terms(self, images: Tensor, held: bool) -> dict[str, Tensor]:
         w, terms = self._reconstruct(images)
+        if held:
+            return terms | {"inversion": self._inversion(len(images))}
         z = torch.randn(256, self.generator.z_dim, device=images.device)
         return terms | {"latent_match": energy_distance(self._map(z), self._remember(gather(w.detach())))}
+
+    def _inversion(self, n: int) -> Tensor:
+        """Mean squared error of the encoder on n samples of G, whose styles are known."""
+        if self.encoder is None:
+            raise ValueError("the styles of samples need an encoder")
+        with torch.no_grad():
+            ws = self._ws(n, self._drawn_condition(n))
+            samples = self.synthesis(ws, noise_mode="random")
+        return F.mse_loss(self.encoder(samples).float(), ws[:, 0])
+
+    @torch.no_grad()
+    def _samples(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """Samples of G and their conditions."""
+        condition = self._drawn_condition(n)
+        return self.synthesis(self._ws(n, condition), noise_mode="random"), condition
 
     def _adversarial_step(self, images: Tensor, step: int, labels: Tensor | None) -> dict[str, Tensor]:
         settings = self.settings
@@ -185,8 +211,11 @@ class GanTrainer:
             raise ValueError("a conditional discriminator needs the labels of the real images")
         real = list(zip(parts, conditions, strict=True))
         fake: list[tuple[Tensor, Tensor | None]] = []
-        terms = self._generator_step(parts, fake)
-        if settings.path_length_weight and step % settings.path_length_interval == 0:
+        held = step < settings.warm_start_steps + settings.hold_steps
+        terms = {} if held else self._generator_step(parts, fake)
+        if held:
+            fake += [self._samples(len(images)) for images in parts]
+        elif settings.path_length_weight and step % settings.path_length_interval == 0:
             terms |= self._path_length_step(parts)
         terms |= self._discriminator_step(real, fake)
         if settings.r1_gamma and step % settings.r1_interval == 0:

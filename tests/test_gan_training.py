@@ -182,6 +182,30 @@ def test_warm_start_trains_encoder_synthesis_and_mapping_but_not_the_discriminat
     assert not changed(trainer.discriminator, discriminator)
 
 
+def test_held_generator_stays_while_the_encoder_and_then_the_discriminator_learn():
+    trainer = make(warm_start_steps=4, hold_steps=2, reconstruction=1.0)
+
+    def learned(part: nn.Module, numbers: list[int]) -> tuple[bool, list[dict]]:
+        before = [parameter.detach().clone() for parameter in part.parameters()]
+        terms = steps(trainer, numbers)
+        return any(not torch.equal(a, b) for a, b in zip(part.parameters(), before, strict=True)), terms
+
+    drawn, terms = learned(trainer.generator, [0])
+    assert not drawn and set(terms[0]) == {"l1", "l2", "latent", "inversion"}
+    assert learned(trainer.encoder, [1])[0]
+    assert learned(trainer.generator, [2])[0] and not learned(trainer.discriminator, [3])[0]
+    drawn, terms = learned(trainer.generator, [4])
+    assert not drawn and "generator" not in terms[0]
+    assert learned(trainer.discriminator, [5])[0] and learned(trainer.generator, [6])[0]
+
+
+def test_held_encoder_learns_the_styles_of_samples():
+    trainer = make(warm_start_steps=200, hold_steps=200, warm_start_learning_rate=1e-2)
+    terms = steps(trainer, range(120))
+    first, last = (sum(float(term["inversion"]) for term in part) / 5 for part in (terms[:5], terms[-5:]))
+    assert last < 0.7 * first
+
+
 def test_warm_start_brings_the_mapping_to_the_styles_of_images():
     trainer = make(warm_start_steps=80, warm_start_learning_rate=1e-2)
     steps(trainer, range(80))

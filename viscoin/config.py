@@ -163,6 +163,9 @@ class GanConfig(Section):
     kimg: float = Field(100, gt=0, description="length of the adversarial training, thousands of images")
     warm_start: float = Field(0, ge=0, description="length of the warm start by reconstruction, thousands of images")
     warm_start_learning_rate: float = Field(2e-3, gt=0)
+    hold: float = Field(
+        0, ge=0, description="G stays as it is for so many thousands of images of each phase; the encoder, then D learn"
+    )
     learning_rate: float = Field(2e-3, gt=0)
     r1_gamma: float = Field(1.0, ge=0)
     r1_interval: int = Field(16, ge=1)

@@ -471,6 +471,7 @@ def _settings(config: GanConfig, has_classifier: bool, half_precision: bool) -> 
     return GanSettings(
         **same,
         warm_start_steps=round(config.warm_start * 1000 / config.batch_size),
+        hold_steps=round(config.hold * 1000 / config.batch_size),
         perceptual=config.perceptual if has_classifier else 0.0,
         half_precision=half_precision,
     )

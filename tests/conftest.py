@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,26 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """For commands whose intervals do not matter: resampling would take most of the time."""
     for module in ("truth.attributes", "truth.causal", "truth.localisation", "scorecard.result"):
         monkeypatch.setattr(f"viscoin.testing.{module}.RESAMPLES", 10)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data of this module's tests goes to a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny model files of all three kinds, by kind."""
+    from tiny_models import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import Answer, tiny_recipe, write_images, write_models
+from tiny_models import Answer, tiny_recipe, write_images
 from toy_ensemble import SIZE, ToyEnsemble, quadrants, toy_dataset
 
 from viscoin.analysis.explanation_change import Change
@@ -30,22 +30,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 NAMES = ["left", "right"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def models(own_cache, tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def toy_image(*amounts: float) -> torch.Tensor:

@@ -31,11 +31,7 @@ from viscoin.plotting.heatmaps import heatmap_figure
 NAMES = ["fork-tailed red-eyed spike-crested gold needlebill", "fork-tailed white-eyed spike-crested rust needlebill"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @cache
@@ -311,12 +307,6 @@ def test_figures_can_be_read_on_a_column_and_on_a_page(width, named):
 @pytest.fixture(scope="module")
 def model(own_cache, tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"))["viscoin"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_help_names_every_method():

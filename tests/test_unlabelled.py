@@ -8,34 +8,18 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
-from tiny_models import Answer, tiny_recipe, write_images, write_models
+from tiny_models import Answer, write_images
 
 from viscoin.errors import Refused
 from viscoin.inference.classes import read_class_map
 from viscoin.inference.loading import load_pictures, load_subject
 
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def models(own_cache, tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("models"), tiny_recipe())
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
 def classes(models):
     return load_subject("classifier", models["classifier"]).class_names
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

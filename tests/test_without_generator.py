@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import Answer, set_options, tiny_recipe, write_models
+from tiny_models import Answer, set_options, tiny_recipe
 
 from viscoin.config import load_recipe
 from viscoin.datasets import load_dataset
@@ -23,16 +23,7 @@ from viscoin.training.viscoin import build_ensemble
 CANNOT = "no generator, so it cannot draw"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def models(own_cache, tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("models"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +33,6 @@ def alone(models, tmp_path_factory):
     options = (*set_options(), "--classifier", models["classifier"], "--precision", "32-true", "--out", path)
     Answer("train", "viscoin", "--dataset", "birds", "--without-generator", *options).went_well()
     return path / "model.safetensors"
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # --- model and file -------------------------------------------------------------------------------------------------

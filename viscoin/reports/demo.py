@@ -144,7 +144,7 @@ def run_demo(out: Path, size: Size = FULL, *, from_scratch: bool = False, seed: 
         notes.figures |= _draw_data(trial.test)
     with notes.stage("test_shipped", "Testing the shipped models"):
         _test_shipped(shipped, trial, notes)
-    with notes.stage("training", "Training Psi, Theta and Omega from scratch"):
+    with notes.stage("training", "Making an ensemble anew"):
         run, paths = _train(paths, recipe, out, from_scratch, Runtime(device))
         notes.figures["losses"] = training_figure([read_log(run.path)])
     with notes.stage("test_fresh", "Testing the fresh ensemble"):

@@ -19,10 +19,12 @@ from viscoin.analysis.explanation_places import Place, Places, find_places, stro
 from viscoin.analysis.explanation_places import _Hiding as _Hidden
 from viscoin.analysis.explanation_trust import Facts, accuracy_of_f, how_far_to_trust, interval
 from viscoin.analysis.questions import target_of
-from viscoin.attribution.measured import CNN, VIT, Measured, MethodScores, measured_for, read_measured
+from viscoin.attribution.measured import CNN, PHOTOGRAPHS, VIT, Measured, MethodScores, measured_for, read_measured
+from viscoin.attribution.methods import METHODS
 from viscoin.attribution.targets import ClassifierLogit
 from viscoin.errors import Refused
 from viscoin.inference.loading import Pictures, Subject, load_subject
+from viscoin.models.classifier import Classifier
 from viscoin.models.files import ASSETS, has_model, load_model
 from viscoin.reports.explanation_page import code, framed, share, signed, surely, where
 
@@ -61,6 +63,24 @@ def test_scores_of_methods_are_those_of_the_page(measured, part):
     if part == 1:
         said = "`integrated-gradients` beat `edges` in 11, 12 and 9 of 17 scores, `gradcam` in 1"
         assert said in cnn and [measured.methods[name].better for name in measured.methods] == [11, 12, 9, 1]
+
+
+def test_scores_of_methods_on_photographs_are_those_of_the_page():
+    text = (DOCS / "photographs.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row[1:] for row in rows if len(row) == 8}  # the table with hidden pixels
+    for name, scores in PHOTOGRAPHS.methods.items():
+        pointing, gap = (float(cells[METHODS[name].title][i].split()[0]) for i in (0, 5))
+        assert (pointing, gap) == (scores.pointing, scores.gap), name
+        # pointing, mass, rank, and deletion, insertion and gap by blurring; the page shows of grey the gap alone
+        stars = [i for i, cell in enumerate(cells[METHODS[name].title]) if cell.endswith("*")]
+        assert scores.better in (len(stars), len(stars) + 1), name
+    assert PHOTOGRAPHS.order[:3] == ["cam", "gradcampp", "kernel-shap"]
+
+
+def test_large_networks_are_taken_for_those_of_photographs():
+    assert measured_for(Classifier("viscoin_resnet10", 3, 128)) == (PHOTOGRAPHS, False)
+    assert measured_for(Classifier("viscoin_resnet10", 3, 64)) == (CNN, False)
 
 
 def test_methods_that_do_not_see_the_class_come_last():

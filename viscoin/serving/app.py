@@ -10,7 +10,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from viscoin.dashboard.pages import mount_pages
 from viscoin.runs.revision import describe_version
-from viscoin.serving import analysis, api, watching
+from viscoin.serving import analysis, api, states, watching
 from viscoin.serving.problems import AsProblems, install
 from viscoin.serving.security import Guard
 from viscoin.serving.state import Service, Settings
@@ -41,6 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
     install(app)
     app.include_router(api.router, prefix="/api/v1")
     app.include_router(analysis.router, prefix="/api/v1")
+    app.include_router(states.router, prefix="/api/v1")
     app.include_router(watching.router, prefix="/api/v1")
     telemetry = Telemetry(service)
     _health(app, service, telemetry)

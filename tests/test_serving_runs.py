@@ -158,6 +158,26 @@ def test_a_dry_run_starts_nothing_and_says_the_command(root, client, begun):
     is_problem(client.post(f"{API}/jobs", json=body | {"settings": {"classifier.epochs": 0}}), 422, "epochs")
 
 
+def test_a_job_that_does_not_begin_is_not_lost(root, client):
+    folder = root / "no-luck"
+    folder.mkdir()
+    (folder / "output.txt").write_text("Error: dataset cub: there is no such folder\n\n")
+    row = next(row for row in client.get(f"{API}/runs").json() if row["run"] == "no-luck")
+    assert row["state"] == "starting"  # as it may be of a service before this one
+    os.utime(folder / "output.txt", (1, 1))
+    row = next(row for row in client.get(f"{API}/jobs").json() if row["run"] == "no-luck")
+    assert (row["state"], row["reason"]) == ("failed", "Error: dataset cub: there is no such folder")
+
+
+def test_a_run_is_repeated_by_its_own_recipe(root, client, begun):
+    asked = {"kind": "classifier", "replay": "two", "name": "repeated"}
+    assert client.post(f"{API}/jobs", json=asked).status_code == 202
+    assert "--dataset" not in begun[0].arguments
+    Answer(*begun[0].arguments, "--device", "cpu").went_well()
+    own, other = (load_file(root / name / "model.safetensors") for name in ("two", "repeated"))
+    assert all((own[key] == other[key]).all() for key in own)
+
+
 # --- a cluster --------------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +205,7 @@ def test_a_job_of_a_cluster_is_submitted_as_submit_does(root, client, begun, clu
         assert line in script
     assert f"--out {root / 'far'} --set classifier.epochs=3 --devices 2 --num-nodes 1" in script
     queued = [row for row in client.get(f"{API}/jobs").json() if row["run"] == "far"]
-    assert queued == [{"run": "far", "kind": None, "state": "queued", "command": None}]
+    assert queued == [{"run": "far", "kind": None, "state": "queued", "command": None, "pending": True}]
     assert client.get(f"{API}/runs").json()[0]["run"] == "far"
     is_problem(client.post(f"{API}/jobs", json={**BODY, "name": "far"}), 409, "already")
 

@@ -93,7 +93,7 @@ def describe_result(result: ClassifierResult, place: str, classes: Sequence[int]
         for name, found in measures.estimates.items()
     }
     return without_nan({
-        "images": result.n, "accuracy": result.accuracy, "estimates": estimates, "class_names": names,
+        "images": result.n, "place": place, "accuracy": result.accuracy, "estimates": estimates, "class_names": names,
         "confused": confused, "sure_and_wrong": shown(most_confident_errors(result, SHOWN)),
         "least_sure": shown(np.argsort(result.confidence, kind="stable")[:SHOWN]), "classes": rows[:200],
         "confusion": result.confusion.tolist() if len(names) <= MOST_DRAWN else None,

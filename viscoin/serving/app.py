@@ -11,7 +11,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from viscoin.dashboard.pages import mount_pages
 from viscoin.runs.revision import describe_version
 from viscoin.serving import analysis, api, states, watching
-from viscoin.serving.problems import AsProblems, install
+from viscoin.serving.problems import ERRORS, AsProblems, install
 from viscoin.serving.security import Guard
 from viscoin.serving.state import Service, Settings
 from viscoin.serving.telemetry import Telemetry
@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="viscoin", version="1", summary="Explanations of image classifiers by concepts and maps",
         lifespan=lifespan, docs_url=None, redoc_url=None,
-        form_limits={"max_files": api.MOST_FILES, "max_fields": 8},
+        responses=ERRORS, form_limits={"max_files": api.MOST_FILES, "max_fields": 8},
     )  # fmt: skip
     app.state.service = service
     app.state.version = describe_version()

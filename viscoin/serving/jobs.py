@@ -15,23 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viscoin.config import load_recipe, override_recipe, recipe_names
+from viscoin.config import DEFAULT_DATASET, load_recipe, override_recipe, recipe_names
 from viscoin.datasets import check_dataset_name, default_recipe
 from viscoin.kinds import TRAINED
 from viscoin.program import MAIN
+from viscoin.runs.run import Run
 from viscoin.serving.problems import Problem
 from viscoin.serving.runs import NAME
 from viscoin.slurm.submission import CommandLine, Limits, Submission, prepare
 
 MOST_WAITING = 64
+OUTPUT, STARTING = "output.txt", 120.0  # of a training; seconds that it may take to import all and read its data
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A training as it is asked for: what `train` would be given."""
+    """A training as it is asked for: what `train` would be given. Without a dataset: that of `replay`, or birds."""
 
     kind: str
-    dataset: str
+    dataset: str | None = None
     recipe: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
@@ -78,15 +80,22 @@ class Jobs:
         """
         if wish.kind not in TRAINED:
             raise Problem(422, f"there is no training of {wish.kind!r}", f"choose one of: {', '.join(TRAINED)}")
-        self._check_inside("dataset", wish.dataset)
-        check_dataset_name(wish.dataset)
+        dataset = wish.dataset or DEFAULT_DATASET
+        self._check_inside("dataset", dataset)
+        check_dataset_name(dataset)
         if wish.recipe is not None and wish.recipe not in recipe_names():
             raise Problem(422, f"there is no recipe {wish.recipe!r}", f"choose one of: {', '.join(recipe_names())}")
-        override_recipe(load_recipe(wish.recipe or default_recipe(wish.dataset)), dict(wish.settings))
+        repeated = wish.replay and wish.recipe is None
+        recipe = (
+            Run(self.root / str(wish.replay)).recipe
+            if repeated
+            else load_recipe(wish.recipe or default_recipe(dataset))
+        )
+        override_recipe(recipe, dict(wish.settings))
         for key, value in wish.settings.items():
             if key.endswith(("path", "weights", "pretrained")) and isinstance(value, str):
                 self._check_inside(key, value)
-        run = wish.name or f"{Path(wish.dataset).name}-{wish.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = wish.name or f"{wish.replay or Path(dataset).name}-{wish.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.check_name(run)
         return Job(run, wish.kind, self._arguments(wish, run))
 
@@ -137,7 +146,8 @@ class Jobs:
         return prepare(CommandLine(program, ("train", kind), tuple(rest), options), limits)
 
     def _arguments(self, wish: Wish, run: str) -> tuple[str, ...]:
-        found = ["train", wish.kind, "--dataset", wish.dataset, "--out", str(self.root / run)]
+        dataset = wish.dataset or (None if wish.replay else DEFAULT_DATASET)
+        found = ["train", wish.kind, *(["--dataset", dataset] if dataset else []), "--out", str(self.root / run)]
         found += ["--recipe", wish.recipe] if wish.recipe else []
         for key, value in wish.settings.items():
             found += ["--set", f"{key}={_written(value)}"]
@@ -156,15 +166,29 @@ class Jobs:
             )
 
     def waiting(self) -> list[dict[str, Any]]:
-        """Jobs that have not been started, in their order; then those that wait for their turn on a cluster."""
+        """Jobs that have not been started, in their order."""
         self.advance()
-        here = [{"run": job.run, "kind": job.kind, "state": "queued", "command": job.command} for job in self._waiting]
-        return here + [{"run": run, "kind": None, "state": "queued", "command": None} for run in self._submitted()]
+        return [_row(job.run, job.kind, "queued", job.command) for job in self._waiting]
 
-    def _submitted(self) -> list[str]:
-        """Runs of which there is a batch script, and nothing else yet."""
-        found = [path.parent for path in self.root.glob("*/job.sbatch") if NAME.fullmatch(path.parent.name)]
-        return sorted(path.name for path in found if not (path / "recipe.yaml").exists())
+    def unborn(self) -> list[dict[str, Any]]:
+        """Jobs that were started or submitted and have written no recipe yet, or failed before that."""
+        found, queued = [], {job.run for job in self._waiting}
+        for path in sorted(self.root.iterdir()) if self.root.is_dir() else ():
+            if NAME.fullmatch(path.name) and path.name not in queued and not (path / "recipe.yaml").exists():
+                if (path / "job.sbatch").is_file():
+                    found.append(_row(path.name, None, "queued"))
+                elif (path / OUTPUT).is_file():
+                    found.append(self._started(path))
+        return found
+
+    def _started(self, path: Path) -> dict[str, Any]:
+        process, output = self._running.get(path.name), path / OUTPUT
+        young = process is None and time.time() - output.stat().st_mtime < STARTING  # of a service before this one
+        if young or (process is not None and process.poll() is None):
+            return _row(path.name, None, "starting")
+        lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return {**_row(path.name, None, "failed"), "reason": said[:1000]}
 
     def advance(self) -> None:
         """Start what can be started."""
@@ -179,11 +203,15 @@ class Jobs:
     def _start(self, job: Job) -> "subprocess.Popen[bytes]":
         folder = self.root / job.run
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "output.txt").open("ab") as output:
+        with (folder / OUTPUT).open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, *_program(), *job.arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
+
+
+def _row(run: str, kind: str | None, state: str, command: str | None = None) -> dict[str, Any]:
+    return {"run": run, "kind": kind, "state": state, "command": command, "pending": True}
 
 
 def _program() -> Sequence[str]:

@@ -62,7 +62,7 @@ class JobBody(Body):
     """A training."""
 
     kind: Annotated[str, Field(max_length=40)]
-    dataset: Annotated[str, Field(max_length=400)] = "birds"
+    dataset: Annotated[str | None, Field(max_length=400, description="default: that of `replay`, else birds")] = None
     recipe: Annotated[str | None, Field(max_length=80, description="default: that of the dataset")] = None
     settings: Annotated[dict[str, Any], Field(max_length=200, description="keys of the recipe")] = {}
     name: Annotated[str | None, Field(max_length=128)] = None

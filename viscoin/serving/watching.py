@@ -45,7 +45,7 @@ Found = Annotated[Run, Depends(run_of)]
 def list_runs(request: Request, most: Annotated[int, Query(ge=1, le=1000)] = 200) -> list[dict[str, Any]]:
     """Jobs that wait, then all runs, those that live first and then the newest."""
     found = service(request)
-    waiting = found.jobs.waiting()
+    waiting = found.jobs.waiting() + found.jobs.unborn()
     queued = {row["run"] for row in waiting}
     rows = [reading.describe(found.runs.find(name)) for name in found.runs.names()[:most] if name not in queued]
     return waiting + sorted(rows, key=lambda row: row["state"] not in LIVE)
@@ -221,8 +221,8 @@ def add_job(request: Request, body: JobBody) -> dict[str, Any]:
 
 @router.get("/jobs")
 def list_jobs(request: Request) -> list[dict[str, Any]]:
-    """Those that wait, here or on a cluster."""
-    return service(request).jobs.waiting()
+    """Those that wait, here or on a cluster, and those that did not begin."""
+    return service(request).jobs.waiting() + service(request).jobs.unborn()
 
 
 @router.get("/recipes")

@@ -1,5 +1,5 @@
 import { Newest, bars, call, complain, element, imageAddress, number, percent, ready, root, say } from "./api.js";
-import { cropped } from "./crops.js";
+import { RIGHT, cropped } from "./crops.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 6;
@@ -65,7 +65,7 @@ function shown() {
   const known = state.prediction.concepts, found = known.slice(0, MOST);
   for (const k of Object.keys(state.factors).map(Number)) {
     if (state.factors[k] !== 1 && !found.some(({ concept }) => concept === k)) {
-      found.push(known.find(({ concept }) => concept === k) || { concept: k, name: `concept ${k}`, activation: null, relevance: 0, opposite: null });
+      found.push(known.find(({ concept }) => concept === k) || { concept: k, name: `concept ${k}`, grade: null, activation: null, relevance: 0, opposite: null });
     }
   }
   return found;
@@ -77,7 +77,7 @@ function cards(concepts) {
   crops(concepts.map(({ concept }) => concept));
 }
 
-function card({ concept, name, activation, relevance, opposite }) {
+function card({ concept, name, grade, activation, relevance, opposite }) {
   const value = state.factors[concept] ?? 1;
   const output = element("output", { for: `slider-${concept}` }, `× ${value}`);
   const slider = element("input", { type: "range", id: `slider-${concept}`, min: "0", max: "4", step: "0.05", value: String(value), "aria-label": `${name}, factor` });
@@ -86,9 +86,10 @@ function card({ concept, name, activation, relevance, opposite }) {
   const back = element("button", { class: "quiet", "aria-label": `Reset ${name}`, onclick: () => { slider.value = "1"; move(1); } }, "Reset");
   const about = [element("span", { class: relevance < 0 ? "sign minus" : "sign" }), `relevance ${number(relevance, 2)}, activation ${number(activation, 2)}`];
   if (opposite !== null) about.push(`, opposite of ${opposite}`);
+  const known = element("div", { class: "tiny soft", "data-known": String(concept) }, grade === null || grade === undefined ? "" : `its name proves true: AUROC ${number(grade, 2)}`);
   return element("article", { class: "card concept", "data-concept": String(concept) },
     element("header", {}, element("div", { class: "crop", "data-crop": String(concept) }),
-      element("div", {}, element("h3", {}, element("a", { href: `${root}concepts/${concept}` }, name)), element("div", { class: "tiny soft" }, ...about))),
+      element("div", {}, element("h3", {}, element("a", { href: `${root}concepts/${concept}` }, name)), element("div", { class: "tiny soft" }, ...about), known)),
     state.draws ? element("div", { class: "slider" }, slider, output, back) : null);
 }
 
@@ -97,7 +98,9 @@ async function crops(concepts) {
     const place = document.querySelector(`[data-crop="${concept}"]`);
     if (!place) return;
     try {
-      const { examples } = await call(`concepts/${concept}${state.model ? `?model=${state.model}` : ""}`);
+      const { examples, row } = await call(`concepts/${concept}${state.model ? `?model=${state.model}` : ""}`);
+      const known = document.querySelector(`[data-known="${concept}"]`);
+      if (known && !known.textContent && row.attribute) known.textContent = `${row.attribute_auroc >= RIGHT ? "tells" : "tells best"} ${row.attribute}: AUROC ${number(row.attribute_auroc, 2)}`;
       if (examples.length && place.isConnected) place.replaceChildren(cropped(examples[0], place.clientWidth));
     } catch (error) {
       if (error.status !== 503 && error.status !== 504) return;

@@ -126,7 +126,7 @@ def test_a_branch_that_cannot_be_leaves_nothing(root, client, begun, body, statu
     assert sorted(root.iterdir()) == before and begun == []
 
 
-def test_a_branch_on_a_full_disk_leaves_nothing(root, tmp_path, monkeypatch):
+def test_a_branch_on_a_full_disk_leaves_nothing(root, client, tmp_path, monkeypatch):
     def full(*_args, **_more):
         raise OSError(28, "No space left on device")
 
@@ -134,6 +134,7 @@ def test_a_branch_on_a_full_disk_leaves_nothing(root, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be written \(No space left"):
         branch(Run(root / "two"), 4, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
+    is_problem(client.post(f"{API}/runs/two/branch", json={"step": 4, "name": "new"}), 507, "No space left")
 
 
 # --- resumed, replayed, checked ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from viscoin.dashboard.pages import mount_pages
 from viscoin.runs.revision import describe_version
 from viscoin.serving import analysis, api, states, watching
 from viscoin.serving.problems import ERRORS, AsProblems, install
-from viscoin.serving.security import Guard
+from viscoin.serving.security import BodyInTime, Guard
 from viscoin.serving.state import Service, Settings
 from viscoin.serving.telemetry import Telemetry
 
@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry = Telemetry(service)
     _health(app, service, telemetry)
     mount_pages(app)
+    app.add_middleware(BodyInTime)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=BODY)
     app.add_middleware(AsProblems)
     app.add_middleware(telemetry.middleware)

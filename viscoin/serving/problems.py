@@ -1,5 +1,6 @@
 """Every error of the service as RFC 9457 says: `application/problem+json`, also those of the framework itself."""
 
+import errno
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,8 @@ def _is_plain(message: Message) -> bool:
 
 
 def refused(error: Refused) -> JSONResponse:
-    """What a command line would say with exit code 2."""
+    """What a command line would say with exit code 2; 507 where it is for a full disk."""
+    full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
     place = [] if error.parameter is None else [{"loc": error.parameter, "msg": error.reason}]
     shown = Refused(error.parameter, error.value, error.reason)
-    return problem(422, str(shown), error.remedy, place)
+    return problem(507 if full else 422, str(shown), error.remedy, place)

@@ -262,6 +262,10 @@ def test_states_are_compared_on_the_same_images(root, running):
     assert running.get(f"{API}/runs/two/states").json() == ["1", "2", "final"]
     found = running.get(f"{API}/runs/two/analysis?states=1,final").json()
     assert [row["state"] for row in found["states"]] == ["1", "final"] and found["dataset"] == "birds"
+    assert found["model"] == running.get(f"{API}/models").json()[0]["id"]
+    Run.create("classifier", tiny_recipe(dataset__classes=5), root / "others")
+    (root / "others" / "model.safetensors").write_bytes((root / "two" / "model.safetensors").read_bytes())
+    assert running.get(f"{API}/runs/others/analysis").json()["model"] is None  # other images under the same name
     images = load_dataset("birds", "validation", tiny_recipe().dataset)
     for row, path in zip(found["states"], ("checkpoints/epoch-0001.safetensors", "model.safetensors")):
         wanted = run_classifier(load_model(root / "two" / path, "classifier").model, images)

@@ -53,7 +53,10 @@ async def analysis(
     split: Literal["validation", "test"] = "validation",
     limit: Annotated[int, Query(ge=10, le=MOST_IMAGES, description="images, sampled at random")] = 500,
 ) -> dict[str, Any]:  # fmt: skip
-    """Confusion, curves, measures and each image's prediction by saved states of a training, beside each other."""
+    """Confusion, curves, measures and each image's prediction by saved states of a training, beside each other.
+
+    `model` is a served one of the same images, by which they can be shown; null where there is none.
+    """
     files, chosen = _chosen(found, states), _classes(classes)
     device = service(request).settings.device
 
@@ -63,8 +66,12 @@ async def analysis(
 
     kind = ("analysis", str(found.path), states, classes, split, limit)
     rows = (await compute(request, service(request).slow, kind, run, [0]))[0]
-    dataset = Path(found.header["recipe"]["dataset"]["name"]).name
-    return {"run": found.path.name, "dataset": dataset, "split": split, "states": rows}
+    config = found.recipe.dataset
+    same = (model.id for model in service(request).models if model.config == config)
+    return {
+        "run": found.path.name, "dataset": Path(config.name).name, "model": next(same, None), "split": split,
+        "states": rows,
+    }  # fmt: skip
 
 
 def _chosen(run: Run, states: str) -> dict[str, Path]:

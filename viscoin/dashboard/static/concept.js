@@ -8,7 +8,7 @@ async function load() {
   const { row, examples, strip, classes, opposite, similar } = found;
   $("name").textContent = row.name.replace(/^c/, "C");
   document.title = `${row.name} · viscoin`;
-  $("about").textContent = `Active in ${percent(row.active_share)} of the images; importance ${number(row.importance, 2)}; entropy over classes ${number(row.entropy, 2)}.${row.attribute ? ` Of the attributes that the images were made from it tells ${row.attribute} best: AUROC ${number(row.attribute_auroc, 2)}${row.attribute_auroc >= RIGHT ? "" : ", which is not much"}.` : ""}${row.grade === null ? "" : ` Its name proves true on held-out images with an AUROC of ${number(row.grade, 2)}.`}${opposite === null ? "" : ` Concept ${opposite} is its opposite.`}`;
+  $("about").textContent = `Active in ${percent(row.active_share)} of the images; importance ${number(row.importance, 2)}; entropy over classes ${number(row.entropy, 2)}.${row.attribute ? ` Of the attributes that the images were made from it tells ${row.attribute} best: AUROC ${row.attribute_auroc.toFixed(2)}${row.attribute_auroc >= RIGHT ? "" : ", which is not much"}.` : ""}${row.grade === null ? "" : ` Its name proves true on held-out images with an AUROC of ${row.grade.toFixed(2)}.`}${opposite === null ? "" : ` Concept ${opposite} is its opposite.`}`;
   $("examples").replaceChildren(...examples.map(({ image, picture, activation }) => element("li", {},
     element("a", { href: `${root}?image=${encodeURIComponent(image)}` }, element("img", { class: "thumb pixels", src: picture, alt: `Image ${image}` }), `activation ${number(activation, 2)}`))));
   if (!examples.length) $("examples").append(element("li", { class: "soft" }, "No test image activates it."));

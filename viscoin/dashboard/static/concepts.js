@@ -29,8 +29,8 @@ async function fill() {
 // What the truth of the data, or held-out images, say of a concept.
 function graded({ grade, attribute, attribute_auroc: area }) {
   const found = [];
-  if (grade !== null) found.push(element("span", { class: `tag ${grade >= RIGHT ? "finished" : ""}` }, `name: AUROC ${number(grade, 2)}`));
-  if (attribute) found.push(element("span", { class: `tag ${area >= RIGHT ? "finished" : ""}`, title: "the attribute that it detects best, on the images seen here" }, `${area >= RIGHT ? "tells" : "at best"} ${attribute}, ${number(area, 2)}`));
+  if (grade !== null) found.push(element("span", { class: `tag ${grade >= RIGHT ? "finished" : ""}` }, `name: AUROC ${grade.toFixed(2)}`));
+  if (attribute) found.push(element("span", { class: `tag ${area >= RIGHT ? "finished" : ""}`, title: "the attribute that it detects best, on the images seen here" }, `${area >= RIGHT ? "tells" : "at best"} ${attribute}, AUROC ${area.toFixed(2)}`));
   return found.length ? element("div", { class: "tags" }, ...found) : null;
 }
 

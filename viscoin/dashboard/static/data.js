@@ -8,7 +8,7 @@ async function load() {
   const found = datasets.find(({ model }) => model === $("dataset").value);
   const label = $("label").value === "" ? "" : `&label=${$("label").value}`;
   const page = await call(`datasets/${found.dataset}/${$("split").value}?model=${found.model}&start=${start}&count=${COUNT}${label}`);
-  $("images").replaceChildren(...page.rows.map(({ image, name }) => element("li", {}, element("a", { href: `${root}?image=${encodeURIComponent(image)}&model=${found.model}` }, element("img", { class: "thumb pixels", loading: "lazy", src: `${imageAddress(image)}?model=${found.model}${$("parts").checked ? "&parts=true" : ""}`, alt: "" }), name))));
+  $("images").replaceChildren(...page.rows.map(({ image, name }) => element("li", {}, element("a", { href: `${root}?image=${encodeURIComponent(image)}&model=${found.model}` }, element("img", { class: "thumb pixels", loading: "lazy", src: `${imageAddress(image)}?model=${found.model}${$("parts").checked ? "&parts=true" : ""}`, alt: "" }), element("span", { class: "name", title: name }, name)))));
   $("parts-field").hidden = !found.parts.length;
   if ($("label").dataset.of !== `${found.model}/${$("split").value}`) counted(page.counts, `${found.model}/${$("split").value}`);
   const last = start + page.rows.length;

@@ -15,6 +15,7 @@ async function show(image, source, factors = {}) {
   clearMap();
   const prediction = await ready("predict", { body: { image, model: state.model, top: 50 } });
   state.prediction = prediction;
+  $("label").title = prediction.label?.name || "";
   $("label").textContent = prediction.label ? `It is: ${prediction.label.name}` : "Your image";
   say_of(prediction.f, prediction.g, prediction.agree);
   cards(shown());
@@ -86,7 +87,7 @@ function card({ concept, name, grade, activation, relevance, opposite }) {
   const back = element("button", { class: "quiet", "aria-label": `Reset ${name}`, onclick: () => { slider.value = "1"; move(1); } }, "Reset");
   const about = [element("span", { class: relevance < 0 ? "sign minus" : "sign" }), `relevance ${number(relevance, 2)}, activation ${number(activation, 2)}`];
   if (opposite !== null) about.push(`, opposite of ${opposite}`);
-  const known = element("div", { class: "tiny soft", "data-known": String(concept) }, grade === null || grade === undefined ? "" : `its name proves true: AUROC ${number(grade, 2)}`);
+  const known = element("div", { class: "tiny soft", "data-known": String(concept) }, grade === null || grade === undefined ? "" : `its name proves true: AUROC ${grade.toFixed(2)}`);
   return element("article", { class: "card concept", "data-concept": String(concept) },
     element("header", {}, element("div", { class: "crop", "data-crop": String(concept) }),
       element("div", {}, element("h3", {}, element("a", { href: `${root}concepts/${concept}` }, name)), element("div", { class: "tiny soft" }, ...about), known)),
@@ -100,7 +101,7 @@ async function crops(concepts) {
     try {
       const { examples, row } = await call(`concepts/${concept}${state.model ? `?model=${state.model}` : ""}`);
       const known = document.querySelector(`[data-known="${concept}"]`);
-      if (known && !known.textContent && row.attribute) known.textContent = `${row.attribute_auroc >= RIGHT ? "tells" : "tells best"} ${row.attribute}: AUROC ${number(row.attribute_auroc, 2)}`;
+      if (known && !known.textContent && row.attribute) known.textContent = `${row.attribute_auroc >= RIGHT ? "tells" : "tells best"} ${row.attribute}: AUROC ${row.attribute_auroc.toFixed(2)}`;
       if (examples.length && place.isConnected) place.replaceChildren(cropped(examples[0], place.clientWidth));
     } catch (error) {
       if (error.status !== 503 && error.status !== 504) return;
@@ -175,6 +176,7 @@ function truth(image) {
   if ($("delete-card").hidden) return;
   if (!$("part").options.length) $("part").append(element("option", { value: "" }, "choose a part"), ...PARTS.map((part) => element("option", { value: part }, part)));
   $("part").value = "";
+  $("without-map").hidden = true;
   $("without").removeAttribute("src");
   $("without-f").replaceChildren();
 }
@@ -187,6 +189,7 @@ async function remove() {
   const answer = await fetch(source);
   if (!answer.ok) { say((await answer.json()).detail, 6); return; }
   const blob = await answer.blob();
+  $("without-map").hidden = false;
   $("without").src = URL.createObjectURL(blob);
   form.append("file", blob, "scene.png");
   if (state.model) form.append("model", state.model);

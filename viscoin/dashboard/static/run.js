@@ -54,7 +54,7 @@ function state(found) {
   const live = LIVE.includes(row.state);
   $("state").textContent = row.state;
   $("state").className = `tag ${row.state}`;
-  $("about").textContent = [row.kind, row.dataset, row.created?.replace("T", " "), row.reason].filter(Boolean).join(" · ");
+  $("about").textContent = [row.kind, row.dataset, row.created?.replace("T", " "), row.branch ? `branched from ${row.branch.run} at step ${number(row.branch.step)}` : null, row.reason].filter(Boolean).join(" · ");
   $("progress").hidden = !row.steps;
   if (row.steps) { $("progress").max = row.steps; $("progress").value = row.step || 0; }
   const facts = [["Step", row.step === null ? "–" : number(row.step)], ["of", row.steps ? number(row.steps) : "–"], ["Pace", row.pace ? `${number(row.pace, 3)} s a step` : "–"], ["Left", live ? span(row.left) : "–"], ["Model", row.model ? "written" : "not yet"]];
@@ -96,6 +96,7 @@ function parsed(text) {
 
 function commands() {
   $("untouched").hidden = record.length > 0;
+  $("record-table").hidden = !record.length;
   if ($("replay")) $("replay").hidden = !record.some(({ command, refused }) => !refused && REPLAYED.includes(command));
   $("record").replaceChildren(...record.map(({ step, command, values: given, refused, waiting: still, by }) => element("tr", {}, element("td", { class: "n" }, step === null ? "–" : number(step)), element("td", {}, command),
     element("td", { class: "break" }, Object.entries(given).map(([key, value]) => (key === "text" ? value : `${key} = ${value}`)).join(", ")),

@@ -15,7 +15,7 @@ from test_pages import PAGES, TOKEN, browser, playwright, pytestmark, server  # 
 from test_slurm import script_of
 
 draw_pages = script_of("draw_pages")
-AXE = "axe-core@4.12.1"
+AXE = "axe-core@4.14.1"
 NAMES = {"explain", "concepts", "concept", "predictions", "data", "fallacies", "train", "docs", "runs", "run"}
 
 

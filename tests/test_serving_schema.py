@@ -1,8 +1,6 @@
 """The API as its own document describes it: whatever is asked, no error of the service, and answers that fit."""
 
-import hypothesis
 import pytest
-from hypothesis import HealthCheck
 from test_serving import API, BEARER, TOKEN, started
 from tiny_models import tiny_recipe, write_models
 
@@ -13,6 +11,8 @@ from viscoin.serving.state import Settings
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
+import hypothesis  # noqa: E402
+from hypothesis import HealthCheck  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
 from schemathesis.core.failures import FailureGroup  # noqa: E402
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402

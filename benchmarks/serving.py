@@ -90,11 +90,7 @@ async def measure(
             await together(client, kind, at_once, max(at_once, round(share * total))) for kind, at_once, total in GROUPS
         ]
         results["given_up"] = await abandoned(client)
-        sizes = results["megabytes"] = []
-        for first in range(0, requests, 8):
-            await asyncio.gather(*(timed(client, MIXED[n % 4], n) for n in range(first, first + 8)))
-            if first % max(8, requests // 8) < 8:
-                sizes.append(resident(process))
+        results["megabytes"] = await mixed(client, process, requests)
         results["mixed_requests"] = requests
 
 
@@ -136,7 +132,7 @@ def photo() -> bytes:
 
 
 async def timed(client: httpx.AsyncClient, kind: str, number: int) -> tuple[int, float]:
-    """Status and milliseconds of one request."""
+    """Status and milliseconds of one request; 0 for a 503 that does not say when to come again."""
     begun = time.perf_counter()
     image = f"birds/test/{number % USERS}"
     if kind == "amplify":
@@ -146,7 +142,8 @@ async def timed(client: httpx.AsyncClient, kind: str, number: int) -> tuple[int,
         answer = await client.post("/api/v1/predict/files", files={"file": ("a.jpg", PHOTO)})
     else:
         answer = await client.post("/api/v1/explain", json={"image": image, "method": "gradcam"})
-    return answer.status_code, 1000 * (time.perf_counter() - begun)
+    refused_without_a_word = answer.status_code == 503 and "Retry-After" not in answer.headers
+    return 0 if refused_without_a_word else answer.status_code, 1000 * (time.perf_counter() - begun)
 
 
 async def together(client: httpx.AsyncClient, kind: str, at_once: int, total: int) -> dict[str, Any]:
@@ -162,6 +159,18 @@ async def together(client: httpx.AsyncClient, kind: str, at_once: int, total: in
         "kind": kind, "at_once": at_once, "median_ms": median, "p95_ms": p95, "a_second": len(served) / seconds,
         "served": len(served), "refused": refused, "lost": len(found) - len(served) - refused,
     }  # fmt: skip
+
+
+async def mixed(client: httpx.AsyncClient, process: "subprocess.Popen[str]", requests: int) -> list[float]:
+    """Megabytes of a service after each eighth of so many requests of all kinds, eight at a time."""
+    sizes, every = list[float](), max(8, requests // 8)
+    for first in range(0, requests, 8):
+        found = await asyncio.gather(*(timed(client, MIXED[n % 4], n) for n in range(first, first + 8)))
+        if odd := [status for status, _ in found if status != 200]:
+            raise Refused("requests", requests, f"one was answered by {odd[0]}", "see the log of the service")
+        if (first + 8) % every < 8:
+            sizes.append(resident(process))
+    return sizes
 
 
 async def abandoned(client: httpx.AsyncClient, count: int = 60) -> dict[str, int]:

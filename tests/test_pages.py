@@ -33,7 +33,7 @@ class Server:
     def start(self):
         command = [
             sys.executable, str(ROOT / "main.py"), "serve", "--port", str(self.port), "--viscoin", str(self.model),
-            "--runs", "runs", "--device", "cpu",
+            "--runs", "runs", "--device", "cpu", "--concept-names", "names.csv",
         ]  # fmt: skip
         environment = {**os.environ, "VISCOIN_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True, env=environment)
@@ -59,6 +59,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
+    (folder / "names.csv").write_text("concept,name,validity\n1,<img src=x onerror=alert(1)>,0.9\n")
     run = Run.create("classifier", tiny_recipe(), folder / "runs" / "watched")
     for step in range(1, 30):
         run.log(step, {"train.loss": 3.0 / step})
@@ -144,6 +145,57 @@ def test_a_map_is_laid_over_the_image(page):
     assert page.locator("#map-frame .point").count() == 1
 
 
+def test_names_are_text_and_no_markup(page, server):
+    page.goto(f"{server.address}concepts")
+    playwright.expect(page.locator("#cards")).to_contain_text("<img src=x onerror=alert(1)> (1)")
+    page.goto(f"{server.address}concepts/1")
+    playwright.expect(page.locator("h1")).to_have_text("<img src=x onerror=alert(1)> (1)")
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_images(page, server):
+    page.goto(f"{server.address}predictions")
+    cell = page.locator("#matrix button").first
+    count = int(cell.inner_text())
+    cell.click()
+    playwright.expect(page.locator("#cell li")).to_have_count(min(count, 24))
+    assert page.locator("#cell img").first.get_attribute("src").count("birds/validation/") == 1
+
+
+def test_parts_are_laid_over_the_data(page, server):
+    page.goto(f"{server.address}data")
+    playwright.expect(page.locator("#images img").first).to_be_visible()
+    before = page.locator("#images img").first.get_attribute("src")
+    page.locator("#parts").check()
+    playwright.expect(page.locator("#images img").first).to_have_attribute("src", f"{before}&parts=true")
+
+
+def test_a_training_is_checked_before_it_starts(page, server):
+    page.goto(f"{server.address}train")
+    playwright.expect(page.locator("#keys details").first).to_be_visible()
+    page.locator("#run").fill("from-a-page")
+    page.get_by_role("button", name="Check only").click()
+    playwright.expect(page.locator("#checked")).to_contain_text("would be from-a-page")
+    page.locator("[data-key='classifier.epochs'] input").fill("0")
+    page.locator("[data-key='classifier.epochs'] input").press("Tab")
+    page.get_by_role("button", name="Check only").click()
+    playwright.expect(page.locator("#checked")).to_contain_text("classifier.epochs")
+    page.complaints[:] = [said for said in page.complaints if "422" not in said]  # the browser names the answer
+    assert not (server.folder / "runs" / "from-a-page").exists()
+
+
+def test_a_run_is_deleted_after_a_question(page, server):
+    Run.create("classifier", tiny_recipe(), server.folder / "runs" / "unwanted")
+    page.goto(f"{server.address}runs/unwanted")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="No").click()
+    assert (server.folder / "runs" / "unwanted").is_dir()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Yes").click()
+    page.wait_for_url(f"{server.address}runs")
+    assert not (server.folder / "runs" / "unwanted").exists()
+
+
 @pytest.mark.long
 def test_the_page_goes_on_after_the_service_was_started_again(page, server):
     page.goto(f"{server.address}runs/watched")
@@ -200,5 +252,20 @@ def test_a_training_is_paused_continued_and_finished_from_its_page(page, server)
         playwright.expect(page.locator("#record")).to_contain_text("finish")
         assert training.wait(60) == 0
         assert (server.folder / "runs" / "steered" / "model.safetensors").is_file()
+        page.get_by_label("Name, optional").fill("branched")
+        page.get_by_label("Set there, optional").fill("learning_rate=0.0001")
+        page.get_by_role("button", name="Branch").click()
+        page.wait_for_url(f"{server.address}runs")
+        page.get_by_role("link", name="branched").click()
+        playwright.expect(page.locator("#about")).to_contain_text("branched from steered at step")
+        playwright.expect(state).to_have_text("running", timeout=180_000)
+        playwright.expect(page.locator("#record")).to_contain_text("learning_rate = 0.0001")
+        page.get_by_role("button", name="Finish now").click()
+        page.get_by_role("button", name="Yes").click()
+        playwright.expect(state).to_have_text("finished", timeout=180_000)
+        page.goto(f"{server.address}predictions")
+        page.locator("#run-1").select_option("branched")
+        page.get_by_role("button", name="Compare").click()
+        playwright.expect(page.locator("#sides-images h3")).to_have_count(4)
     finally:
         training.kill()

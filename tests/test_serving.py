@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import time
 
 import numpy as np
@@ -13,11 +14,15 @@ from PIL import Image
 from tiny_models import tiny_recipe, write_models
 
 from viscoin.analysis.amplification import amplify_images
+from viscoin.analysis.concepts import collect_concepts
 from viscoin.attribution import attribute
+from viscoin.errors import Refused
 from viscoin.models.files import load_model, save_model
 from viscoin.runs.run import Run
 from viscoin.serving.app import create_app
+from viscoin.serving.models import Models
 from viscoin.serving.state import Settings
+from viscoin.statistics.measures import auroc
 from viscoin.training.viscoin import build_ensemble
 
 TOKEN = "a-token-of-the-tests"
@@ -42,7 +47,11 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     models = write_models(folder / "models")
     (folder / "runs").mkdir()
-    settings = Settings([("viscoin", models["viscoin"])], folder / "runs", "cpu", token=TOKEN, data_root=folder)
+    names = folder / "names.csv"
+    names.write_text("concept,name,reason,validity\n0,,no clear direction,nan\n2,plume crest,,0.91\n5,<b>odd,,0.4\n")
+    settings = Settings(
+        [("viscoin", models["viscoin"])], folder / "runs", "cpu", token=TOKEN, data_root=folder, names=[names]
+    )  # fmt: skip
     client = started(create_app(settings))
     yield client, load_model(models["viscoin"], "viscoin").model, folder / "runs"
     client.__exit__(None, None, None)
@@ -153,6 +162,43 @@ def test_concepts_are_sorted_paged_and_shown(client):
     is_problem(client.get(f"{API}/concepts/6"), 404, "no concept 6")
 
 
+def test_concepts_have_their_names_and_grades(client):
+    assert client.get(f"{API}/models").json()[0]["named"] == 2
+    rows = client.get(f"{API}/concepts?sort=concept").json()["rows"]
+    assert [row["name"] for row in rows][2:6] == ["plume crest (2)", "concept 3", "concept 4", "<b>odd (5)"]
+    assert [row["grade"] for row in rows] == [None, None, 0.91, None, None, 0.4]
+    found = client.post(f"{API}/predict", json={"image": "birds/test/3"}).json()["concepts"]
+    assert {row["concept"]: (row["name"], row["grade"]) for row in found}[2] == ("plume crest (2)", 0.91)
+    body = {"image": "birds/test/3", "method": "saliency", "concepts": [2]}
+    assert client.post(f"{API}/explain", json=body).json()["maps"][0]["name"] == "plume crest (2)"
+
+
+def test_concepts_are_tried_on_the_attributes_that_the_images_were_made_from(served):
+    client, ensemble, _ = served
+    rows = {row["concept"]: row for row in client.get(f"{API}/concepts").json()["rows"]}
+    table = collect_concepts(ensemble, birds("test"), limit=400)
+    truth, names = birds("test").attributes[table.indices], list(birds("test").attribute_names)
+    k = int(table.order[0])
+    a = names.index(rows[k]["attribute"])
+    assert rows[k]["attribute_auroc"] == pytest.approx(float(auroc(table.activations, truth[:, [a]])[0, k]))
+    often = np.minimum(truth.mean(0), 1 - truth.mean(0)) >= 0.05
+    assert rows[k]["attribute_auroc"] == pytest.approx(auroc(table.activations, truth[:, often])[:, k].max())
+    similar = client.get(f"{API}/concepts/{k}").json()["similar"]
+    assert [row["correlation"] for row in similar] == sorted((row["correlation"] for row in similar), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("concept,name\n6,x\n", "there is no concept 6"), ("a,b\n", "names.csv"), ("concept,name\n1,x\n1,y\n", "already")],
+)
+def test_names_of_another_ensemble_are_told(served, tmp_path, text, said):
+    file = tmp_path / "names.csv"
+    file.write_text(text)
+    path = next(iter(served[0].app.state.service.models)).path
+    with pytest.raises(Refused, match=said):
+        Models("cpu").load([("viscoin", path)], [file])
+
+
 def test_data_is_shown_page_by_page_and_without_parts(client):
     about = client.get(f"{API}/datasets").json()
     assert about[0]["images"] == {"validation": 24, "test": 40}
@@ -161,6 +207,12 @@ def test_data_is_shown_page_by_page_and_without_parts(client):
     whole, less = (client.get(f"{API}/datasets/birds/test/3.png{query}") for query in ("", "?delete=crest"))
     assert whole.headers["content-type"] == "image/png"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(whole.content))), birds("test").pixels[3])
+    tinted = np.asarray(Image.open(io.BytesIO(client.get(f"{API}/datasets/birds/test/3.png?parts=true").content)))
+    on_parts = birds("test").part_masks(3).any(0)
+    dark = (birds("test").pixels[3] * 0.45).astype(int)
+    assert on_parts.any() and np.abs(tinted - dark).max(-1)[~on_parts].max() <= 1
+    assert np.abs(tinted - dark).max(-1)[on_parts].min() > 20
+    assert sum(page["counts"]) == 40
     assert less.status_code == 200
     is_problem(client.get(f"{API}/datasets/birds/test/3.png?delete=heart"), 422, "heart")
 
@@ -413,6 +465,7 @@ def test_a_run_is_shown(client, run):
     assert client.get(f"{API}/runs/{name}/log").text == "one\ntwo\n"
     figures = client.get(f"{API}/runs/{name}/figures").json()
     assert [(one["name"], one["step"]) for one in figures] == [("samples-000002.png", 2)]
+    assert row["branch"] is None and row["bounds"] == {} and row["score"] is None
     assert client.get(f"{API}/runs/{name}/figures/samples-000002.png").headers["content-type"] == "image/png"
     is_problem(client.get(f"{API}/runs/{name}/figures/other.png"), 404)
 
@@ -441,6 +494,13 @@ def test_events_go_on_where_they_were_cut(served, run):
     assert [values["step"] for kind, _, values in follower.fresh() if kind == "metrics"] == [4]
     run.truncate_metrics(1)
     assert [kind for kind, _, _ in follower.fresh()][:2] == ["rewritten", "metrics"]
+    Image.new("RGB", (8, 8)).save(run.figures / "samples-000004.png")
+    assert [(kind, values["step"]) for kind, _, values in follower.fresh()] == [("figure", 4)]
+    (run.path / "control.jsonl").write_text("no command\n")
+    assert list(follower.fresh()) == []  # who asks for the record is told
+    shutil.rmtree(run.path)
+    [(kind, _, values)] = follower.fresh()
+    assert (kind, values["state"]) == ("status", "damaged") and "recipe.yaml" in values["reason"]
 
 
 def test_a_run_goes_into_the_trash_unless_something_trains_there(client, run, served):
@@ -487,7 +547,7 @@ def test_a_training_that_cannot_be_is_refused_before_it_starts(client, served, b
 
 
 def test_jobs_wait_for_their_turn(tmp_path, monkeypatch):
-    from viscoin.serving.jobs import Jobs
+    from viscoin.serving.jobs import Jobs, Wish
 
     class Process:
         ended = False
@@ -499,7 +559,7 @@ def test_jobs_wait_for_their_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(Jobs, "_start", lambda self, job: begun.append((job, Process())) or begun[-1][1])
     jobs = Jobs(tmp_path, 1, tmp_path)
     for name in ("one", "two"):
-        jobs.add("classifier", "birds", None, {"classifier.epochs": 2}, name, None)
+        jobs.add(Wish("classifier", "birds", settings={"classifier.epochs": 2}, name=name))
     assert [job.run for job, _ in begun] == ["one"] and [row["run"] for row in jobs.waiting()] == ["two"]
     assert "--set classifier.epochs=2" in begun[0][0].command and "--out" in begun[0][0].command
     begun[0][1].ended = True
@@ -551,11 +611,13 @@ ROUTES = sorted([
     *(f"GET {API}/{path}" for path in (
         "models", "models/{number}", "methods", "datasets", "datasets/{name}/{split}",
         "datasets/{name}/{split}/{index}.png", "concepts", "concepts/{k}", "predictions", "runs", "runs/latest",
-        "runs/{run}", "runs/{run}/metrics", "runs/{run}/summary", "runs/{run}/figures", "runs/{run}/figures/{name}",
+        "runs/{run}", "runs/{run}/saved", "runs/{run}/states", "runs/{run}/analysis", "runs/{run}/metrics",
+        "runs/{run}/summary", "runs/{run}/figures", "runs/{run}/figures/{name}",
         "runs/{run}/log", "runs/{run}/commands", "runs/{run}/events", "jobs", "recipes", "recipes/{name}",
     )),
     *(f"POST {API}/{path}" for path in (
         "images", "predict", "predict/files", "amplify", "explain", "fallacies", "runs/{run}/commands", "jobs",
+        "runs/{run}/branch", "runs/{run}/resume",
     )),
     f"DELETE {API}/runs/{{run}}",
 ])  # fmt: skip

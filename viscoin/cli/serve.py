@@ -21,6 +21,14 @@ def serve(
         list[Path] | None,
         typer.Option("--classifier", metavar="MODEL", help="A classifier f to serve, without concepts; repeatable."),
     ] = None,
+    concept_names: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--concept-names",
+            metavar="FILE",
+            help="names.csv of concepts --names, to label concepts; repeatable, in the order of --viscoin.",
+        ),
+    ] = None,
     runs: Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Folder of the runs to show.")] = Path("runs"),
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -57,14 +65,26 @@ def serve(
     from viscoin.serving.server import serve as run
     from viscoin.serving.state import Settings
 
+    _check_files(viscoin or [], classifier or [], concept_names or [])
     models = [("viscoin", path) for path in viscoin or ()] + [("classifier", path) for path in classifier or ()]
     settings = Settings(
-        models or [("viscoin", None)], runs, device, read_only, token, allow_host or (), jobs, data_root
+        models or [("viscoin", None)], runs, device, read_only, token, allow_host or (), jobs, data_root,
+        concept_names or (),
     )  # fmt: skip
     try:
         run(settings, host, port, prefix)
     except KeyboardInterrupt:  # how a service ends
         return
+
+
+def _check_files(viscoin: list[Path], classifier: list[Path], names: list[Path]) -> None:
+    """Raise Refused for files that are not there, and for names of no ensemble, before anything is loaded."""
+    for parameter, paths in (("viscoin", viscoin), ("classifier", classifier), ("concept_names", names)):
+        for path in paths:
+            if not path.exists():
+                raise Refused(parameter, path, "there is no such file", "give one that is there")
+    if len(names) > (len(viscoin) or not classifier):
+        raise Refused("concept_names", names[-1], "there is no ensemble for it", "give one file for each `viscoin`")
 
 
 def load_service() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -414,3 +415,14 @@ def read_names(path: Path, n_concepts: int | None = None) -> dict[int, str]:
         if name:
             names[int(number)] = name
     return names
+
+
+def read_grades(path: Path) -> dict[int, float]:
+    """Concept -> AUROC in [0, 1] with which its name proves true on held-out images, of a names.csv that has them."""
+    found: dict[int, float] = {}
+    with suppress(Refused):  # a table by hand has none
+        for _, row in read_table(path, ("concept", "validity"), "concept_names", "give names.csv of concepts"):
+            with suppress(ValueError):
+                grade = float(row["validity"])
+                found |= {int(row["concept"]): grade} if 0 <= grade <= 1 else {}
+    return found

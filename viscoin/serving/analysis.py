@@ -1,6 +1,7 @@
 """Endpoints that look at many images at once: how f and g predict, and the tests that maps should pass."""
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from viscoin.testing.classifier import ClassifierResult, test_classifier
 from viscoin.testing.classifier_measures import class_rows, measure_classifier, most_confident_errors, most_confused
 
 MOST_IMAGES, SHOWN = 1000, 12
+MOST_DRAWN = 60  # classes of a confusion matrix
 
 router = APIRouter(tags=["analysis"])
 
@@ -51,7 +53,8 @@ async def predictions(
     network = served.classifier if of == "f" else served.needed_ensemble()
 
     def made() -> dict[str, Any]:
-        return _predictions(served, test_classifier(network, served.images(split), served.device, limit=limit), split)
+        result = test_classifier(network, served.images(split), served.device, limit=limit)
+        return {"model": served.id, "split": split, **describe_result(result, f"{served.dataset_name}/{split}")}
 
     def run(items: Any) -> list[Any]:
         return [once(served, f"predictions_{split}_{of}_{limit}", made) for _ in items]
@@ -59,41 +62,58 @@ async def predictions(
     return (await compute(request, service(request).slow, ("predictions", served.id, split, of, limit), run, [0]))[0]
 
 
-def _predictions(model: ServedModel, result: ClassifierResult, split: str) -> dict[str, Any]:
+def describe_result(result: ClassifierResult, place: str, classes: Sequence[int] = ()) -> dict[str, Any]:
+    """What predictions amount to: measures, figures, confused classes with their images, errors.
+
+    Args:
+        place: of the images, as in "birds/test".
+        classes: the table and the pairs of these alone; all of them if it is empty.
+    """
     measures, names = measure_classifier(result), result.class_names
-    pairs = most_confused(result.confusion)
+    chosen = set(classes) or set(range(len(names)))
     figures = {"How sure": calibration_figure(measures), "ROC and precision-recall": curves_figure(measures)}
-    if len(names) <= 60:
+    if len(names) <= MOST_DRAWN:
         figures = {"Confusion": confusion_figure(result.confusion, names), **figures}
 
     def shown(rows: np.ndarray) -> list[dict[str, Any]]:
-        return [_image(model, result, split, int(row)) for row in rows]
+        return [_image(result, place, int(row)) for row in rows]
 
     confused = []
-    for pair in pairs:
-        rows = np.flatnonzero((result.labels == pair.true) & (result.predicted == pair.predicted))[:4]
-        confused.append({
-            "true": names[pair.true], "predicted": names[pair.predicted], "errors": pair.errors, "images": pair.images,
-            "examples": shown(rows),
-        })  # fmt: skip
-    classes = sorted(class_rows(measures), key=lambda row: (row["f1"] is None or np.isnan(row["f1"]), row["f1"]))
+    for pair in most_confused(result.confusion):
+        if pair.true in chosen or pair.predicted in chosen:
+            rows = np.flatnonzero((result.labels == pair.true) & (result.predicted == pair.predicted))[:4]
+            confused.append({
+                "true": names[pair.true], "predicted": names[pair.predicted], "errors": pair.errors,
+                "images": pair.images, "examples": shown(rows),
+            })  # fmt: skip
+    rows = [row for k, row in enumerate(class_rows(measures)) if k in chosen]
+    rows.sort(key=lambda row: (row["f1"] is None or np.isnan(row["f1"]), row["f1"]))
     estimates = {
         name.partition(".")[2] or name: {"value": found.value, "low": found.low, "high": found.high}
         for name, found in measures.estimates.items()
     }
     return without_nan({
-        "model": model.id, "split": split, "images": result.n, "accuracy": result.accuracy, "estimates": estimates,
+        "images": result.n, "place": place, "accuracy": result.accuracy, "estimates": estimates, "class_names": names,
         "confused": confused, "sure_and_wrong": shown(most_confident_errors(result, SHOWN)),
-        "least_sure": shown(np.argsort(result.confidence, kind="stable")[:SHOWN]), "classes": classes[:200],
+        "least_sure": shown(np.argsort(result.confidence, kind="stable")[:SHOWN]), "classes": rows[:200],
+        "confusion": result.confusion.tolist() if len(names) <= MOST_DRAWN else None,
         "figures": [{"title": title, "picture": _svg(figure)} for title, figure in figures.items()],
+        "each": each_image(result),
     })  # fmt: skip
 
 
-def _image(model: ServedModel, result: ClassifierResult, split: str, row: int) -> dict[str, Any]:
+def each_image(result: ClassifierResult) -> list[list[float]]:
+    """Of each image its index, its class, the one that it was taken for, and how probable that was called."""
+    indices = np.arange(result.n) if result.indices is None else result.indices
+    columns = (indices, result.labels, result.predicted, result.confidence.round(4))
+    return [list(row) for row in zip(*(column.tolist() for column in columns))]
+
+
+def _image(result: ClassifierResult, place: str, row: int) -> dict[str, Any]:
     index = int(row if result.indices is None else result.indices[row])
     label, predicted = int(result.labels[row]), int(result.predicted[row])
     return {
-        "image": f"{model.dataset_name}/{split}/{index}", "true": result.class_names[label],
+        "image": f"{place}/{index}", "true": result.class_names[label],
         "predicted": result.class_names[predicted], "p": float(result.confidence[row]),
     }  # fmt: skip
 

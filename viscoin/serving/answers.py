@@ -84,8 +84,8 @@ def _concepts(model: ServedModel, phi: np.ndarray, relevance: np.ndarray, count:
     order = np.argsort(-np.abs(relevance), kind="stable")[:count]
     return [
         {
-            "concept": int(k), "name": f"concept {k}", "activation": float(phi[k]), "relevance": float(relevance[k]),
-            "opposite": model.opposites[k],
+            "concept": int(k), "name": model.name_of(k), "grade": model.grades.get(int(k)), "activation": float(phi[k]),
+            "relevance": float(relevance[k]), "opposite": model.opposites[k],
         }
         for k in order
     ]  # fmt: skip
@@ -230,7 +230,7 @@ def maps(
     )  # fmt: skip
     noun, rows = ("class" if concepts is None else "concept"), []
     for k, heat in zip(chosen, result.maps.numpy()):
-        name = model.class_names[k] if noun == "class" else f"concept {k}"
+        name = model.class_names[k] if noun == "class" else model.name_of(k)
         rows.append({noun: k, "name": name, **_map(picture, heat, result.signed)})
     return {
         "image": picture.id, "model": model.id, "method": method, "title": METHODS[method].title,

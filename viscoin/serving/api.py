@@ -3,23 +3,27 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 
-from viscoin.analysis.concept_files import concept_rows, summary
-from viscoin.analysis.concepts import collect_concepts
+from viscoin.analysis.concept_files import concept_rows, correlated, summary
+from viscoin.analysis.concepts import ConceptTable, collect_concepts
 from viscoin.analysis.gallery import view_concepts
 from viscoin.attribution import METHODS
+from viscoin.datasets import ImageDataset
 from viscoin.serving import answers
 from viscoin.serving.answers import Edit
 from viscoin.serving.models import CONCEPT_IMAGES, ServedModel, once
-from viscoin.serving.pictures import OF_DATASET, UPLOAD, Picture, data_url, of_dataset, png
+from viscoin.serving.pictures import OF_DATASET, UPLOAD, Picture, data_url, of_dataset, png, with_parts
 from viscoin.serving.problems import Problem
 from viscoin.serving.schemas import AmplifyBody, ExplainBody, PredictBody
 from viscoin.serving.state import Service
 from viscoin.serving.work import compute
+from viscoin.statistics.measures import auroc
+from viscoin.testing.truth.attributes import RAREST
 
 MOST_FILES = 16
-ASCENDING = ("concept", "name", "class", "votes_for")  # columns that are sorted from the first one on
+ASCENDING = ("concept", "name", "class", "votes_for", "attribute")  # columns that are sorted from the first one on
 ModelQuery = Annotated[str | None, Query(max_length=80, description="id of a model; default: the first one")]
 
 router = APIRouter(tags=["models"])
@@ -96,6 +100,7 @@ def images_of_split(
     rows = [i for i in range(len(images)) if label is None or int(images.labels[i]) == label]
     return {
         "dataset": name, "split": split, "images": len(rows), "start": start,
+        "counts": np.bincount(images.labels, minlength=len(images.class_names)).tolist(),
         "rows": [
             {"image": f"{name}/{split}/{i}", "class": int(label), "name": images.class_names[label]}
             for i, label in zip(rows[start : start + count], images.labels[rows[start : start + count]])
@@ -107,10 +112,12 @@ def images_of_split(
 def picture_of_split(
     request: Request, name: str, split: str, index: int, model: ModelQuery = None,
     delete: Annotated[str | None, Query(max_length=40, description="a part to draw the scene without")] = None,
+    parts: Annotated[bool, Query(description="tint its parts, where the data knows them")] = False,
 ) -> Response:  # fmt: skip
     """An image of a dataset; of birds also without a part."""
     images = _split(service(request).models.get(model), name, split)
     pixels = of_dataset(images, split, index).pixels if delete is None else _without(images, index, delete)
+    pixels = with_parts(images, index, pixels) if parts else pixels
     return Response(png(pixels), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -266,9 +273,33 @@ async def concepts(
 def _table(model: ServedModel) -> Any:
     def made() -> Any:
         found = collect_concepts(model.needed_ensemble(), model.images("test"), model.device, limit=CONCEPT_IMAGES)
-        return found, concept_rows(found, model.class_names), summary(found)
+        known = _attributes(model.images("test"), found)
+        rows = concept_rows(found, model.class_names, {k: model.name_of(k) for k in model.names})
+        return found, [row | _grades(model, known, row["concept"]) for row in rows], summary(found)
 
     return once(model, "table", made)
+
+
+def _grades(model: ServedModel, truth: Mapping[int, tuple[str, float]], k: int) -> dict[str, Any]:
+    """How well a concept's name fits held-out images, and the attribute of the data that it tells best."""
+    attribute, area = truth.get(k, (None, None))
+    return {"grade": model.grades.get(k), "attribute": attribute, "attribute_auroc": area}
+
+
+def _attributes(images: ImageDataset, table: ConceptTable) -> dict[int, tuple[str, float]]:
+    """Of each concept that is ever active, the attribute that it detects best, with the AUROC; none without truth."""
+    if not len(images.attribute_names):
+        return {}
+    truth = images.attributes[table.indices]
+    often = np.flatnonzero(np.minimum(truth.mean(0), 1 - truth.mean(0)) >= RAREST)
+    if not len(often):
+        return {}
+    areas = auroc(table.activations, truth[:, often])
+    best = areas.argmax(0)
+    return {
+        int(k): (str(images.attribute_names[often[best[k]]]), float(areas[best[k], k]))
+        for k in np.flatnonzero(~table.dead)
+    }
 
 
 async def _slowly(request: Request, model: ServedModel, name: str, make: Callable[[], Any]) -> Any:
@@ -300,7 +331,11 @@ def _concept(model: ServedModel, k: int) -> dict[str, Any]:
         {"class": int(c), "name": model.class_names[c], "weight": float(weights[c])}
         for c in (*order[:-6:-1], *order[:5])
     ]
-    found = {"row": rows[k], "classes": named, "opposite": model.opposites[k], "examples": [], "strip": []}
+    similar = [{"concept": other, "name": model.name_of(other), "correlation": r} for other, r in correlated(table, k)]
+    found = {
+        "row": rows[k], "classes": named, "opposite": model.opposites[k], "similar": similar, "examples": [],
+        "strip": [],
+    }  # fmt: skip
     if table.dead[k]:
         return found
     images = model.images("test")

@@ -10,9 +10,9 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from viscoin.dashboard.pages import mount_pages
 from viscoin.runs.revision import describe_version
-from viscoin.serving import analysis, api, watching
-from viscoin.serving.problems import AsProblems, install
-from viscoin.serving.security import Guard
+from viscoin.serving import analysis, api, states, watching
+from viscoin.serving.problems import ERRORS, AsProblems, install
+from viscoin.serving.security import BodyInTime, Guard
 from viscoin.serving.state import Service, Settings
 from viscoin.serving.telemetry import Telemetry
 
@@ -34,17 +34,19 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="viscoin", version="1", summary="Explanations of image classifiers by concepts and maps",
         lifespan=lifespan, docs_url=None, redoc_url=None,
-        form_limits={"max_files": api.MOST_FILES, "max_fields": 8},
+        responses=ERRORS, form_limits={"max_files": api.MOST_FILES, "max_fields": 8},
     )  # fmt: skip
     app.state.service = service
     app.state.version = describe_version()
     install(app)
     app.include_router(api.router, prefix="/api/v1")
     app.include_router(analysis.router, prefix="/api/v1")
+    app.include_router(states.router, prefix="/api/v1")
     app.include_router(watching.router, prefix="/api/v1")
     telemetry = Telemetry(service)
     _health(app, service, telemetry)
     mount_pages(app)
+    app.add_middleware(BodyInTime)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=BODY)
     app.add_middleware(AsProblems)
     app.add_middleware(telemetry.middleware)

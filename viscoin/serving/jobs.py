@@ -1,24 +1,44 @@
-"""Trainings that the service starts: processes of their own, which outlive it; some at a time, the others wait."""
+"""Trainings that the service starts: processes of their own, which outlive it; some at a time, the others wait.
+
+Or jobs of a SLURM cluster, through what `submit` does.
+"""
 
 import re
+import shlex
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viscoin.config import load_recipe, override_recipe, recipe_names
+from viscoin.config import DEFAULT_DATASET, load_recipe, override_recipe, recipe_names
 from viscoin.datasets import check_dataset_name, default_recipe
 from viscoin.kinds import TRAINED
 from viscoin.program import MAIN
+from viscoin.runs.run import Run
 from viscoin.serving.problems import Problem
 from viscoin.serving.runs import NAME
+from viscoin.slurm.submission import CommandLine, Limits, Submission, prepare
 
 MOST_WAITING = 64
+OUTPUT, STARTING = "output.txt", 120.0  # of a training; seconds that it may take to import all and read its data
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A training as it is asked for: what `train` would be given. Without a dataset: that of `replay`, or birds."""
+
+    kind: str
+    dataset: str | None = None
+    recipe: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    replay: str | None = None
+    devices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Job:
     @property
     def command(self) -> str:
         """The command line that does the same."""
-        return " ".join(["python main.py", *self.arguments])
+        return f"python main.py {shlex.join(self.arguments)}"
 
 
 class Jobs:
@@ -51,47 +71,88 @@ class Jobs:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
-    def add(
-        self, kind: str, dataset: str, recipe: str | None, settings: Mapping[str, Any], name: str | None,
-        replay: str | None,
-    ) -> Job:  # fmt: skip
-        """Check a training as the command line would, and start it when its turn comes.
+    def check(self, wish: Wish) -> Job:
+        """Check a training as the command line would; starts nothing.
 
         Raises:
-            Problem: 422 for what is no kind, dataset or name, 409 for a name that is taken, 503 if too many wait.
+            Problem: 422 for what is no kind, dataset or name, 409 for a name that is taken.
             Refused: a setting that the recipe does not take.
         """
-        if kind not in TRAINED:
-            raise Problem(422, f"there is no training of {kind!r}", f"choose one of: {', '.join(TRAINED)}")
+        if wish.kind not in TRAINED:
+            raise Problem(422, f"there is no training of {wish.kind!r}", f"choose one of: {', '.join(TRAINED)}")
+        dataset = wish.dataset or DEFAULT_DATASET
         self._check_inside("dataset", dataset)
         check_dataset_name(dataset)
-        if recipe is not None and recipe not in recipe_names():
-            raise Problem(422, f"there is no recipe {recipe!r}", f"choose one of: {', '.join(recipe_names())}")
-        override_recipe(load_recipe(recipe or default_recipe(dataset)), dict(settings))
-        for key, value in settings.items():
+        if wish.recipe is not None and wish.recipe not in recipe_names():
+            raise Problem(422, f"there is no recipe {wish.recipe!r}", f"choose one of: {', '.join(recipe_names())}")
+        repeated = wish.replay and wish.recipe is None
+        recipe = (
+            Run(self.root / str(wish.replay)).recipe
+            if repeated
+            else load_recipe(wish.recipe or default_recipe(dataset))
+        )
+        override_recipe(recipe, dict(wish.settings))
+        for key, value in wish.settings.items():
             if key.endswith(("path", "weights", "pretrained")) and isinstance(value, str):
                 self._check_inside(key, value)
-        run = name or f"{Path(dataset).name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = wish.name or f"{wish.replay or Path(dataset).name}-{wish.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.check_name(run)
+        return Job(run, wish.kind, self._arguments(wish, run))
+
+    def check_name(self, run: str) -> None:
+        """Raise a problem for what is no name of a new run."""
         if not NAME.fullmatch(run):
             raise Problem(422, f"{run!r} is no name for a run", "use letters, digits, . _ + = and -")
+        if (self.root / run).exists() or any(job.run == run for job in self._waiting):
+            raise Problem(409, f"there is a run {run!r} already", "choose another name")
+
+    def add(self, wish: Wish) -> Job:
+        """Start a training when its turn comes.
+
+        Raises:
+            Problem: as `check`; 503 if too many wait.
+            Refused: as `check`.
+        """
+        return self._queue(self.check(wish))
+
+    def resume(self, run: str, kind: str) -> Job:
+        """Go on with a run that is there, when its turn comes.
+
+        Raises:
+            Problem: 409 if it waits already, 503 if too many wait.
+        """
+        return self._queue(Job(run, kind, ("train", kind, "--out", str(self.root / run), "--resume")))
+
+    def _queue(self, job: Job) -> Job:
         with self._lock:
-            if (self.root / run).exists() or any(job.run == run for job in self._waiting):
-                raise Problem(409, f"there is a run {run!r} already", "choose another name")
+            if any(other.run == job.run for other in self._waiting):
+                raise Problem(409, f"run {job.run!r} waits for its turn already")
             if len(self._waiting) >= MOST_WAITING:
                 raise Problem(503, f"{MOST_WAITING} trainings wait already", headers={"Retry-After": "60"})
-            job = Job(run, kind, self._arguments(kind, dataset, recipe, settings, run, replay))
             self._waiting.append(job)
         self.advance()
         return job
 
-    def _arguments(
-        self, kind: str, dataset: str, recipe: str | None, settings: Mapping[str, Any], run: str, replay: str | None
-    ) -> tuple[str, ...]:
-        found = ["train", kind, "--dataset", dataset, "--out", str(self.root / run)]
-        found += ["--recipe", recipe] if recipe else []
-        for key, value in settings.items():
+    def submission(self, job: Job, limits: Limits) -> Submission:
+        """The batch script that runs a job on a cluster, as `submit` makes it.
+
+        Raises:
+            Refused: SLURM would not understand the limits.
+        """
+        _, kind, *rest = job.arguments
+        devices = int(rest[rest.index("--devices") + 1]) if "--devices" in rest else None
+        options = {"devices": devices, "num_nodes": None, "out": str(self.root / job.run)}
+        program = shlex.join(["python", *_program()])
+        return prepare(CommandLine(program, ("train", kind), tuple(rest), options), limits)
+
+    def _arguments(self, wish: Wish, run: str) -> tuple[str, ...]:
+        dataset = wish.dataset or (None if wish.replay else DEFAULT_DATASET)
+        found = ["train", wish.kind, *(["--dataset", dataset] if dataset else []), "--out", str(self.root / run)]
+        found += ["--recipe", wish.recipe] if wish.recipe else []
+        for key, value in wish.settings.items():
             found += ["--set", f"{key}={_written(value)}"]
-        return (*found, *(("--replay", str(self.root / replay)) if replay else ()))
+        found += ["--replay", str(self.root / wish.replay)] if wish.replay else []
+        return (*found, *(["--devices", str(wish.devices)] if wish.devices else []))
 
     def _check_inside(self, key: str, value: str) -> None:
         """Raise a problem for a path that leads out of the folder of data."""
@@ -107,7 +168,27 @@ class Jobs:
     def waiting(self) -> list[dict[str, Any]]:
         """Jobs that have not been started, in their order."""
         self.advance()
-        return [{"run": job.run, "kind": job.kind, "state": "queued", "command": job.command} for job in self._waiting]
+        return [_row(job.run, job.kind, "queued", job.command) for job in self._waiting]
+
+    def unborn(self) -> list[dict[str, Any]]:
+        """Jobs that were started or submitted and have written no recipe yet, or failed before that."""
+        found, queued = [], {job.run for job in self._waiting}
+        for path in sorted(self.root.iterdir()) if self.root.is_dir() else ():
+            if NAME.fullmatch(path.name) and path.name not in queued and not (path / "recipe.yaml").exists():
+                if (path / "job.sbatch").is_file():
+                    found.append(_row(path.name, None, "queued"))
+                elif (path / OUTPUT).is_file():
+                    found.append(self._started(path))
+        return found
+
+    def _started(self, path: Path) -> dict[str, Any]:
+        process, output = self._running.get(path.name), path / OUTPUT
+        young = process is None and time.time() - output.stat().st_mtime < STARTING  # of a service before this one
+        if young or (process is not None and process.poll() is None):
+            return _row(path.name, None, "starting")
+        lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return {**_row(path.name, None, "failed"), "reason": said[:1000]}
 
     def advance(self) -> None:
         """Start what can be started."""
@@ -121,12 +202,16 @@ class Jobs:
 
     def _start(self, job: Job) -> "subprocess.Popen[bytes]":
         folder = self.root / job.run
-        folder.mkdir(parents=True)
-        with (folder / "output.txt").open("ab") as output:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / OUTPUT).open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, *_program(), *job.arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
+
+
+def _row(run: str, kind: str | None, state: str, command: str | None = None) -> dict[str, Any]:
+    return {"run": run, "kind": kind, "state": state, "command": command, "pending": True}
 
 
 def _program() -> Sequence[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from viscoin.analysis.concepts import concept_name
 from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
 from viscoin.datasets.reading import Fit
@@ -20,6 +21,7 @@ from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
 from viscoin.models.ensemble import VisCoIN
 from viscoin.models.files import find_model, load_model
+from viscoin.naming.names import read_grades, read_names
 from viscoin.serving.problems import Problem
 
 MOST_MODELS = 3
@@ -35,6 +37,7 @@ class ServedModel:
 
     Attributes:
         id: by which requests name it.
+        names, grades: of concepts that have a name, and the AUROC with which that proves true, where it is known.
         ensemble: None where there is a classifier alone.
         config: of the images that it was made for.
     """
@@ -51,6 +54,8 @@ class ServedModel:
         self.fit = Fit.of(self.config)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.id = _identifier(path, self.sha256)
+        self.names: dict[int, str] = {}
+        self.grades: dict[int, float] = {}
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._once = threading.RLock()
         self._splits: dict[str, ImageDataset] = {}
@@ -92,6 +97,19 @@ class ServedModel:
                 409, f"model {self.id} has no generator, so nothing can be drawn", "train one with a generator"
             )
         return ensemble
+
+    def read_names(self, path: Path) -> None:
+        """Take the names of a names.csv.
+
+        Raises:
+            Refused: it is none, or one of another ensemble.
+        """
+        self.names = read_names(path, self.needed_ensemble().n_concepts)
+        self.grades = read_grades(path)
+
+    def name_of(self, concept: int) -> str:
+        """Of a concept, for people."""
+        return concept_name(concept, self.names)
 
     def images(self, split: str) -> ImageDataset:
         """A split of its dataset.
@@ -139,7 +157,8 @@ class ServedModel:
             "classes": len(self.class_names), "resolution": self.resolution,
             "concepts": self.ensemble.n_concepts if self.ensemble is not None else None, "draws": self.draws,
             "backbone": architecture.get("backbone", architecture.get("classifier", {}).get("backbone")),
-            "scores": self.metadata.get("scores"), "sha256": self.sha256, "loaded": True,
+            "scores": self.metadata.get("scores"), "commands": self.metadata.get("commands") or [],
+            "named": len(self.names), "sha256": self.sha256, "loaded": True,
         }  # fmt: skip
 
 
@@ -151,16 +170,22 @@ class Models:
         self.failed: str | None = None
         self._models: dict[str, ServedModel] = {}
 
-    def load(self, paths: Sequence[tuple[str, Path | None]]) -> None:
+    def load(self, paths: Sequence[tuple[str, Path | None]], names: Sequence[Path] = ()) -> None:
         """Load models by kind and path; None: the newest or the shipped one.
 
+        Args:
+            names: names.csv of the ensembles among them, in their order.
+
         Raises:
-            Refused: more than are held in memory, or one that cannot be loaded.
+            Refused: more than are held in memory, one that cannot be loaded, or names that are not of it.
         """
+        left = list(names)
         if len(paths) > MOST_MODELS:
             raise Refused("viscoin", None, f"{len(paths)} models, and at most {MOST_MODELS} are kept in memory")
         for kind, path in paths:
             model = ServedModel(find_model(kind, path, "birds"), kind, self.device)
+            if left and model.ensemble is not None:
+                model.read_names(left.pop(0))
             self._models[model.id] = model
             logger.info("model %s: %s of %s, %d px", model.id, kind, model.dataset_name, model.resolution)
         self.ready.set()

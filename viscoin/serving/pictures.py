@@ -23,6 +23,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MOST_PIXELS = 16_000_000
 KEPT = 256  # uploads
 AT_ONCE = 2  # images decoded at a time: each may take some 300 MB
+# Of parts, in their order; after Paul Tol's bright and light schemes, which those who are colour-blind can tell apart.
+PARTS = (
+    (68, 119, 170), (238, 102, 119), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119), (238, 136, 102),
+    (187, 204, 51),
+)  # fmt: skip
 UPLOAD = re.compile(r"[0-9a-f]{32}")
 OF_DATASET = re.compile(r"([\w.-]+)/(train|validation|test)/(\d{1,9})")
 
@@ -133,6 +138,20 @@ def of_dataset(dataset: ImageDataset, split: str, index: int) -> Picture:
         raise Problem(404, f"{dataset.name} has {len(dataset)} {split} images, counted from 0; there is no {index}")
     pixels = np.array(dataset.pixels[index])
     return Picture(f"{dataset.name}/{split}/{index}", pixels, int(dataset.labels[index]), dataset, index)
+
+
+def with_parts(dataset: ImageDataset, index: int, pixels: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 with its visible parts tinted, each in a colour of its own.
+
+    Raises:
+        Problem: 404, its dataset knows no parts.
+    """
+    if not dataset.part_names:
+        raise Problem(404, f"dataset {dataset.name} knows no parts")
+    shown, masks = pixels.astype(np.float32) * 0.45, dataset.part_masks(index)
+    for number, mask in enumerate(masks):
+        shown[mask] += 0.55 * np.array(PARTS[number % len(PARTS)], dtype=np.float32)
+    return shown.clip(0, 255).astype(np.uint8)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -1,14 +1,16 @@
 """Every error of the service as RFC 9457 says: `application/problem+json`, also those of the framework itself."""
 
+import errno
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +25,24 @@ REMEDIES = {
     404: "see /docs for what there is",
     405: "see /docs for the methods of this address",
     413: "send less: at most 16 files and 10 MB",
+}
+
+
+class ProblemBody(BaseModel):
+    """An error as RFC 9457 has it; `remedy` and `errors` are ours."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    detail: str
+    remedy: str | None = None
+    errors: list[dict[str, str]] | None = None
+
+
+# What every address may answer beside what it is for; by these the errors are in the OpenAPI document.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {KIND: {"schema": ProblemBody.model_json_schema()}}}
+    for status, text in (("4XX", "The request cannot be answered"), ("5XX", "Not now, or an error of the service"))
 }
 
 
@@ -116,7 +136,8 @@ def _is_plain(message: Message) -> bool:
 
 
 def refused(error: Refused) -> JSONResponse:
-    """What a command line would say with exit code 2."""
+    """What a command line would say with exit code 2; 507 where it is for a full disk."""
+    full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
     place = [] if error.parameter is None else [{"loc": error.parameter, "msg": error.reason}]
     shown = Refused(error.parameter, error.value, error.reason)
-    return problem(422, str(shown), error.remedy, place)
+    return problem(507 if full else 422, str(shown), error.remedy, place)

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from viscoin.files import without_nan
 from viscoin.kinds import KINDS
 from viscoin.runs.control import read_command, read_record, waiting
 from viscoin.runs.run import Run, read_metrics
-from viscoin.runs.status import read_status
+from viscoin.runs.status import Status, read_status
 from viscoin.serving.problems import Problem
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+=-]{0,127}")
@@ -82,8 +83,16 @@ def describe(run: Run) -> dict[str, Any]:
         "created": header["created"], "state": state, "step": status.step or step, "steps": status.steps or None,
         "pace": status.pace, "left": status.left, "reason": status.reason,
         "changed": max(changed or 0.0, status.time) or None, "model": run.model_path.is_file(),
-        "steerable": status.steerable, "metrics": without_nan(status.metrics),
+        "steerable": status.steerable, "metrics": without_nan(status.metrics), "score": _score(header, status),
     }  # fmt: skip
+
+
+def _score(header: Mapping[str, Any], status: Status) -> dict[str, Any] | None:
+    """The newest value of what a kind is mainly measured by; None before the first one."""
+    kind = KINDS.get(str(header["kind"]))
+    measure = next(iter(kind.metrics), None) if kind else None
+    value = without_nan(status.metrics).get(measure) if measure else None
+    return None if value is None else {"measure": measure, "value": value}
 
 
 def record(run: Run) -> list[dict[str, Any]]:
@@ -190,7 +199,8 @@ def figures(run: Run) -> list[dict[str, Any]]:
             number = re.search(r"-(\d+)(k?)\.\w+$", path.name)
             step = None if number is None else int(number[1]) * (1000 if number[2] else 1)
             title = path.name if number is None else path.name[: number.start()]
-            found.append({"name": path.name, "title": title, "step": step, "changed": path.stat().st_mtime})
+            with suppress(OSError):  # gone meanwhile
+                found.append({"name": path.name, "title": title, "step": step, "changed": path.stat().st_mtime})
     return found
 
 
@@ -227,6 +237,7 @@ class Follower:
     offset: int = 0
     state: str = ""
     entries: int = 0
+    pictures: dict[str, float] | None = None
 
     def fresh(self) -> Iterator[tuple[str, int, Any]]:
         """What is new since the last call: kind of event, offset, and values."""
@@ -239,15 +250,26 @@ class Follower:
                 yield from self._more()
         except OSError:
             pass
-        entries = read_record(self.run.path)
-        for entry in entries[self.entries :]:
-            yield "command", self.offset, without_nan(asdict(entry))
-        self.entries = len(entries)
+        with suppress(Refused):  # a damaged record; the page that asks for it is told
+            entries = read_record(self.run.path)
+            for entry in entries[self.entries :]:
+                yield "command", self.offset, without_nan(asdict(entry))
+            self.entries = len(entries)
+        yield from self._drawn()
         row = describe(self.run)
         said = json.dumps([row.get(key) for key in ("state", "step", "steps", "model", "steerable")])
         if said != self.state:
             self.state = said
             yield "status", self.offset, row
+
+    def _drawn(self) -> Iterator[tuple[str, int, Any]]:
+        """Pictures that have come or changed; those that were there at first are no news."""
+        found = {row["name"]: row for row in figures(self.run)}
+        for name, row in found.items() if self.pictures is not None else ():
+            if self.pictures and self.pictures.get(name) == row["changed"]:
+                continue
+            yield "figure", self.offset, row
+        self.pictures = {name: row["changed"] for name, row in found.items()}
 
     def _more(self) -> Iterator[tuple[str, int, Any]]:
         with self.run.metrics_path.open("rb") as file:

@@ -46,15 +46,31 @@ class AmplifyBody(Body):
     values: Annotated[dict[Index, Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]], Field(max_length=64)] = {}
 
 
+class LimitsBody(Body):
+    """What a job asks SLURM for, as the options of `submit` say."""
+
+    partition: Annotated[str | None, Field(max_length=80)] = None
+    account: Annotated[str | None, Field(max_length=80)] = None
+    gpus: Annotated[str, Field(max_length=40, description="GPUs per node, as 2 or a100:2; 0 computes on the CPU")] = "1"
+    nodes: Annotated[int, Field(ge=1, le=1000)] = 1
+    time: Annotated[str, Field(max_length=40, description="time limit, as 1-00:00:00")] = "1-00:00:00"
+    mem: Annotated[str, Field(max_length=20, description="memory per node")] = "32G"
+    cpus_per_task: Annotated[int, Field(ge=1, le=1024)] = 8
+
+
 class JobBody(Body):
     """A training."""
 
     kind: Annotated[str, Field(max_length=40)]
-    dataset: Annotated[str, Field(max_length=400)] = "birds"
+    dataset: Annotated[str | None, Field(max_length=400, description="default: that of `replay`, else birds")] = None
     recipe: Annotated[str | None, Field(max_length=80, description="default: that of the dataset")] = None
     settings: Annotated[dict[str, Any], Field(max_length=200, description="keys of the recipe")] = {}
     name: Annotated[str | None, Field(max_length=128)] = None
     replay: Annotated[str | None, Field(max_length=128, description="a run whose commands are obeyed again")] = None
+    devices: Annotated[int | None, Field(ge=1, le=64, description="processes, one a GPU")] = None
+    where: Annotated[Literal["here", "slurm"], Field(description="by this service, or as a job of a cluster")] = "here"
+    limits: Annotated[LimitsBody, Field(description="what a job of a cluster asks for")] = LimitsBody()
+    dry_run: Annotated[bool, Field(description="check it, and say what would be started")] = False
 
 
 class CommandBody(Body):
@@ -62,3 +78,11 @@ class CommandBody(Body):
 
     command: Literal["pause", "continue", "stop", "finish", "evaluate", "set", "penalty", "note"]
     values: Annotated[dict[str, Any], Field(max_length=50)] = {}
+
+
+class BranchBody(Body):
+    """A new training from a saved step of a run."""
+
+    step: Annotated[int, Field(ge=0, le=10**12, description="one of GET saved")]
+    name: Annotated[str | None, Field(max_length=128, description="of the new run")] = None
+    commands: Annotated[list[CommandBody], Field(max_length=20, description="to be obeyed at that step")] = []

@@ -1,5 +1,6 @@
-"""Who may ask: hosts, a token, the own origin; and what a browser may do with what it gets. Pure ASGI."""
+"""Who may ask: hosts, a token, the own origin, in time; and what a browser may do with what it gets. Pure ASGI."""
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Collection
@@ -7,6 +8,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +18,7 @@ from viscoin.serving.problems import problem
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 COOKIE = "viscoin_token"
 OPEN = ("/healthz", "/readyz")  # asked by what watches over the process, and tell nothing
+BODY_SECONDS = 30.0  # in which all of a request must have come
 READING = ("GET", "HEAD", "OPTIONS")
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -118,6 +121,38 @@ class Guard:
             COOKIE, self.token or "", httponly=True, samesite="strict", secure=scope.get("scheme") == "https", path="/"
         )
         return answer
+
+
+class BodyInTime:
+    """Answers 408 to a client whose body does not come in time, so that slow ones hold no place.
+
+    Args:
+        seconds: for all of it.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float = BODY_SECONDS) -> None:
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        until, complete = asyncio.get_running_loop().time() + self.seconds, False
+
+        async def timely() -> Message:
+            nonlocal complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the request did not come within {self.seconds:g} s") from None
+            complete = not message.get("more_body", False)
+            return message
+
+        await self.app(scope, timely, send)
 
 
 def _address(scope: Scope) -> str:

@@ -13,6 +13,7 @@ from viscoin.serving.state import Service, Settings
 
 LIMIT = 256  # connections
 GRACE = 10  # seconds
+BACKLOG = 2048  # connections that wait to be taken
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +60,17 @@ def serve(settings: Settings, host: str = "127.0.0.1", port: int = 8000, prefix:
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that who reads the address can connect at once."""
+    listening = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(BACKLOG)
     except OSError as error:
+        if listening is not None:
+            listening.close()
         said = error.strerror or str(error)
         raise Refused(
             "port", port, f"cannot listen on {host} ({said})", "choose another, or 0 for any that is free"

@@ -30,6 +30,7 @@ class Settings:
         hosts: more names by which the service may be addressed.
         jobs: how many trainings run at a time.
         data_root: folder below which the data of jobs must lie.
+        names: names.csv of the ensembles, in their order.
     """
 
     models: Sequence[tuple[str, Path | None]] = (("viscoin", None),)
@@ -40,6 +41,7 @@ class Settings:
     hosts: Sequence[str] = ()
     jobs: int = 1
     data_root: Path | None = None
+    names: Sequence[Path] = ()
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Service:
         from viscoin.serving.answers import reference_of
 
         try:
-            self.models.load(self.settings.models)
+            self.models.load(self.settings.models, self.settings.names)
         except Exception as error:  # it is told to everybody who asks
             logger.exception("no model could be loaded")
             self.models.failed = f"no model could be loaded: {error}"

@@ -10,13 +10,16 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from fastapi.sse import format_sse_event
 
-from viscoin.config import load_recipe, recipe_names
-from viscoin.runs.control import send
+from viscoin.config import Recipe, load_recipe, recipe_names
+from viscoin.runs.branch import branch, saved_steps
+from viscoin.runs.control import Command, check_command, send
 from viscoin.runs.run import Run
 from viscoin.serving import runs as reading
 from viscoin.serving.api import service
+from viscoin.serving.jobs import Job, Wish
 from viscoin.serving.problems import Problem
-from viscoin.serving.schemas import CommandBody, JobBody
+from viscoin.serving.schemas import BranchBody, CommandBody, JobBody
+from viscoin.slurm.submission import Limits
 
 PAUSE, ALIVE = 0.2, 15.0  # seconds between two looks, and between two signs of life of a stream
 LIVE = ("starting", "running", "paused", "silent")
@@ -42,8 +45,9 @@ Found = Annotated[Run, Depends(run_of)]
 def list_runs(request: Request, most: Annotated[int, Query(ge=1, le=1000)] = 200) -> list[dict[str, Any]]:
     """Jobs that wait, then all runs, those that live first and then the newest."""
     found = service(request)
-    waiting = found.jobs.waiting()
-    rows = [reading.describe(found.runs.find(name)) for name in found.runs.names()[:most]]
+    waiting = found.jobs.waiting() + found.jobs.unborn()
+    queued = {row["run"] for row in waiting}
+    rows = [reading.describe(found.runs.find(name)) for name in found.runs.names()[:most] if name not in queued]
     return waiting + sorted(rows, key=lambda row: row["state"] not in LIVE)
 
 
@@ -55,9 +59,21 @@ def latest(request: Request) -> dict[str, Any]:
 
 @router.get("/runs/{run}")
 def one_run(found: Found) -> dict[str, Any]:
-    """State of a run, and its recipe."""
+    """State of a run, its recipe, from where it branches, and the bounds of what can be set."""
     row = reading.describe(found)
-    return row if row["state"] == "damaged" else {**row, "recipe": found.header["recipe"]}
+    if row["state"] == "damaged":
+        return row
+    return {**row, "recipe": found.header["recipe"], "branch": found.header.get("branch"), "bounds": _bounds(row)}
+
+
+def _bounds(row: dict[str, Any]) -> dict[str, Any]:
+    """Type, range and help of each value that can be set."""
+    from viscoin.serving.recipes import describe_recipe
+
+    keys = set(row["steerable"] or ())
+    rows = [entry for section in describe_recipe(Recipe()) for entry in section["keys"]] if keys else []
+    return {entry["key"]: {k: v for k, v in entry.items() if k not in ("key", "value")} for entry in rows
+            if entry["key"] in keys}  # fmt: skip
 
 
 @router.get("/runs/{run}/metrics")
@@ -107,6 +123,41 @@ def command(found: Found, body: CommandBody) -> dict[str, str]:
     return {"id": send(found.path, body.command, body.values, by="page").id}
 
 
+@router.get("/runs/{run}/saved")
+def saved(found: Found) -> list[int]:
+    """The saved steps, from which a new training can start."""
+    return list(saved_steps(found))
+
+
+@router.post("/runs/{run}/branch", status_code=202, dependencies=[Depends(may_write)])
+def branch_here(request: Request, found: Found, body: BranchBody) -> dict[str, Any]:
+    """Start a new training from a saved step of this one, with its record up to there."""
+    jobs, kind = service(request).jobs, str(found.header["kind"])
+    for number, one in enumerate(body.commands):
+        if one.command not in ("set", "note", "penalty"):
+            raise Problem(422, f"commands: {one.command} is none for the start of a branch", "send it when it runs")
+        check_command(Command(str(number), one.command, one.values))
+    name = body.name or f"{found.path.name[:90]}-from-{body.step}-{time.strftime('%H%M%S')}"
+    jobs.check_name(name)
+    made = branch(found, body.step, jobs.root / name)
+    for one in body.commands:
+        send(made.path, one.command, one.values, by="page")
+    return _started(jobs.resume(name, kind))
+
+
+@router.post("/runs/{run}/resume", status_code=202, dependencies=[Depends(may_write)])
+def resume(request: Request, found: Found) -> dict[str, Any]:
+    """Go on with a training that was stopped or has failed."""
+    row = reading.describe(found)
+    if row["state"] not in ("stopped", "failed"):
+        raise Problem(409, f"run {found.path.name} is {row['state']}", "only what was stopped or has failed goes on")
+    return _started(service(request).jobs.resume(found.path.name, row["kind"]))
+
+
+def _started(job: Job) -> dict[str, Any]:
+    return {"run": job.run, "command": job.command}
+
+
 @router.delete("/runs/{run}", dependencies=[Depends(may_write)])
 def delete(request: Request, found: Found) -> dict[str, str]:
     """Move a run into `.trash`."""
@@ -152,18 +203,26 @@ async def _stream(request: Request, follower: reading.Follower) -> AsyncIterator
 
 
 @router.post("/jobs", status_code=202, dependencies=[Depends(may_write)])
-def add_job(request: Request, body: JobBody) -> dict[str, str]:
-    """Start a training, or let it wait for its turn."""
+def add_job(request: Request, body: JobBody) -> dict[str, Any]:
+    """Start a training, here when its turn comes or as a job of a SLURM cluster; or only check it."""
     if body.replay is not None:
         service(request).runs.find(body.replay)
-    job = service(request).jobs.add(body.kind, body.dataset, body.recipe, body.settings, body.name, body.replay)
-    return {"run": job.run, "command": job.command}
+    jobs = service(request).jobs
+    wish = Wish(body.kind, body.dataset, body.recipe, body.settings, body.name, body.replay, body.devices)
+    if body.where == "here":
+        return _started(jobs.check(wish) if body.dry_run else jobs.add(wish))
+    job = jobs.check(wish)
+    submission = jobs.submission(job, Limits(**body.limits.model_dump()))
+    if body.dry_run:
+        return {**_started(job), "script": submission.job.script()}
+    number = submission.submit()
+    return {**_started(job), "job": number, "commands": submission.commands(number)}
 
 
 @router.get("/jobs")
 def list_jobs(request: Request) -> list[dict[str, Any]]:
-    """Those that wait."""
-    return service(request).jobs.waiting()
+    """Those that wait, here or on a cluster, and those that did not begin."""
+    return service(request).jobs.waiting() + service(request).jobs.unborn()
 
 
 @router.get("/recipes")

@@ -99,6 +99,11 @@ export function bars(rows, kind = "") {
   }));
 }
 
+// A picture of the library; a broad one may be scrolled where there is little room.
+export function plotted(picture, title) {
+  return element("img", { class: "thumb-free", src: picture, alt: title, onload: ({ target }) => target.classList.toggle("broad", target.naturalWidth > 1.4 * target.naturalHeight) });
+}
+
 export function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");

@@ -1,5 +1,5 @@
 import { call, complain, element, number, percent, ready, root } from "./api.js";
-import { cropped } from "./crops.js";
+import { RIGHT, cropped } from "./crops.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 24;
@@ -26,15 +26,24 @@ async function fill() {
   filling = false;
 }
 
+// What the truth of the data, or held-out images, say of a concept.
+function graded({ grade, attribute, attribute_auroc: area }) {
+  const found = [];
+  if (grade !== null) found.push(element("span", { class: `tag ${grade >= RIGHT ? "finished" : ""}` }, `name: AUROC ${grade.toFixed(2)}`));
+  if (attribute) found.push(element("span", { class: `tag ${area >= RIGHT ? "finished" : ""}`, title: "the attribute that it detects best, on the images seen here" }, `${area >= RIGHT ? "tells" : "at best"} ${attribute}, AUROC ${area.toFixed(2)}`));
+  return found.length ? element("div", { class: "tags" }, ...found) : null;
+}
+
 function draw() {
   const text = $("filter").value.trim().toLowerCase();
-  const found = rows.filter((row) => !text || [row.name, row.class, row.votes_for].some((name) => (name || "").toLowerCase().includes(text)));
+  const found = rows.filter((row) => !text || [row.name, row.class, row.votes_for, row.attribute].some((name) => (name || "").toLowerCase().includes(text)));
   $("cards").replaceChildren(...found.slice(0, shown).map((row) => {
     const crops = element("div", { class: "crops", "data-crop": String(row.concept) });
     seen.observe(crops);
     return element("article", { class: "card stack" }, element("h2", {}, element("a", { href: `${root}concepts/${row.concept}` }, row.name)), crops,
-      element("div", { class: "small soft" }, `active in ${percent(row.active_share)} of the images, importance ${number(row.importance, 2)}`),
-      element("div", { class: "small" }, row.class ? `most for ${row.class}` : "speaks for no class"));
+      element("div", { class: "small soft" }, `active in ${percent(row.active_share)} of the images, importance ${number(row.importance, 2)}, entropy ${number(row.entropy, 2)}`),
+      element("div", { class: "small" }, row.class ? `most for ${row.class}` : "speaks for no class"),
+      graded(row));
   }));
   $("more").hidden = found.length <= shown;
 }

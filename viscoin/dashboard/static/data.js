@@ -2,13 +2,15 @@ import { call, complain, element, imageAddress, number, ready, root } from "./ap
 
 const $ = (id) => document.getElementById(id);
 const COUNT = 60;
-let datasets = [], start = 0;
+let datasets = [], start = 0, names = [];
 
 async function load() {
   const found = datasets.find(({ model }) => model === $("dataset").value);
   const label = $("label").value === "" ? "" : `&label=${$("label").value}`;
   const page = await call(`datasets/${found.dataset}/${$("split").value}?model=${found.model}&start=${start}&count=${COUNT}${label}`);
-  $("images").replaceChildren(...page.rows.map(({ image, name }) => element("li", {}, element("a", { href: `${root}?image=${encodeURIComponent(image)}&model=${found.model}` }, element("img", { class: "thumb pixels", loading: "lazy", src: `${imageAddress(image)}?model=${found.model}`, alt: "" }), name))));
+  $("images").replaceChildren(...page.rows.map(({ image, name }) => element("li", {}, element("a", { href: `${root}?image=${encodeURIComponent(image)}&model=${found.model}` }, element("img", { class: "thumb pixels", loading: "lazy", src: `${imageAddress(image)}?model=${found.model}${$("parts").checked ? "&parts=true" : ""}`, alt: "" }), element("span", { class: "name", title: name }, name)))));
+  $("parts-field").hidden = !found.parts.length;
+  if ($("label").dataset.of !== `${found.model}/${$("split").value}`) counted(page.counts, `${found.model}/${$("split").value}`);
   const last = start + page.rows.length;
   $("where").textContent = page.images ? `${number(start + 1)} to ${number(last)} of ${number(page.images)}` : "no images";
   $("back").disabled = start === 0;
@@ -17,8 +19,16 @@ async function load() {
 }
 
 async function classes() {
-  const { class_names: names } = await call(`models/${$("dataset").value}`);
-  $("label").replaceChildren(element("option", { value: "" }, "all"), ...names.map((name, i) => element("option", { value: String(i) }, name)));
+  ({ class_names: names } = await call(`models/${$("dataset").value}`));
+  $("label").value = "";
+}
+
+// The classes with how many images each has in this split.
+function counted(counts, of) {
+  const chosen = $("label").value;
+  $("label").replaceChildren(element("option", { value: "" }, "all"), ...names.map((name, i) => element("option", { value: String(i) }, `${name} (${counts[i]})`)));
+  $("label").value = chosen;
+  $("label").dataset.of = of;
 }
 
 async function begin() {
@@ -30,6 +40,7 @@ async function begin() {
 
 $("dataset").addEventListener("change", () => { start = 0; classes().then(load).catch(complain); });
 for (const id of ["split", "label"]) $(id).addEventListener("change", () => { start = 0; load().catch(complain); });
+$("parts").addEventListener("change", () => load().catch(complain));
 $("back").addEventListener("click", () => { start = Math.max(0, start - COUNT); load().catch(complain); });
 $("on").addEventListener("click", () => { start += COUNT; load().catch(complain); });
 begin().catch(complain);

@@ -1,5 +1,5 @@
 import { Newest, bars, call, complain, element, imageAddress, number, percent, ready, root, say } from "./api.js";
-import { cropped } from "./crops.js";
+import { RIGHT, cropped } from "./crops.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 6;
@@ -15,6 +15,7 @@ async function show(image, source, factors = {}) {
   clearMap();
   const prediction = await ready("predict", { body: { image, model: state.model, top: 50 } });
   state.prediction = prediction;
+  $("label").title = prediction.label?.name || "";
   $("label").textContent = prediction.label ? `It is: ${prediction.label.name}` : "Your image";
   say_of(prediction.f, prediction.g, prediction.agree);
   cards(shown());
@@ -65,7 +66,7 @@ function shown() {
   const known = state.prediction.concepts, found = known.slice(0, MOST);
   for (const k of Object.keys(state.factors).map(Number)) {
     if (state.factors[k] !== 1 && !found.some(({ concept }) => concept === k)) {
-      found.push(known.find(({ concept }) => concept === k) || { concept: k, name: `concept ${k}`, activation: null, relevance: 0, opposite: null });
+      found.push(known.find(({ concept }) => concept === k) || { concept: k, name: `concept ${k}`, grade: null, activation: null, relevance: 0, opposite: null });
     }
   }
   return found;
@@ -77,7 +78,7 @@ function cards(concepts) {
   crops(concepts.map(({ concept }) => concept));
 }
 
-function card({ concept, name, activation, relevance, opposite }) {
+function card({ concept, name, grade, activation, relevance, opposite }) {
   const value = state.factors[concept] ?? 1;
   const output = element("output", { for: `slider-${concept}` }, `× ${value}`);
   const slider = element("input", { type: "range", id: `slider-${concept}`, min: "0", max: "4", step: "0.05", value: String(value), "aria-label": `${name}, factor` });
@@ -86,9 +87,10 @@ function card({ concept, name, activation, relevance, opposite }) {
   const back = element("button", { class: "quiet", "aria-label": `Reset ${name}`, onclick: () => { slider.value = "1"; move(1); } }, "Reset");
   const about = [element("span", { class: relevance < 0 ? "sign minus" : "sign" }), `relevance ${number(relevance, 2)}, activation ${number(activation, 2)}`];
   if (opposite !== null) about.push(`, opposite of ${opposite}`);
+  const known = element("div", { class: "tiny soft", "data-known": String(concept) }, grade === null || grade === undefined ? "" : `its name proves true: AUROC ${grade.toFixed(2)}`);
   return element("article", { class: "card concept", "data-concept": String(concept) },
     element("header", {}, element("div", { class: "crop", "data-crop": String(concept) }),
-      element("div", {}, element("h3", {}, element("a", { href: `${root}concepts/${concept}` }, name)), element("div", { class: "tiny soft" }, ...about))),
+      element("div", {}, element("h3", {}, element("a", { href: `${root}concepts/${concept}` }, name)), element("div", { class: "tiny soft" }, ...about), known)),
     state.draws ? element("div", { class: "slider" }, slider, output, back) : null);
 }
 
@@ -97,7 +99,9 @@ async function crops(concepts) {
     const place = document.querySelector(`[data-crop="${concept}"]`);
     if (!place) return;
     try {
-      const { examples } = await call(`concepts/${concept}${state.model ? `?model=${state.model}` : ""}`);
+      const { examples, row } = await call(`concepts/${concept}${state.model ? `?model=${state.model}` : ""}`);
+      const known = document.querySelector(`[data-known="${concept}"]`);
+      if (known && !known.textContent && row.attribute) known.textContent = `${row.attribute_auroc >= RIGHT ? "tells" : "tells best"} ${row.attribute}: AUROC ${row.attribute_auroc.toFixed(2)}`;
       if (examples.length && place.isConnected) place.replaceChildren(cropped(examples[0], place.clientWidth));
     } catch (error) {
       if (error.status !== 503 && error.status !== 504) return;
@@ -172,6 +176,7 @@ function truth(image) {
   if ($("delete-card").hidden) return;
   if (!$("part").options.length) $("part").append(element("option", { value: "" }, "choose a part"), ...PARTS.map((part) => element("option", { value: part }, part)));
   $("part").value = "";
+  $("without-map").hidden = true;
   $("without").removeAttribute("src");
   $("without-f").replaceChildren();
 }
@@ -184,6 +189,7 @@ async function remove() {
   const answer = await fetch(source);
   if (!answer.ok) { say((await answer.json()).detail, 6); return; }
   const blob = await answer.blob();
+  $("without-map").hidden = false;
   $("without").src = URL.createObjectURL(blob);
   form.append("file", blob, "scene.png");
   if (state.model) form.append("model", state.model);

@@ -1,4 +1,4 @@
-import { call, complain, element, percent, ready } from "./api.js";
+import { call, complain, element, imageAddress, percent, plotted, ready } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -8,7 +8,7 @@ async function demo(name) {
   try {
     const { summary, figures } = await ready("fallacies", { body: { image: $("image").value, demo: name, method: $("method").value } });
     $(`${name}-said`).replaceChildren(...summary.map((line) => element("li", {}, line)));
-    $(name).replaceChildren(...figures.map(({ title, picture }) => element("figure", {}, element("img", { class: "thumb-free", src: picture, alt: title }))));
+    $(name).replaceChildren(...figures.map(({ title, picture }) => element("figure", { tabindex: "0", "aria-label": title }, plotted(picture, title))));
   } catch (error) {
     $(`${name}-said`).replaceChildren(element("li", {}, error.message));
   }
@@ -17,7 +17,8 @@ async function demo(name) {
 async function classes() {
   const { f } = await ready("predict", { body: { image: $("image").value, top: 4 } });
   const { maps } = await ready("explain", { body: { image: $("image").value, method: $("method").value, classes: f.map((row) => row.class) } });
-  $("classes").replaceChildren(...maps.map(({ picture, name }, i) => element("li", {}, element("img", { class: "thumb pixels", src: picture, alt: `Map of ${name}` }), `${name}, ${percent(f[i].p)}`)));
+  const under = imageAddress($("image").value);
+  $("classes").replaceChildren(...maps.map(({ picture, name }, i) => element("li", {}, element("div", { class: "over" }, element("img", { class: "pixels", src: under, alt: "" }), element("img", { class: "pixels", src: picture, alt: `Map of ${name}` })), `${name}, ${percent(f[i].p)}`)));
 }
 
 async function run() {

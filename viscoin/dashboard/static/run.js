@@ -3,6 +3,7 @@ import { chart } from "./charts.js";
 
 const $ = (id) => document.getElementById(id);
 const name = $("name").dataset.run, path = `runs/${encodeURIComponent(name)}`;
+const REPLAYED = ["finish", "evaluate", "set", "penalty", "note"];
 const LIVE = ["starting", "running", "paused", "silent"];
 const curves = new Map(), plots = new Map();
 let record = [], figures = [], row = {}, waiting = false, steerable = "";
@@ -41,8 +42,8 @@ function draw() {
     let place = plots.get(title)?.place;
     if (!place) { place = element("div", { class: "chart", role: "img" }); $("charts").append(place); }
     place.setAttribute("aria-label", `${title}: ${series.map(({ name: own, values }) => `${own} is now ${number(values.at(-1), 3)}`).join(", ")}`);
-    chart(place, title, series, { marks: () => record.filter(({ step }) => step !== null) });
-    plots.set(title, { place, lengths });
+    const plot = chart(place, title, series, { marks: () => record.filter(({ step }) => step !== null) });
+    plots.set(title, { place, lengths, plot });
   }
 }
 
@@ -53,16 +54,18 @@ function state(found) {
   const live = LIVE.includes(row.state);
   $("state").textContent = row.state;
   $("state").className = `tag ${row.state}`;
-  $("about").textContent = [row.kind, row.dataset, row.created?.replace("T", " "), row.reason].filter(Boolean).join(" · ");
+  $("about").textContent = [row.kind, row.dataset, row.created?.replace("T", " "), row.branch ? `branched from ${row.branch.run} at step ${number(row.branch.step)}` : null, row.reason].filter(Boolean).join(" · ");
   $("progress").hidden = !row.steps;
   if (row.steps) { $("progress").max = row.steps; $("progress").value = row.step || 0; }
   const facts = [["Step", row.step === null ? "–" : number(row.step)], ["of", row.steps ? number(row.steps) : "–"], ["Pace", row.pace ? `${number(row.pace, 3)} s a step` : "–"], ["Left", live ? span(row.left) : "–"], ["Model", row.model ? "written" : "not yet"]];
   $("facts").replaceChildren(...facts.map(([term, text]) => element("div", {}, element("dt", {}, term), element("dd", {}, text))));
   if ($("buttons")) {
     $("buttons").hidden = !live;
+    $("rest").hidden = live;
+    $("resume").hidden = !["stopped", "failed"].includes(row.state);
     $("steer").hidden = !live || !row.steerable;
     for (const button of $("buttons").children) {
-      if (button.dataset.command === "pause") button.hidden = row.state === "paused";
+      if (button.dataset.command === "pause" && !button.dataset.values) button.hidden = row.state === "paused";
       if (button.dataset.command === "continue") button.hidden = row.state !== "paused";
     }
     values();
@@ -75,8 +78,13 @@ function values() {
   steerable = told;
   $("values").replaceChildren(...Object.entries(row.steerable || {}).map(([key, value]) => {
     const input = element("input", { type: "text", value: value === null ? "null" : String(value), "aria-label": key, size: 10 });
-    return element("form", { class: "row spread", onsubmit: (event) => { event.preventDefault(); send("set", { [key]: parsed(input.value) }); } }, element("code", {}, key), element("div", { class: "row" }, input, element("button", {}, "Set")));
+    return element("form", { class: "row spread", onsubmit: (event) => { event.preventDefault(); send("set", { [key]: parsed(input.value) }); } }, element("div", {}, element("code", {}, key), element("div", { class: "tiny soft" }, range(key))), element("div", { class: "row" }, input, element("button", {}, "Set")));
   }));
+}
+
+function range(key) {
+  const bounds = row.bounds?.[key] || {};
+  return [bounds.help, ...[["least", "at least"], ["above", "above"], ["most", "at most"], ["below", "below"]].filter(([name]) => bounds[name] !== undefined).map(([name, word]) => `${word} ${bounds[name]}`)].filter(Boolean).join(", ");
 }
 
 function parsed(text) {
@@ -88,10 +96,12 @@ function parsed(text) {
 
 function commands() {
   $("untouched").hidden = record.length > 0;
+  $("record-table").hidden = !record.length;
+  if ($("replay")) $("replay").hidden = !record.some(({ command, refused }) => !refused && REPLAYED.includes(command));
   $("record").replaceChildren(...record.map(({ step, command, values: given, refused, waiting: still, by }) => element("tr", {}, element("td", { class: "n" }, step === null ? "–" : number(step)), element("td", {}, command),
     element("td", { class: "break" }, Object.entries(given).map(([key, value]) => (key === "text" ? value : `${key} = ${value}`)).join(", ")),
     element("td", {}, still ? element("span", { class: "tag queued" }, "waits") : refused ? element("span", { class: "tag refused" }, `refused: ${refused}`) : `obeyed${by ? `, sent by ${by}` : ""}`))));
-  for (const { place } of plots.values()) place.querySelector("canvas")?.dispatchEvent(new Event("redraw"));
+  for (const { plot } of plots.values()) plot.redraw(false, false);
 }
 
 async function send(command, given = {}) {
@@ -126,9 +136,16 @@ function at(steps) {
   $("picture-step").textContent = step === undefined ? "" : `step ${number(step)}`;
   const shown = figures.filter((figure) => figure.step === null || figure.step === step).slice(0, 8);
   const wanted = shown.map(({ name: file, changed }) => `${file}-${changed}`).join();
+  if (step !== undefined) for (const { plot } of plots.values()) cursor(plot, step);
   if ($("figures").dataset.shown === wanted) return;
   $("figures").dataset.shown = wanted;
   $("figures").replaceChildren(...shown.map(({ name: file, title, changed }) => element("figure", {}, element("a", { href: `${root}api/v1/${path}/figures/${file}` }, element("img", { class: "thumb-free", src: `${root}api/v1/${path}/figures/${file}?t=${changed}`, alt: title })), element("figcaption", {}, title))));
+}
+
+// The cursor of a curve stands where the picture was drawn.
+function cursor(plot, step) {
+  const left = plot.valToPos(step, "x");
+  if (Number.isFinite(left)) plot.setCursor({ left, top: plot.over.clientHeight / 2 }, false);
 }
 
 async function refresh() {
@@ -148,7 +165,35 @@ function listen(offset = 0) {
   on("rewritten", () => { curves.clear(); plots.clear(); $("charts").replaceChildren(); });
   on("status", (data) => state(JSON.parse(data)));
   on("command", () => refresh().catch(() => {}));
+  on("figure", () => pictures().catch(() => {}));
   stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) setTimeout(() => listen(last), 2000); });
+}
+
+async function saved() {
+  const steps = await call(`${path}/saved`);
+  $("branch-card").hidden = !steps.length;
+  $("branch-step").replaceChildren(...steps.toReversed().map((step) => element("option", { value: String(step) }, number(step))));
+}
+
+// Starts another training, and goes to it when there is something to see.
+async function begin(address, body) {
+  try {
+    const { run } = await call(address, { method: "POST", body });
+    say(`${run} starts`, 3);
+    setTimeout(() => { location.href = run === name ? location.href : `${root}runs`; }, 900);
+  } catch (error) { complain(error); }
+}
+
+function branch(event) {
+  event.preventDefault();
+  const set = $("branch-set").value.split(/[\s,;]+/).filter(Boolean).map((pair) => pair.split("="));
+  const commands = set.length ? [{ command: "set", values: Object.fromEntries(set.map(([key, value]) => [key, parsed(value || "")])) }] : [];
+  begin(`${path}/branch`, { step: Number($("branch-step").value), name: $("branch-name").value || null, commands });
+}
+
+async function remove() {
+  if (!await ask(`Delete ${name}? It is moved into the folder .trash of the runs.`)) return;
+  try { await call(path, { method: "DELETE" }); location.href = `${root}runs`; } catch (error) { complain(error); }
 }
 
 async function start() {
@@ -157,13 +202,18 @@ async function start() {
   for (const [key, { steps, values: own }] of Object.entries(found)) curves.set(key, { name: key, steps, values: own });
   draw();
   await Promise.all([pictures(), refresh()]);
+  if ($("branch-card")) saved().catch(() => {});
   listen();
   setInterval(() => { if (!document.hidden) { refresh().catch(() => {}); pictures().catch(() => {}); } }, 5000);
 }
 
 for (const button of document.querySelectorAll("[data-command]")) {
-  button.addEventListener("click", async () => { if (!button.dataset.ask || await ask(button.dataset.ask)) await send(button.dataset.command); });
+  button.addEventListener("click", async () => { if (!button.dataset.ask || await ask(button.dataset.ask)) await send(button.dataset.command, JSON.parse(button.dataset.values || "{}")); });
 }
 $("note")?.addEventListener("submit", (event) => { event.preventDefault(); send("note", { text: $("note-text").value }); $("note").reset(); });
+$("resume")?.addEventListener("click", () => begin(`${path}/resume`));
+$("replay")?.addEventListener("click", () => begin("jobs", { kind: row.kind, replay: name }));
+$("delete")?.addEventListener("click", remove);
+$("branch")?.addEventListener("submit", branch);
 $("picture").addEventListener("input", () => at([...new Set(figures.map(({ step }) => step).filter((step) => step !== null))].sort((a, b) => a - b)));
 start().catch(complain);

@@ -26,6 +26,12 @@ function read(text, type) {
   return (type === "integer" || type === "number") && Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
+function wish() {
+  const found = { kind: $("kind").value, dataset: $("dataset").value, settings: Object.fromEntries(changed), name: $("run").value || null, recipe: $("recipe").value, where: $("where").value, devices: Number($("devices").value) || null };
+  if (found.where === "slurm") found.limits = { partition: $("partition").value || null, account: $("account").value || null, gpus: $("gpus").value, nodes: Number($("nodes").value), time: $("time").value, mem: $("mem").value };
+  return found;
+}
+
 function line() {
   const settings = [...changed].map(([key, value]) => ` --set ${key}=${value}`).join("");
   $("command").textContent = `python main.py train ${$("kind").value} --dataset ${$("dataset").value}${settings}`;
@@ -58,11 +64,24 @@ if (!readOnly) {
   $("kind").addEventListener("change", () => { draw(); line(); });
   $("dataset").addEventListener("input", line);
   $("filter").addEventListener("input", draw);
+  $("where").addEventListener("change", () => { $("limits").hidden = $("where").value === "here"; });
+  $("check").addEventListener("click", async () => {
+    $("checked").textContent = "";
+    $("script").hidden = true;
+    if (!$("form").reportValidity()) return;
+    try {
+      const { run, command, script } = await call("jobs", { body: { ...wish(), dry_run: true } });
+      $("checked").textContent = `All values fit; the run would be ${run}.`;
+      $("command").textContent = command;
+      $("script").hidden = !script;
+      $("script").textContent = script || "";
+    } catch (error) { $("checked").textContent = error.message; }
+  });
   $("form").addEventListener("submit", async (event) => {
     event.preventDefault();
     try {
-      const { run } = await call("jobs", { body: { kind: $("kind").value, dataset: $("dataset").value, settings: Object.fromEntries(changed), name: $("run").value || null, recipe: $("recipe").value } });
-      say(`${run} starts`, 3);
+      const { run, job } = await call("jobs", { body: wish() });
+      say(job ? `${run} is job ${job} of the cluster` : `${run} starts`, 3);
       setTimeout(() => { location.href = `${root}runs`; }, 900);
     } catch (error) { complain(error); }
   });

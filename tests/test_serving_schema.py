@@ -1,0 +1,97 @@
+"""The API as its own document describes it: whatever is asked, no error of the service, and answers that fit."""
+
+import pytest
+from test_serving import API, BEARER, TOKEN, started
+from tiny_models import tiny_recipe, write_models
+
+from viscoin.runs.run import Run
+from viscoin.serving.app import create_app
+from viscoin.serving.jobs import Jobs
+from viscoin.serving.state import Settings
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+
+import hypothesis  # noqa: E402
+from hypothesis import HealthCheck  # noqa: E402
+from schemathesis import GenerationMode  # noqa: E402
+from schemathesis.core.failures import FailureGroup  # noqa: E402
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
+
+# An endless stream has no answer to look at; its parameters are those of its neighbours.
+ENDLESS = f"{API}/runs/{{run}}/events"
+# What leads on, in the place of what was made up, in every second case: else hardly any question reaches a model.
+REAL = {
+    "image": "birds/test/3", "run": "watched", "name": "birds", "split": "test", "index": 3, "k": 1,
+    "method": "saliency", "kind": "classifier", "factors": {"1": 2.0},
+}  # fmt: skip
+
+
+class Process:
+    """A training that is over."""
+
+    def poll(self):
+        return 0
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    """The schema of a service with a tiny ensemble and a run, which starts no trainings."""
+    folder = tmp_path_factory.mktemp("schema")
+    path = write_models(folder / "models")["viscoin"]
+    run = Run.create("classifier", tiny_recipe(), folder / "runs" / "watched")
+    run.log(1, {"train.loss": 1.0, "validation.accuracy": 0.5})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Jobs, "_start", lambda self, job: Process())
+        client = started(create_app(Settings([("viscoin", path)], folder / "runs", "cpu", token=TOKEN)))
+        yield schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=BEARER | {"Host": "localhost"})
+        client.__exit__(None, None, None)
+
+
+def fitting(operation):
+    return operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+
+
+def odd(operation):
+    """What breaks the schema, where anything can."""
+    try:
+        strategy = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+        strategy.validate()
+        return strategy
+    except Exception:
+        return fitting(operation)
+
+
+def ask_everything(schema, examples):
+    """Questions of each operation; returns the answers that do not fit."""
+    failures = []
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path == ENDLESS:
+            continue
+
+        @hypothesis.settings(
+            max_examples=examples, deadline=None, derandomize=True, database=None,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @hypothesis.given(fitting(operation) | odd(operation), hypothesis.strategies.booleans())
+        def ask(case, leading):
+            for values in (case.path_parameters, case.query, case.body) if leading else ():
+                if isinstance(values, dict):
+                    values.update({key: REAL[key] for key in values.keys() & REAL.keys()})
+            # What fits the schema may still name no image or method; and a parameter that comes twice counts once.
+            case.call_and_validate(excluded_checks=[positive_data_acceptance, negative_data_rejection])
+
+        try:
+            ask()
+        except FailureGroup as group:
+            failures.append(f"{operation.label}: {group}")
+    return failures
+
+
+def test_no_question_is_an_error_of_the_service(api):
+    assert ask_everything(api, 4) == []
+
+
+@pytest.mark.long
+def test_no_question_of_very_many_is_an_error_of_the_service(api):
+    assert ask_everything(api, 200) == []

@@ -82,7 +82,7 @@ def describe(run: Run) -> dict[str, Any]:
         "created": header["created"], "state": state, "step": status.step or step, "steps": status.steps or None,
         "pace": status.pace, "left": status.left, "reason": status.reason,
         "changed": max(changed or 0.0, status.time) or None, "model": run.model_path.is_file(),
-        "steerable": status.steerable, "metrics": without_nan(status.metrics),
+        "steerable": status.steerable, "penalties": status.penalties, "metrics": without_nan(status.metrics),
     }  # fmt: skip
 
 
@@ -244,7 +244,7 @@ class Follower:
             yield "command", self.offset, without_nan(asdict(entry))
         self.entries = len(entries)
         row = describe(self.run)
-        said = json.dumps([row.get(key) for key in ("state", "step", "steps", "model", "steerable")])
+        said = json.dumps([row.get(key) for key in ("state", "step", "steps", "model", "steerable", "penalties")])
         if said != self.state:
             self.state = said
             yield "status", self.offset, row

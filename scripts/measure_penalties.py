@@ -42,14 +42,15 @@ SETTINGS = {
     "swap, all of a batch": f"swap region={REGION} share=1",
 }
 COLUMNS = {
-    "step": "CPU time of a step, ms", "accuracy": "accuracy, own patch", "wrong_patch": "accuracy, patch of another class",
+    "step": "CPU time of a step, ms", "accuracy": "accuracy, own patch",
+    "wrong_patch": "accuracy, patch of another class",
     "no_patch": "accuracy, no patch", "cam_share": "share of CAM in the region",
 }  # fmt: skip
 
 
 def birds(split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pixels without patches, labels, and names of the classes."""
-    config = DatasetConfig(resolution=SIDE, classes=CLASSES, train=STEPS * BATCH, validation=VALIDATION)
+    config = DatasetConfig(resolution=SIDE, classes=CLASSES, train=STEPS * BATCH, validation=VALIDATION, test=80)
     found = load_dataset("birds", split, config)
     return np.asarray(found.pixels), found.labels, found.class_names
 
@@ -59,7 +60,7 @@ def write_patched(folder: Path) -> None:
     if (folder / "complete").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    for split in ("train", "validation"):
+    for split in ("train", "validation", "test"):  # the last one because every dataset has it
         pixels, labels, names = birds(split)
         for i, (image, label) in enumerate(zip(pixels, labels)):
             image = image.copy()

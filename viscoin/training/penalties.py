@@ -178,7 +178,7 @@ class Penalties:
                 is one class alone) -> values (B,).
         """
         dataset, indices = self.measured_images(region)
-        donors = of_another_class(dataset.labels, indices, self.seed)
+        donors = None if region is None else of_another_class(dataset.labels, indices, self.seed)
         masks = None if region is None else self._masks(region, dataset)
         totals: dict[str, float] = {}
         mine = slice(rank(), None, world_size())

@@ -27,7 +27,7 @@ from viscoin.training.runtime import Runtime
 
 CLASSES, SIDE, PATCH = 8, 64, 16  # pixels
 REGION = "0,0,0.25,0.25"
-STEPS, BATCH, VALIDATION = 150, 64, 800
+STEPS, BATCH, VALIDATION = 150, 32, 400
 COLOURS = (
     (230, 40, 40), (40, 200, 60), (50, 70, 240), (240, 220, 40), (220, 60, 220), (40, 220, 220), (245, 245, 245),
     (15, 15, 15),

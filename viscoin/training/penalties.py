@@ -66,8 +66,10 @@ class Penalties:
         self.active: list[Active] = []
         self.version = 0
         self._known: dict[tuple[str, str], Masks] = {}
+        self._starts = True  # so files that the recipe names are copied into the run
         if wanted:
             self.use(wanted)
+        self._starts = False
 
     def facts(self) -> dict[str, Any]:
         """What is in force and what there is to choose from, for status.json."""
@@ -101,9 +103,9 @@ class Penalties:
         self.wanted, self.version = list(wanted), self.version + 1
 
     def _region(self, penalty: Any) -> Region | None:
-        return (
-            find_region(penalty.region, self.train, self.run, not self.version) if hasattr(penalty, "region") else None
-        )
+        if not hasattr(penalty, "region"):
+            return None
+        return find_region(penalty.region, self.train, self.run, self._starts)
 
     def _masks(self, region: Region, dataset: ImageDataset) -> Masks:
         key = (region.text, dataset.split)

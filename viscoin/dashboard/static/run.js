@@ -1,5 +1,6 @@
 import { call, complain, element, number, ready, root, say, span } from "./api.js";
 import { chart } from "./charts.js";
+import { penalties } from "./penalties.js";
 
 const $ = (id) => document.getElementById(id);
 const name = $("name").dataset.run, path = `runs/${encodeURIComponent(name)}`;
@@ -21,11 +22,13 @@ function add(line) {
   if (!waiting) { waiting = true; setTimeout(() => { waiting = false; draw(); }, 150); }
 }
 
-// Measures of training and validation of one name share a picture.
+// Measures of training and validation of one name share a picture, and so do behaviour and map of a penalty.
+const titled = (name) => (/^validation\.penalties\.([^.]+)\.(accuracy|accuracy_swapped|cam_share|map_share|predicted)$/.exec(name) || [])[1];
 function groups() {
   const found = new Map();
   for (const curve of curves.values()) {
-    const title = curve.name.replace(/^(train|validation|test)\./, "");
+    const penalty = titled(curve.name);
+    const title = penalty ? `penalty ${penalty}: behaviour and map` : curve.name.replace(/^(train|validation|test)\./, "");
     if (!found.has(title)) found.set(title, []);
     found.get(title).push(curve);
   }
@@ -66,6 +69,7 @@ function state(found) {
       if (button.dataset.command === "continue") button.hidden = row.state !== "paused";
     }
     values();
+    penalties(live ? row : {}, send);
   }
 }
 

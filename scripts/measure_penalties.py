@@ -1,6 +1,6 @@
 """Measure what penalties do: birds with a patch in the corner that tells the class, which a network should not use.
 
-    python scripts/measure_penalties.py measured.jsonl --folder patches --seeds 5
+    python scripts/measure_penalties.py measured.jsonl --folder patches --seeds 5 --figure docs/images/penalties.png
 
 Each training that ends is one line of measured.jsonl; those that are there are not run again. At the end, or with
 `--seeds 0` at once, it prints the table of docs/penalties.md.
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from viscoin.config import DatasetConfig, load_recipe
 from viscoin.datasets import load_dataset
 from viscoin.datasets.base import to_images
 from viscoin.models.files import load_model
+from viscoin.plotting.style import BLUE, DARK, GREY, LIGHT, PAGE, VERMILION, new_figure, save_figure, styled
 from viscoin.runs.run import Run
 from viscoin.training.classifier import train_classifier
 from viscoin.training.runtime import Runtime
@@ -123,11 +125,35 @@ def table(lines: list[dict]) -> str:
     return "\n".join([*rows, "", f"{len({line['seed'] for line in lines})} seeds"])
 
 
+@styled
+def draw(lines: list[dict]) -> Figure:
+    """Map and behaviour of every training, a dot each; a line at the mean."""
+    figure = new_figure(PAGE, 2.3)
+    left, right = figure.subplots(1, 2, sharey=True)
+    shown = [setting for setting in SETTINGS if any(line["setting"] == setting for line in lines)]
+    panels = ((left, "cam_share", "share of the map in the corner"), (right, "wrong_patch", COLUMNS["wrong_patch"]))
+    for axes, key, title in panels:
+        for row, setting in enumerate(shown):
+            values = [line[key] for line in lines if line["setting"] == setting]
+            colour = {"n": GREY, "a": VERMILION, "s": BLUE}[setting[0]]
+            axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.6, markersize=4, markeredgewidth=0)
+            axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=DARK, linewidth=1)
+        axes.set(xlabel=title, ylim=(len(shown) - 0.5, -0.5), yticks=range(len(shown)), yticklabels=shown)
+        axes.grid(axis="y", color=LIGHT)
+        axes.tick_params(axis="y", length=0)
+    left.set(xlim=(-0.01, None), title="the map")
+    right.set(xlim=(-0.02, 1), title="the behaviour")
+    right.axvline(1 / CLASSES, color=GREY, linestyle=":", linewidth=0.8)
+    right.text(1 / CLASSES + 0.01, -0.5, "chance", fontsize=6, color=GREY, va="bottom")
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measured", type=Path, help="JSON lines, to which it appends")
     parser.add_argument("--folder", type=Path, default=Path("patches"), help="for images and the run that is under way")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--figure", type=Path, help="draw map and behaviour into this file")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     lines = [json.loads(line) for line in asked.measured.read_text().splitlines()] if asked.measured.exists() else []
@@ -141,6 +167,8 @@ def main() -> None:
                 with asked.measured.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
     print(table(lines))
+    if asked.figure:
+        save_figure(draw(lines), asked.figure)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ def deliver(path: Path, command: str, values: Mapping[str, Any]) -> Command:
         run = Run(path)
         check_values(run.kind, override_recipe(run.recipe, status.steerable), status.steerable, values)
     if command == "penalty":
-        _check_penalty(Run(path), status, values)
+        check_penalty(Run(path), status, values)
     return send(path, command, values)
 
 
-def _check_penalty(run: Run, status: Status, values: Mapping[str, Any]) -> None:
-    """Raise Refused where a training will not take a command about penalties, as far as that is known here."""
+def check_penalty(run: Run, status: Status, values: Mapping[str, Any]) -> None:
+    """Raise Refused where a training will not take a command about penalties, as far as its status tells."""
     if run.kind not in KINDS:
         raise Refused("run", run.path, f"a training of kind {run.kind} has no penalties", f"{' and '.join(KINDS)} have")
     check_wish(values)

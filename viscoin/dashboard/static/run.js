@@ -23,6 +23,7 @@ function add(line) {
 }
 
 // Measures of training and validation of one name share a picture, and so do behaviour and map of a penalty.
+const SHORT = { accuracy: "accuracy as is", accuracy_swapped: "region of another class", cam_share: "map inside", map_share: "map inside", predicted: "says the class" };
 const titled = (name) => (/^validation\.penalties\.([^.]+)\.(accuracy|accuracy_swapped|cam_share|map_share|predicted)$/.exec(name) || [])[1];
 function groups() {
   const found = new Map();
@@ -30,7 +31,7 @@ function groups() {
     const penalty = titled(curve.name);
     const title = penalty ? `penalty ${penalty}: behaviour and map` : curve.name.replace(/^(train|validation|test)\./, "");
     if (!found.has(title)) found.set(title, []);
-    found.get(title).push(curve);
+    found.get(title).push(penalty ? { ...curve, name: SHORT[curve.name.split(".").at(-1)] } : curve);
   }
   return found;
 }

@@ -144,7 +144,7 @@ def draw(lines: list[dict]) -> Figure:
     left.set(xlim=(-0.01, None), title="the map")
     right.set(xlim=(-0.02, 1), title="the behaviour")
     right.axvline(1 / CLASSES, color=GREY, linestyle=":", linewidth=0.8)
-    right.text(1 / CLASSES + 0.01, -0.5, "chance", fontsize=6, color=GREY, va="bottom")
+    right.text(1 / CLASSES + 0.01, 0, "chance", fontsize=6, color=GREY, va="center")
     return figure
 
 

@@ -154,7 +154,7 @@ def test_commands_edit_the_list():
 def test_boxes_are_the_pixels_whose_middle_lies_in_them():
     drawn = draw_boxes(read_boxes("0,0,0.5,0.25+0.9,0.9,1,1"), 4)
     assert drawn.astype(int).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert draw_boxes(((0.25, 0.5, 1, 1),), 4).sum() == 6
+    assert draw_boxes(((0.25, 0.5, 1, 1),), 4).sum() == 6 and draw_boxes(((0.1, 0.1, 0.4, 0.4),), 4).sum() == 4
 
 
 def test_parts_and_background_are_those_of_the_data(run):
@@ -313,12 +313,13 @@ def test_map_is_that_of_the_logits_and_other_heads_are_refused():
     torch.testing.assert_close(layer(last.mean((2, 3))), logits)
     torch.nn.init.zeros_(layer.weight)
     check_class_maps(model)
-    vit = Classifier("viscoin_vit_patch8", 3, 32)
-    torch.nn.init.zeros_(vit.last_layer.weight)  # all heads are alike then
-    vit.train()
-    with pytest.raises(Refused, match="viscoin_vit_patch8: it does not end in the mean over positions"):
-        check_class_maps(vit)
-    assert vit.training
+    for backbone in ("viscoin_vit_patch8", "convnext_atto"):  # tokens; a layer norm after the mean
+        other = Classifier(backbone, 3, 64)
+        torch.nn.init.zeros_(other.last_layer.weight)  # all heads are alike then
+        other.train()
+        with pytest.raises(Refused, match=f"{backbone}: it does not end in the mean over positions"):
+            check_class_maps(other)
+        assert other.training
 
 
 @pytest.mark.parametrize(
@@ -424,6 +425,7 @@ def test_penalty_of_no_strength_measures_and_changes_no_bit(tmp_path):
     assert {key: value for key, value in more.items() if "penalties" not in key} == scores(none)
     own = {key.rpartition(".")[2]: value for key, value in more.items() if "penalties.attention" in key}
     assert own.keys() == {"accuracy", "accuracy_swapped", "cam_share"} and all(0 <= x <= 1 for x in own.values())
+    assert not [key for key in more if key.startswith("train.penalties")]  # nor does it cost a step anything
     assert own["accuracy"] == more["validation.accuracy"]  # of the same images
     told = read_status(found.path).penalties
     assert told is not None and [one["name"] for one in told["active"]] == ["attention", "swap"]

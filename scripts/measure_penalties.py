@@ -113,7 +113,7 @@ def without_patches(path: Path) -> float:
 
 def table(lines: list[dict]) -> str:
     """Means over seeds, with the smallest and largest value."""
-    rows = [f"| penalty | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = [f"| penalty | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for setting in SETTINGS:
         found = [line for line in lines if line["setting"] == setting]
         if found:
@@ -121,8 +121,8 @@ def table(lines: list[dict]) -> str:
             for key in COLUMNS:
                 values, digits = np.array([line[key] for line in found]), 0 if key == "step" else 3
                 cells.append(f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})")
-            rows.append(f"| {setting} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", f"{len({line['seed'] for line in lines})} seeds"])
+            rows.append(f"| {setting} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 @styled

@@ -115,6 +115,10 @@ def test_names_are_given_and_kept():
         ("swap region=a name=A/b", "pattern"),
         ("; ".join(["swap region=crest"] * 17), "17 penalties, and at most 16"),
         (7, "valid list"),
+        *(
+            ([{"penalty": "swap", "region": region}], "is no box, nor a list of boxes")
+            for region in ([[0, 0, 1, 1], 5], [5, [0, 0, 1, 1]], [[0, 0, 1, 1], None], [], [[]], ["a"], [[[0]]])
+        ),
     ],
 )
 def test_what_is_no_penalty_is_refused_in_one_line(text, said):
@@ -199,6 +203,7 @@ def test_mask_and_marked_images_are_kept_in_the_run_by_digest(run, tmp_path):
         ('{"1": [0,0,2,1]}', "no box within the image"), ('{"1": "x"}', "is no box"), ('{"1": []}', "is no box"),
         ('{"validation": {"1": [0,0,1,1]}}', "no training image is marked"),
         ('{"1": ["a",0,1,1]}', "could not convert"),
+        ('{"train": {"1": [0,0,1,1]}, "validation": {"99999999999999999999": [0,0,1,1]}}', "there are not so many"),
     ],
 )  # fmt: skip
 def test_files_of_marked_images_that_are_none_are_refused(run, tmp_path, content, said):
@@ -504,6 +509,7 @@ def test_penalties_that_come_change_and_go_live_are_equal_in_a_replay_and_after_
         ({"do": "add", "penalty": "swap", "region": "/etc/x.json"}, "keeps no such file"),
         ({"do": "remove", "name": "swap"}, "no such penalty; it has none"),
         ({"do": "change", "name": "swap"}, "penalty change needs a value"),
+        ({"do": "add", "penalty": "swap", "region": [[0, 0, 1, 1], 5]}, "is no box, nor a list of boxes"),
         ({"penalty": "swap"}, "penalty needs add, change or remove"),
         ({"do": "remove"}, "needs the name"),
         ({"do": "remove", "name": "a", "share": 1}, "remove takes no 'share'"),

@@ -95,7 +95,9 @@ def is_file(region: str) -> bool:
 
 def _boxes_as_text(value: Sequence[Any]) -> str:
     """[0, 0, 1, 0.5], or several of these, as text."""
-    boxes = [value] if value and not isinstance(value[0], list | tuple) else value
+    boxes = [value] if not any(isinstance(box, list | tuple) for box in value) else value
+    if any(not isinstance(box, list | tuple) or len(box) != 4 for box in boxes):
+        raise ValueError(f"the region {value!r:.60} is no box, nor a list of boxes; {FORM}")
     return "+".join(",".join(str(side) for side in box) for box in boxes)
 
 

@@ -66,4 +66,4 @@ def share_inside(last: Tensor, weight: Tensor, labels: Tensor, region: Tensor) -
 
 def on_grid(region: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """A region (B, H, W) on a coarser grid (B, h, w): the share of each cell that it covers."""
-    return F.adaptive_avg_pool2d(region.float()[:, None], tuple(size))[:, 0]
+    return F.adaptive_avg_pool2d(region.float()[:, None], (size[0], size[1]))[:, 0]

@@ -176,6 +176,8 @@ def balanced_weights(dataset: ImageDataset) -> Tensor:
 class ClassifierTask(SingleModel):
     """Cross-entropy on labels; the score is the accuracy, or another measure, on validation images."""
 
+    model: Classifier
+
     def __init__(
         self, model: Classifier, config: ClassifierConfig, fabric: Fabric, validation: ImageDataset, steps: int,
         per_epoch: int, class_weights: Tensor | None = None, compiled: bool = False,

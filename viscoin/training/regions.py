@@ -17,6 +17,7 @@ from viscoin.runs.kept import kept_path
 from viscoin.runs.run import Run
 
 MASK_BYTES = 64 * 2**20  # of masks that are remembered, packed
+MOST_IMAGES = 2**31  # of a split that is not known when its marks are read
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Region:
         """The region (H, W) bool of an image; errors as of the dataset's masks."""
         if self.part is not None:
             parts = dataset.part_masks(index)
-            return ~parts.any(0) if self.part < 0 else parts[self.part]
+            return np.asarray(~parts.any(0) if self.part < 0 else parts[self.part])
         if self.picture is not None:
             return self.picture
         boxes = self.marked.get(dataset.split, {}).get(index, ()) if self.marked else self.boxes
@@ -149,8 +150,8 @@ def _marked(text: str, path: Path, dataset: ImageDataset) -> Region:
 def _index(name: str, dataset: ImageDataset | None) -> int:
     """Number of an image that is named by it, or by its file."""
     if name.isdecimal():
-        if dataset is not None and int(name) >= len(dataset):
-            raise ValueError(f"image {name}: there are {len(dataset)}")
+        if int(name) >= (MOST_IMAGES if dataset is None else len(dataset)):
+            raise ValueError(f"image {name:.40}: there are {'not so many' if dataset is None else len(dataset)}")
         return int(name)
     files = (dataset.files if dataset is not None else None) or []
     ends = [i for i, file in enumerate(files) if file == name or file.endswith(f"/{name}")]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a room is a folder or file of viscoin/, and what stands on one floor may not form a circle.
 FLOORS = (
     ("signals",),
-    ("errors", "estimates", "files", "texts", "processes", "program", "printing", "captions"),
+    ("errors", "estimates", "files", "texts", "processes", "program", "printing", "captions", "penalties"),
     ("config", "kinds", "statistics"),
     ("runs", "presets", "slurm"),
     ("datasets",),

@@ -1,8 +1,10 @@
 """The pages in a real browser: what people do on them, what a screen reader needs, and no request to anybody else."""
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import pytest
 from tiny_models import tiny_recipe, write_models
 
 from viscoin.runs.run import Run
+from viscoin.runs.status import StatusFile
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "a-token-of-the-tests"
@@ -223,6 +226,61 @@ def test_every_page_fits_and_says_nothing_wrong(page, server, width):
             " one.querySelector('img[alt]:not([alt=\"\"])'))).map(one => one.outerHTML)"
         )
         assert unnamed == [], name
+
+
+@pytest.fixture
+def penalised(server):
+    """A run that looks as if it trained, with one penalty in force."""
+    run = Run.create("classifier", tiny_recipe(), server.folder / "runs" / "penalised")
+    measures = {"accuracy": 0.9, "accuracy_swapped": 0.2, "cam_share": 0.25}
+    for step in (10, 20):
+        values = {f"validation.penalties.corner.{key}": value * step / 20 for key, value in measures.items()}
+        run.log(step, {"train.loss": 1.0 / step, **values})
+    corner = {"penalty": "attention", "name": "corner", "region": "0,0,0.25,0.25", "weight": 1.0}
+    facts = {"active": [corner], "kinds": ["swap", "attention"], "regions": ["background", "crest"]}
+    status, owner = StatusFile(run), run.path / ".owner.json"
+    owner.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+    status.status.metrics = values
+    status.write("running", step=20, steps=50, steerable={}, penalties=facts)
+    yield run
+    shutil.rmtree(run.path)
+
+
+def test_penalties_are_shown_judged_added_and_removed(page, server, penalised):
+    def sent():
+        found = [path for path in sorted((penalised.path / "inbox").glob("*.json"))]
+        return [json.loads(path.read_text())["values"] for path in found]
+
+    page.goto(f"{server.address}runs/penalised")
+    panel = page.locator("#penalties")
+    playwright.expect(panel).to_contain_text("box 0, 0, 0.25, 0.25")
+    playwright.expect(panel).to_contain_text("with the region of another class0.2")  # beside the share of the map
+    playwright.expect(page.locator("#charts [role=img][aria-label^='penalty corner']")).to_be_visible()
+    page.get_by_label("weight of corner").fill("10")
+    panel.get_by_role("button", name="Change").click()
+    playwright.expect(page.locator("#record")).to_contain_text("change")
+    panel.get_by_text("Add a penalty").click()
+    page.get_by_label("Where").select_option("crest")
+    assert page.locator("#penalty-box").is_hidden()
+    page.get_by_label("Where").select_option("")
+    page.get_by_label("right, %").fill("40")
+    panel.get_by_role("button", name="Add", exact=True).click()
+    playwright.expect(page.locator("#record")).to_contain_text("share")
+    panel.get_by_role("button", name="Remove corner").click()
+    playwright.expect(page.locator("#record")).to_contain_text("remove")
+    assert sent() == [
+        {"do": "change", "name": "corner", "weight": "10"},
+        {"do": "add", "penalty": "swap", "share": "0.5", "region": "0,0,0.4,0.25"}, {"do": "remove", "name": "corner"},
+    ]  # fmt: skip
+    page.get_by_label("right, %").fill("0")
+    panel.get_by_role("button", name="Add", exact=True).click()
+    playwright.expect(page.locator("#notice")).to_contain_text("no box within the image")
+    page.complaints[:] = [said for said in page.complaints if "422" not in said]  # the browser names the answer
+    page.set_viewport_size({"width": 360, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.goto(f"{server.address}fallacies")
+    row = page.locator("#moved-rows tr")
+    playwright.expect(row).to_contain_text(re.compile("penalised.*corner.*0.125 → 0.25.*0.45 → 0.9.*0.1 → 0.2"))
 
 
 @pytest.mark.long

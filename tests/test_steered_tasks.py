@@ -162,7 +162,14 @@ OPTIONS = {
 COMMANDS: dict[str, dict[int, list[tuple[str, dict[str, Any]]]]] = {
     "classifier": {2: [("set", {"learning_rate": 0.02})], 5: [("evaluate", {}), ("set", {"label_smoothing": 0.2})]},
     "gan": {1: [("set", {"warm_start_learning_rate": 0.01})], 5: [("set", {"r1_gamma": 5, "learning_rate": 0.01})]},
-    "viscoin": {3: [("set", {"sparsity": 2, "learning_rate": 0.01})], 5: [("finish", {})]},
+    "viscoin": {
+        2: [("penalty", {"do": "add", "penalty": "not_for", "concept": 1, "label": "0"})],
+        3: [
+            ("set", {"sparsity": 2, "learning_rate": 0.01}),
+            ("penalty", {"do": "add", "penalty": "not_in", "concept": 2, "region": "crest", "weight": 3}),
+        ],
+        5: [("finish", {})],
+    },
     "diffmask": {2: [("set", {"lr_alpha": 2, "learning_rate": 0.01})], 4: [("evaluate", {})]},
 }
 NEEDS = {"viscoin": ("classifier", "gan"), "gan": ("classifier",), "diffmask": ("classifier",)}
@@ -228,7 +235,12 @@ def test_two_processes_obey_at_the_same_step(tmp_path):
     paused = obeyed("pause")
     while read_status(run).state != "paused":
         alive(process)
+    attention = {"do": "add", "penalty": "attention", "region": "background", "weight": 3}
+    assert (
+        obeyed("penalty", attention) == obeyed("penalty", {"do": "add", "penalty": "swap", "region": "crest"}) == paused
+    )
     assert obeyed("set", {"learning_rate": "0.001", "label_smoothing": 0.1}) == obeyed("continue") == paused
+    obeyed("penalty", {"do": "remove", "name": "swap"})
     finished = obeyed("finish")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -190,7 +190,8 @@ def test_full_disk_while_a_command_is_recorded_leaves_it_in_the_inbox(run, monke
         ('{"command": "note", "values": {"text": ""}}', "a note is a text"),
         ('{"command": "pause", "values": {"at": "noon"}}', "choose evaluations or never"),
         ('{"command": "stop", "values": {"now": 1}}', "stop takes no 'now'"),
-        ('{"command": "penalty", "values": {"kind": "swap"}}', "this training has no penalties"),
+        ('{"command": "penalty", "values": {"kind": "swap"}}', "penalty needs add, change or remove"),
+        ('{"command": "penalty", "values": {"do": "remove", "name": "a"}}', "classifier has no penalties"),
         (
             '{"command": "set", "values": {"classifier.backbone": "x"}}',
             "cannot change while this training runs; choose",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from viscoin.errors import Refused, regular
 from viscoin.files import is_whole
+from viscoin.penalties import ClassifierPenalties, EnsemblePenalties, named
 from viscoin.texts import NotText, read_text
 
 MOST_VALUES, MOST_TEXT = 20_000, 1_000_000  # of a YAML file; recipes have 150 values in 5,000 characters
@@ -124,6 +125,14 @@ class ClassifierConfig(Section):
     rand_augment: int = Field(0, ge=0, description="operations of RandAugment on each training image; 2 is usual")
     rand_augment_magnitude: int = Field(9, ge=0, le=30, description="strength of RandAugment")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, which blends pairs of training images; 0.2 is usual")
+    penalties: ClassifierPenalties = Field(
+        [], description="behaviour that is not wanted, as in `swap region=0,0,0.25,0.25`; several joined by ;"
+    )
+
+    @field_validator("penalties")
+    @classmethod
+    def _names_of_penalties(cls, value: list[Any]) -> list[Any]:
+        return named(value)
 
     @model_validator(mode="after")
     def _layers_to_train(self) -> "ClassifierConfig":
@@ -262,6 +271,14 @@ class ViscoinConfig(Section):
     early_stopping: int | None = Field(
         None, ge=1, description="evaluations without a better model that end the training"
     )
+    penalties: EnsemblePenalties = Field(
+        [], description="behaviour that is not wanted, as in `not_for concept=3 label=0`; several joined by ;"
+    )
+
+    @field_validator("penalties")
+    @classmethod
+    def _names_of_penalties(cls, value: list[Any]) -> list[Any]:
+        return named(value)
 
     @model_validator(mode="after")
     def _concepts_that_can_be_held(self) -> "ViscoinConfig":
@@ -548,7 +565,10 @@ def parse_recipe(values: Mapping[str, Any], source: str, overrides: Mapping[str,
         reasons = [_explain(item) for item in error.errors()]
     of_source, others = list[str](), list[str]()
     for reason in reasons:
-        given = [value for key, value in (overrides or {}).items() if key in re.findall(r"[\w.]+", reason)]
+        words = re.findall(r"[\w.]+", reason)
+        given = [
+            value for key, value in (overrides or {}).items() if any(f"{word}.".startswith(f"{key}.") for word in words)
+        ]
         if given:
             others.append(f"`settings`: {reason}" if any(isinstance(value, str) for value in given) else reason)
         else:
@@ -588,14 +608,17 @@ def _explain(item: Mapping[str, Any]) -> str:
     if item["type"] == "value_error":
         reason = str(item["ctx"]["error"])
         if not isinstance(item["ctx"]["error"], _TooLarge):
-            return reason
+            return reason if len(item["loc"]) < 2 else f"{'.'.join(map(str, item['loc'][:2]))}: {reason}"
     return f"{key} = {item['input']!r:.100}: {reason}"
 
 
 def _suggest(location: tuple[str | int, ...]) -> str:
     section: Any = Recipe
     for part in location[:-1]:
-        section = section.model_fields[str(part)].annotation
+        fields = getattr(section, "model_fields", {})
+        if str(part) not in fields:
+            return ""  # within a list
+        section = fields[str(part)].annotation
     name, names = str(location[-1]), list(section.model_fields)
     near = difflib.get_close_matches(name, names, n=1) or _elsewhere(name)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else f" (known keys: {', '.join(names)})"

@@ -20,7 +20,8 @@ def control(
         typer.Argument(
             metavar="COMMAND",
             help="pause, pause evaluations, pause never, continue, stop, finish, evaluate, set KEY=VALUE..., penalty "
-            "..., or note TEXT; default: print the state of the run and what can be set.",
+            "add KIND KEY=VALUE..., penalty change NAME KEY=VALUE..., penalty remove NAME, or note TEXT; default: "
+            "print the state of the run and what can be set.",
         ),
     ] = None,
     wait: Annotated[
@@ -37,7 +38,8 @@ def control(
     found, status = find_run(run)
     if not command:
         return _print(found, status)
-    _follow(run, deliver(run, *_parsed(command)), status, wait)
+    name, values = _parsed(command)
+    _follow(run, deliver(run, name, _kept(found, values) if name == "penalty" else values), status, wait)
 
 
 def _parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -53,10 +55,33 @@ def _parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     if name == "pause" and rest:
         return name, {"at": " ".join(rest)}
     if name == "penalty":
-        return name, {"what": " ".join(rest)}
+        return name, _penalty(rest)
     if rest:
         raise Refused("command", " ".join([name, *rest]), f"{name} stands alone", f"omit {' '.join(rest)}")
     return name, {}
+
+
+def _penalty(words: list[str]) -> dict[str, Any]:
+    """The values of `penalty DO ...`."""
+    from viscoin.penalties import parse_words
+
+    do, *rest = words or [""]
+    named = {"name": rest.pop(0)} if do in ("change", "remove") and rest else {}
+    try:
+        return {"do": do, **named, **parse_words(rest)}
+    except ValueError as error:
+        raise Refused("command", None, str(error)) from None
+
+
+def _kept(run: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a penalty, whose region, where it is a file, now lies in the run folder."""
+    from viscoin.penalties import is_file
+    from viscoin.runs.kept import FOLDER, keep_file
+
+    region = values.get("region", "")
+    if not is_file(region) or region.startswith(f"{FOLDER}/"):
+        return values
+    return {**values, "region": keep_file(run, Path(region))}
 
 
 def _follow(run: Path, sent: "Command", status: "Status", wait: float) -> None:
@@ -83,6 +108,8 @@ def _print(path: Path, status: "Status") -> None:
         echo(f"  {status.reason}")
     for key, value in (status.steerable or {}).items():
         echo(f"  {key} = {'null' if value is None else value}")
+    for one in (status.penalties or {}).get("active", ()):
+        echo(f"  penalty {one['name']}: " + ", ".join(f"{key} {value}" for key, value in one.items() if key != "name"))
     for entry in read_record(path):
         what = " ".join([entry.command, *(f"{key}={value}" for key, value in entry.values.items())])
         echo(f"  step {entry.step}: {what}{f' (refused: {entry.refused})' if entry.refused else ''}")

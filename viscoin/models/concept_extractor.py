@@ -74,7 +74,11 @@ class ConceptExtractor(nn.Module):
 
     def concept_maps(self, latent: Tensor) -> Tensor:
         """Phi (B, K, 3, 3) >= 0."""
-        return F.adaptive_avg_pool2d(self.conv5(latent).relu(), CONCEPT_GRID)
+        return F.adaptive_avg_pool2d(self.places(latent), CONCEPT_GRID)
+
+    def places(self, latent: Tensor) -> Tensor:
+        """Concept maps on the grid on which they are computed, (B, K, H, W) >= 0."""
+        return self.conv5(latent).relu()
 
     def support(self, maps: Sequence[Tensor], latent: Tensor) -> Tensor:
         """Phi' (B, S), which the generator alone needs; learned, it is >= 0."""

@@ -20,6 +20,7 @@ from typing import Any
 from viscoin.config import Recipe, override_recipe
 from viscoin.errors import Refused, reason_of, regular
 from viscoin.files import atomic_path
+from viscoin.penalties import check_wish
 
 INBOX, RECORD = "inbox", "control.jsonl"
 COMMANDS = ("pause", "continue", "stop", "finish", "evaluate", "set", "penalty", "note")
@@ -35,7 +36,8 @@ class Command:
     Attributes:
         id: names its file, and sorts commands by the time when they were sent.
         command: one of `COMMANDS`.
-        values: what `set` changes, by recipe key; `{"at": ...}` of pause; `{"text": ...}` of note.
+        values: what `set` changes, by recipe key; `{"at": ...}` of pause; `{"text": ...}` of note; of penalty, see
+            `viscoin.penalties.edited`.
         by: who sent it.
         time: when, in seconds since 1970.
     """
@@ -107,6 +109,8 @@ def check_command(command: Command) -> None:
         raise Refused(None, None, f"a note is a text of at most {LONGEST_NOTE} characters")
     if name == "pause" and values.get("at", "never") not in PAUSES:
         raise Refused(None, None, f"pause {values['at']!r:.60}: unknown", f"choose {_either(PAUSES)}, or omit it")
+    if name == "penalty":
+        check_wish(values)
     known = {"note": {"text"}, "pause": {"at"}}.get(name, set())
     if name not in ("set", "penalty") and (odd := values.keys() - known):
         raise Refused(None, None, f"{name} takes no {', '.join(sorted(odd))!r:.100}", "omit it")

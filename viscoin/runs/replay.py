@@ -7,6 +7,7 @@ from viscoin.config import Recipe
 from viscoin.errors import Refused
 from viscoin.files import atomic_path
 from viscoin.runs.control import RECORD, REPLAYED, Entry, read_record
+from viscoin.runs.kept import FOLDER, copy_kept
 from viscoin.runs.run import MOVABLE, Run, flatten
 
 logger = logging.getLogger(__name__)
@@ -52,5 +53,7 @@ def start_replay(run: Run, source: Path) -> None:
     entries = commands_of(source, run.kind, run.recipe)
     with atomic_path(run.path / RECORD) as partial:
         partial.write_text("".join(entry.to_json() for entry in entries), encoding="utf-8")
-    run.annotate(replay=str(source))
+    copy_kept(source, run.path)
+    kept = Run(source).header.get(FOLDER)
+    run.annotate(replay=str(source), **({FOLDER: kept} if kept else {}))
     logger.info("%d commands of %s will be repeated", len(entries), source)

@@ -30,6 +30,7 @@ class Status:
         pace, left: seconds a step, and until the end, of steps alone; None as long as nobody knows.
         metrics: the newest value of each.
         steerable: present values of what `set` may change, by recipe key; None where nobody has said yet.
+        penalties: those in force (`active`), and the `kinds` and `regions` to choose from; None: it takes none.
         reason: how a failed training ended.
         host, process, time: where it runs, and when it wrote this, in seconds since 1970.
     """
@@ -41,6 +42,7 @@ class Status:
     left: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     steerable: dict[str, Any] | None = None
+    penalties: dict[str, Any] | None = None
     reason: str = ""
     host: str = ""
     process: int = 0

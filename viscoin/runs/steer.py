@@ -7,6 +7,7 @@ from typing import Any
 
 from viscoin.config import override_recipe
 from viscoin.errors import Refused
+from viscoin.penalties import KINDS, check_wish, checked, edited
 from viscoin.runs.control import Command, Entry, check_values, read_record, send
 from viscoin.runs.run import Run
 from viscoin.runs.status import LIVE, Status, read_status
@@ -42,7 +43,19 @@ def deliver(path: Path, command: str, values: Mapping[str, Any]) -> Command:
     if command == "set" and status.steerable is not None:  # else only the training knows
         run = Run(path)
         check_values(run.kind, override_recipe(run.recipe, status.steerable), status.steerable, values)
+    if command == "penalty":
+        check_penalty(Run(path), status, values)
     return send(path, command, values)
+
+
+def check_penalty(run: Run, status: Status, values: Mapping[str, Any]) -> None:
+    """Raise Refused where a training will not take a command about penalties, as far as its status tells."""
+    if run.kind not in KINDS:
+        raise Refused("run", run.path, f"a training of kind {run.kind} has no penalties", f"{' and '.join(KINDS)} have")
+    check_wish(values)
+    if status.penalties is not None:
+        present = [checked(run.kind, one) for one in status.penalties["active"]]
+        edited(run.kind, present, values)
 
 
 def fate(path: Path, command: Command, seconds: float) -> Entry | None:

@@ -83,7 +83,8 @@ def describe(run: Run) -> dict[str, Any]:
         "created": header["created"], "state": state, "step": status.step or step, "steps": status.steps or None,
         "pace": status.pace, "left": status.left, "reason": status.reason,
         "changed": max(changed or 0.0, status.time) or None, "model": run.model_path.is_file(),
-        "steerable": status.steerable, "metrics": without_nan(status.metrics), "score": _score(header, status),
+        "steerable": status.steerable, "penalties": status.penalties, "metrics": without_nan(status.metrics),
+        "score": _score(header, status),
     }  # fmt: skip
 
 
@@ -257,7 +258,7 @@ class Follower:
             self.entries = len(entries)
         yield from self._drawn()
         row = describe(self.run)
-        said = json.dumps([row.get(key) for key in ("state", "step", "steps", "model", "steerable")])
+        said = json.dumps([row.get(key) for key in ("state", "step", "steps", "model", "steerable", "penalties")])
         if said != self.state:
             self.state = said
             yield "status", self.offset, row

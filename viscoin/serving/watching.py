@@ -14,6 +14,8 @@ from viscoin.config import Recipe, load_recipe, recipe_names
 from viscoin.runs.branch import branch, saved_steps
 from viscoin.runs.control import Command, check_command, send
 from viscoin.runs.run import Run
+from viscoin.runs.status import read_status
+from viscoin.runs.steer import check_penalty
 from viscoin.serving import runs as reading
 from viscoin.serving.api import service
 from viscoin.serving.jobs import Job, Wish
@@ -120,6 +122,8 @@ def command(found: Found, body: CommandBody) -> dict[str, str]:
     """Send a command; what became of it is in the record."""
     if reading.describe(found)["state"] not in LIVE:
         raise Problem(409, f"nothing trains in run {found.path.name}", "resume it first")
+    if body.command == "penalty":
+        check_penalty(found, read_status(found.path), body.values)
     return {"id": send(found.path, body.command, body.values, by="page").id}
 
 

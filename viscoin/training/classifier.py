@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from stylegan2_ada.optimizer import set_rate
 from viscoin.config import ClassifierConfig, Recipe
 from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
+from viscoin.models.class_maps import last_map
 from viscoin.models.classifier import Classifier, build_classifier, resolve_backbone
 from viscoin.models.files import save_model
 from viscoin.models.foreign.starting import read_start, start_classifier
@@ -36,6 +38,7 @@ from viscoin.training.failures import recoverable
 from viscoin.training.features import FeatureDataset, with_features
 from viscoin.training.freezing import freeze
 from viscoin.training.loop import check_finite, fit
+from viscoin.training.penalties import OfClassifier
 from viscoin.training.runtime import (
     Runtime,
     check_shares,
@@ -78,16 +81,25 @@ def train_classifier(recipe: Recipe, run: Run, runtime: Runtime = Runtime()) -> 
         logger.warning("classifier.pretrained is false: layers that do not train stay random")
     batch_size = whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate)
     per_epoch = max(1, len(train) // batch_size)
-    features = with_features(model, config, (train, validation), fabric.device)
+    features = None if config.penalties else with_features(model, config, (train, validation), fabric.device)
+    penalties = OfClassifier(model, config, train, validation, recipe.seed, run, features is None)
     if features is not None:
         train, validation = features
         logger.info("the body runs once for each image: only the last layer trains, and no image is changed")
     task = ClassifierTask(
-        model, config, fabric, validation, config.epochs * per_epoch, per_epoch, weights, runtime.compile
+        model,
+        config,
+        fabric,
+        validation,
+        config.epochs * per_epoch,
+        per_epoch,
+        weights,
+        runtime.compile,
+        penalties,
     )
     batches = StepBatches(
         train, batch_size, recipe.seed, config.horizontal_flip, config.padding, fabric.global_rank, fabric.world_size,
-        transforms=Transforms.of(config), workers=batch_workers(fabric.device),
+        transforms=Transforms.of(config), workers=batch_workers(fabric.device), penalties=penalties,
     )  # fmt: skip
     fit(
         run, task, batches, config.epochs * per_epoch, seed=recipe.seed, evaluate_every=per_epoch,
@@ -164,10 +176,14 @@ def balanced_weights(dataset: ImageDataset) -> Tensor:
 class ClassifierTask(SingleModel):
     """Cross-entropy on labels; the score is the accuracy, or another measure, on validation images."""
 
+    model: Classifier
+
     def __init__(
         self, model: Classifier, config: ClassifierConfig, fabric: Fabric, validation: ImageDataset, steps: int,
         per_epoch: int, class_weights: Tensor | None = None, compiled: bool = False,
+        penalties: OfClassifier | None = None,
     ) -> None:  # fmt: skip
+        self.penalties = penalties
         self.config, self.fabric, self.validation = config, fabric, validation
         self.class_weights = None if class_weights is None else class_weights.to(fabric.device)
         self.steps, self.per_epoch = steps, per_epoch
@@ -185,6 +201,11 @@ class ClassifierTask(SingleModel):
         sgd, drops = self.config.optimizer == "sgd", self.config.schedule == "step"
         return own + ("momentum",) * sgd + ("step_epochs", "step_factor") * drops
 
+    def apply(self, values: Mapping[str, Any]) -> None:
+        super().apply(values)
+        if self.penalties is not None and "penalties" in values:
+            self.penalties.use(values["penalties"])
+
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.model.train()
         for module in self.frozen:
@@ -192,19 +213,34 @@ class ClassifierTask(SingleModel):
         set_rate(self.optimizer, self.config.learning_rate * _rate(self.config, step, self.steps, self.per_epoch))
         self.optimizer.zero_grad()
         total = right = torch.zeros((), device=images.device)
+        logged: dict[str, Tensor] = {}
         size = mean_over_processes(self._size(labels))
         count = self.config.accumulate
         for part, truth in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
-            with self.fabric.autocast():
-                logits = self.forward(part).float()
+            logits, terms = self._look(part, truth)
             loss = self._cross_entropy(logits, truth) / size
-            check_finite({"cross-entropy": loss}, step)
-            self.fabric.backward(loss)
+            weighted = [weight * value / len(images) for weight, value in terms.values()]
+            check_finite({"cross-entropy": loss, **dict(zip(terms, weighted))}, step)
+            self.fabric.backward(sum(weighted, loss))
+            logged |= {key: logged.get(key, 0) + value.detach() / len(images) for key, (_, value) in terms.items()}
             likeliest = truth if truth.ndim == 1 else truth.argmax(1)  # mixup gives probabilities
             total, right = total + loss.detach(), right + (logits.argmax(1) == likeliest).sum()
         average_gradients(self.model.parameters())
         self.optimizer.step()
-        return {"loss": total, "accuracy": right / len(images)}
+        return {"loss": total, "accuracy": right / len(images), **logged}
+
+    def _look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
+        """Logits, and the terms of penalties: weight, and sum over the images.
+
+        Args:
+            images: (B, 3 + R, H, W), with the regions that penalties ask for.
+        """
+        penalties = self.penalties
+        with self.fabric.autocast():
+            if penalties is None or not penalties.regional():
+                return self.forward(images).float(), {}
+            logits, last = last_map(self.model, images[:, :3])
+        return logits.float(), penalties.terms(last, self.model.last_layer.weight, labels, images[:, 3:])
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum over the images."""
@@ -233,9 +269,17 @@ class ClassifierTask(SingleModel):
         results = {"accuracy": int(counts.trace()) / len(dataset), "loss": loss / len(dataset)}
         if measure not in results:
             results[measure] = class_average(counts, measure)
+        if self.penalties is not None and self.penalties.wanted:
+            results |= self.penalties.measure(self._looked, self.fabric.device)
         # Ties are common on small data: the lower loss decides among them.
         score = -results["loss"] if measure == "loss" else results[measure] - 1e-6 * math.tanh(results["loss"])
         return results, score
+
+    def _looked(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the map that the last layer reads."""
+        with self.fabric.autocast():
+            logits, last = last_map(self.model, images)
+        return logits.float(), last
 
 
 def class_average(counts: np.ndarray, measure: str) -> float:

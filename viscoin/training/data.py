@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from viscoin.datasets import ImageDataset
+from viscoin.training.penalties import Penalties
 from viscoin.training.transforms import Transforms, mix
 
 
@@ -27,6 +28,7 @@ class StepBatches:
         rank, world_size: this process takes every `world_size`-th position.
         transforms: further changes, after flips and crops.
         workers: threads that prepare the next batches meanwhile; the batches are the same with any number.
+        penalties: what retouches images before they are flipped, and gives regions as channels after the third.
 
     Raises:
         ValueError: a batch that does not divide over the processes, or images too small for padding or transforms.
@@ -43,6 +45,7 @@ class StepBatches:
         world_size: int = 1,
         transforms: Transforms | None = None,
         workers: int = 0,
+        penalties: Penalties | None = None,
     ) -> None:
         if batch_size % world_size:
             raise ValueError(f"batch size {batch_size} does not divide over {world_size} processes")
@@ -59,11 +62,17 @@ class StepBatches:
         self._order = lru_cache(maxsize=2)(self._permutation)  # a batch may lie across two epochs
         self._pool = ThreadPoolExecutor(workers, "batches") if workers else None
         self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
+        self.penalties, self._version = penalties, 0
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [-1, 1] of `step`, and labels (B,), or with mixup their probabilities (B, classes)."""
+        """Images (B, 3, H, W) in [-1, 1] of `step`, and labels (B,), or with mixup their probabilities (B, classes).
+
+        Images have more channels where penalties ask for regions.
+        """
         if self._pool is None:
             return self._batch(step)
+        if self.penalties is not None and self._version != self.penalties.version:
+            self._ahead, self._version = {}, self.penalties.version  # what was prepared knows nothing of the change
         steps = range(step, step + self.workers + 1)
         self._ahead = {t: self._ahead.get(t) or self._pool.submit(self._batch, t) for t in steps}
         return self._ahead[step].result()
@@ -71,7 +80,12 @@ class StepBatches:
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         start, mine = step * self.batch_size, slice(self.rank, None, self.world_size)
         positions = range(start, start + self.batch_size)[mine]
-        images, labels = self.dataset.batch(np.array([self._index(p) for p in positions]))
+        indices = np.array([self._index(p) for p in positions])
+        if self.penalties is not None:
+            indices = self.penalties.choose(indices, step, self.batch_size, mine)
+        images, labels = self.dataset.batch(indices)
+        if self.penalties is not None:
+            images = self.penalties.retouch(images, indices, step, self.batch_size, mine)
         stream = np.random.Generator(np.random.Philox(key=self.seed, counter=start))  # a position is one of its blocks
         draws = stream.random((self.batch_size, 4))[mine]
         if self.horizontal_flip:
@@ -83,7 +97,8 @@ class StepBatches:
             return images, labels
         generators = [np.random.Generator(np.random.Philox(key=[self.seed, p + 1])) for p in positions]
         if self.transforms.changes_images:
-            images = torch.stack([self.transforms(x, generator) for x, generator in zip(images, generators)])
+            changed = torch.stack([self.transforms(x[:3], generator) for x, generator in zip(images, generators)])
+            images = changed if images.shape[1] == 3 else torch.cat([changed, images[:, 3:]], 1)
         if alpha := self.transforms.mixup:
             weights = torch.tensor([generator.beta(alpha, alpha) for generator in generators])
             return mix(images, labels, weights, len(self.dataset.class_names))

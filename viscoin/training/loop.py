@@ -335,7 +335,8 @@ class _Loop:
     def _facts(self) -> dict[str, Any]:
         left = None if self.pace is None else (self.steps - self.done) * self.pace
         facts = {"step": self.done, "steps": self.steps, "pace": self.pace, "left": left}
-        return facts | {"steerable": self.steering.present()}
+        penalties = self.steering.penalties
+        return facts | {"steerable": self.steering.present(), "penalties": penalties and penalties.facts()}
 
 
 def check_finite(terms: Mapping[str, Tensor], step: int) -> None:

@@ -10,10 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 from stylegan2_ada.distributed import rank
 from viscoin.config import Recipe, override_recipe
 from viscoin.errors import Refused
+from viscoin.penalties import edited
 from viscoin.runs.control import REPLAYED, Command, Entry, Record, check_values, read_command, waiting
 from viscoin.runs.header import recipe_of_header
 from viscoin.runs.run import Run
 from viscoin.training.checkpoints import read_once
+from viscoin.training.penalties import Penalties
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class Steering:
         self.paused = self.at_evaluations = self.finished = False
         self.step = self.obeyed = 0
         self._looked = 0.0
+        self.penalties: Penalties | None = getattr(task, "penalties", None)
+        self._at_start = list(self.penalties.wanted) if self.penalties is not None else []
         self._plan: dict[int, list[Entry]] = {}
         for entry in read_once(lambda: self._begin(steps)):
             self._add(entry)
@@ -104,6 +108,8 @@ class Steering:
             self._fold(entry)
             if entry.command == "set":
                 self._apply({_short(key): value for key, value in entry.values.items()})
+            elif entry.command == "penalty":
+                self._apply({"penalties": self._wanted()})
             self._report(entry)
             yield entry
 
@@ -159,10 +165,21 @@ class Steering:
         if self.replayed and command.command in REPLAYED and command.command != "note":
             raise Refused(None, None, f"this run replays the commands of {self.replayed}", "start one without `replay`")
         if command.command == "penalty":
-            raise Refused(None, None, "this training has no penalties")
+            return self._checked_penalty(command.values)
         if command.command == "set":
             return check_values(self.kind, self._recipe(), self._keys(), command.values)
         return command.values
+
+    def _checked_penalty(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.penalties is None:
+            raise Refused(None, None, f"a training of kind {self.kind} has no penalties")
+        wanted, told = edited(self.kind, self._wanted(), values)
+        self.penalties.check(wanted)
+        return told
+
+    def _wanted(self) -> list[Any]:
+        """The penalties in force."""
+        return self.values.get("penalties", self._at_start)
 
     def _keys(self) -> list[str]:
         return [f"{self.kind}.{name}" for name in self.task.steerable] if isinstance(self.task, Steerable) else []
@@ -180,6 +197,8 @@ class Steering:
         """Note what is in force from an entry on."""
         if entry.command == "set":
             self.values |= {_short(key): value for key, value in entry.values.items()}
+        elif entry.command == "penalty" and self.penalties is not None:
+            self.values["penalties"] = edited(self.penalties.kind, self._wanted(), entry.values)[0]
         elif entry.command == "pause" and "at" in entry.values:
             self.at_evaluations = entry.values["at"] == "evaluations"
         elif entry.command == "pause":

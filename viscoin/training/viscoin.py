@@ -36,6 +36,7 @@ from viscoin.runs.control import commands_told
 from viscoin.runs.run import Run
 from viscoin.training import losses
 from viscoin.training.checkpoints import load_best
+from viscoin.training.concept_penalties import OfConcepts
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.directions import random_edits, readback_terms
 from viscoin.training.failures import recoverable
@@ -143,11 +144,12 @@ def train_viscoin(
     dimensions = None
     if from_first(not any(run.checkpoints.glob("*.pt"))):  # all of them, or none: another node may see files late
         dimensions = start_ensemble(ensemble, generator, train, recipe, run, fabric.device)
-    task = ViscoinTask(ensemble, generator, config, fabric, validation, runtime.compile, dimensions)
+    penalties = OfConcepts(ensemble, config, train, validation, recipe.seed, run)
+    task = ViscoinTask(ensemble, generator, config, fabric, validation, runtime.compile, dimensions, penalties)
     batches = StepBatches(
         train, whole_batch(config.batch_size, len(train), runtime.processes * config.accumulate), recipe.seed,
         config.horizontal_flip, rank=fabric.global_rank, world_size=fabric.world_size,
-        workers=batch_workers(fabric.device),
+        workers=batch_workers(fabric.device), penalties=penalties,
     )  # fmt: skip
 
     shown = choose_images(len(validation), 16, recipe.seed)
@@ -218,7 +220,9 @@ class ViscoinTask:
     def __init__(
         self, ensemble: VisCoIN, generator: Generator | None, config: ViscoinConfig, fabric: Fabric,
         validation: ImageDataset, compiled: bool = False, dimensions: int | None = None,
+        penalties: OfConcepts | None = None,
     ) -> None:  # fmt: skip
+        self.penalties = penalties
         self.config, self.fabric, self.validation, self.dimensions = config, fabric, validation, dimensions
         self.ensemble = fast_layout(ensemble).to(fabric.device)
         self.opposites = self.ensemble.concept_extractor.opposites()
@@ -250,6 +254,8 @@ class ViscoinTask:
     def apply(self, values: Mapping[str, Any]) -> None:
         """Train by these values from the next step on."""
         self.config = changed(self.config, values)
+        if self.penalties is not None and "penalties" in values:
+            self.penalties.use(values["penalties"])
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()
@@ -261,7 +267,9 @@ class ViscoinTask:
         z = self._latents()
         for some_z, real in zip(z.tensor_split(count), images.tensor_split(count), strict=True):
             with self.fabric.autocast():
-                terms = self._terms(torch.cat([self._samples(some_z), real]) if len(z) else real, len(some_z), step)
+                real, regions = real[:, :3], real[:, 3:]
+                both = torch.cat([self._samples(some_z), real]) if len(z) else real
+                terms = self._terms(both, len(some_z), step, regions)
             check_finite(terms, step)
             terms = {"total": torch.stack(list(terms.values())).sum(), **terms}
             self.fabric.backward(terms["total"] / count)
@@ -301,8 +309,12 @@ class ViscoinTask:
     def _samples(self, z: Tensor) -> Tensor:
         return self.sampler(z, None, noise_mode="const").float().clamp(-1, 1)
 
-    def _terms(self, images: Tensor, generated: int, step: int) -> dict[str, Tensor]:
-        """The weighted terms of docs/method.md's table; the first `generated` images are samples of G."""
+    def _terms(self, images: Tensor, generated: int, step: int, regions: Tensor | None = None) -> dict[str, Tensor]:
+        """The weighted terms of docs/method.md's table; the first `generated` images are samples of G.
+
+        Args:
+            regions: of the others, as penalties ask for them, (B, R, H, W).
+        """
         config, ensemble, draws = self.config, self.ensemble, self.ensemble.draws
         count = len(images)  # number of leading images that G reconstructs
         if draws and config.reconstructed is not None:
@@ -324,6 +336,8 @@ class ViscoinTask:
             terms["sparsity"] = config.sparsity * losses.sparsity(maps, phi)
             if config.bimodality:
                 terms["bimodality"] = config.bimodality * losses.bimodality(phi)
+        if self.penalties is not None and regions is not None:
+            terms |= self.penalties.terms(code, regions, generated)
         return terms
 
     def _reconstruction_terms(self, images: Tensor, code: Encoding, step: int) -> dict[str, Tensor]:
@@ -398,6 +412,8 @@ class ViscoinTask:
                 totals[key] += value
         *sums, n = map(sum, zip(*gather_objects([*totals.values(), n])))
         results = {key: value / n for key, value in zip(totals, sums)}
+        if self.penalties is not None and self.penalties.wanted:
+            results |= self.penalties.measure(self.fabric)
         if not draws:
             return results, results["agreement"]
         score = results["agreement"] + results["accuracy_on_reconstructions"] - results["mse"]

@@ -1,5 +1,6 @@
 import { call, complain, element, number, ready, root, say, span } from "./api.js";
 import { chart } from "./charts.js";
+import { penalties } from "./penalties.js";
 
 const $ = (id) => document.getElementById(id);
 const name = $("name").dataset.run, path = `runs/${encodeURIComponent(name)}`;
@@ -22,13 +23,16 @@ function add(line) {
   if (!waiting) { waiting = true; setTimeout(() => { waiting = false; draw(); }, 150); }
 }
 
-// Measures of training and validation of one name share a picture.
+// Measures of training and validation of one name share a picture, and so do behaviour and map of a penalty.
+const SHORT = { accuracy: "accuracy as is", accuracy_swapped: "region of another class", cam_share: "map inside", map_share: "map inside", predicted: "says the class" };
+const titled = (name) => (/^validation\.penalties\.([^.]+)\.(accuracy|accuracy_swapped|cam_share|map_share|predicted)$/.exec(name) || [])[1];
 function groups() {
   const found = new Map();
   for (const curve of curves.values()) {
-    const title = curve.name.replace(/^(train|validation|test)\./, "");
+    const penalty = titled(curve.name);
+    const title = penalty ? `penalty ${penalty}: behaviour and map` : curve.name.replace(/^(train|validation|test)\./, "");
     if (!found.has(title)) found.set(title, []);
-    found.get(title).push(curve);
+    found.get(title).push(penalty ? { ...curve, name: SHORT[curve.name.split(".").at(-1)] } : curve);
   }
   return found;
 }
@@ -69,6 +73,7 @@ function state(found) {
       if (button.dataset.command === "continue") button.hidden = row.state !== "paused";
     }
     values();
+    penalties(live ? row : {}, send);
   }
 }
 

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import Answer, set_options, tiny_recipe, write_images, write_models
 from torch.nn import functional as F
 
 from viscoin.models.explainer import NEVER, Explainer
-from viscoin.models.files import load_model, read_file, write_file
+from viscoin.models.files import load_model, read_file, save_model, write_file
 from viscoin.training.viscoin import build_ensemble, choose_classes
 
 NAMES = ["robin", "wren", "blue tit", "great tit"]
@@ -132,3 +133,23 @@ def test_concepts_of_images_with_other_classes_or_none(here, f):
     assert load_model(Path("second")).metadata["scores"].keys() == {"validation.agreement", "validation.accuracy"}
     trained(f, "--dataset", other, *pursuit, "--out", "third", "--class-map", "none").went_well()
     trained(f, "--dataset", "birds", "--class-map", "map.csv").refused("--class-map", "classes of its own")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [None, ["wren", "blue tit"]])
+def test_onnx_of_an_ensemble_without_a_generator(tmp_path, f, classes):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    recipe = tiny_recipe(viscoin__without_generator=True, viscoin__classes=classes)
+    model = build_ensemble(recipe.viscoin, load_model(f).model, None, NAMES).eval()
+    save_model(tmp_path / "v.safetensors", model, "viscoin", recipe=recipe, class_names=NAMES)
+    Answer("export", tmp_path / "v.safetensors", "--to", "onnx", "--output", tmp_path / "v.onnx").went_well()
+    session = onnxruntime.InferenceSession(str(tmp_path / "v.onnx"), providers=["CPUExecutionProvider"])
+    assert [port.name for port in session.get_outputs()][-1] == "concept_maps"
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    logits, explained, phi, contributions, maps = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        f_says, wanted = model.concept_maps(images)
+        g_says = model.explain(wanted)
+    for found, expected in ((logits, f_says), (explained, g_says), (maps, wanted), (phi, wanted.amax((2, 3)))):
+        np.testing.assert_allclose(found, expected.numpy(), atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(contributions.sum(2) + model.explainer.bias.detach().numpy(), explained, atol=1e-4)

@@ -23,7 +23,7 @@ from viscoin.runs.run import Run, read_metrics
 from viscoin.training import classifier as classifier_module
 from viscoin.training import gan as gan_module
 from viscoin.training import losses
-from viscoin.training import viscoin as viscoin_module
+from viscoin.training import viscoin_task as viscoin_module
 from viscoin.training.classifier import ClassifierTask, train_classifier
 from viscoin.training.gan import GanTask, build_generator, train_gan
 from viscoin.training.loop import Interrupted

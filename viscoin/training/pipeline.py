@@ -322,7 +322,7 @@ def load_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) ->
             elif f is not None and needed not in KINDS[kind].optional:
                 loading.check_classes(f, load_dataset(dataset.name, "validation", dataset), "classifier")
             found.append(f)
-        elif needed == "gan" and kind == "viscoin" and recipe.viscoin.without_generator:
+        elif needed == "gan" and not _draws(kind, recipe):
             if path is not None:
                 raise Refused("gan", path, "this training has viscoin.without_generator", "leave one of them out")
             found.append(None)
@@ -335,7 +335,7 @@ def load_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) ->
     return found
 
 
-def find_needed(kind: str, models: Mapping[str, Path | None], dataset: str) -> dict[str, Path | None]:
+def find_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) -> dict[str, Path | None]:
     """Files of all models that trainings of a kind build on, so that each of several trainings takes the same.
 
     Raises:
@@ -344,7 +344,12 @@ def find_needed(kind: str, models: Mapping[str, Path | None], dataset: str) -> d
     """
     from viscoin.models.files import find_model
 
+    needs = [name for name in KINDS[kind].needs if name != "gan" or _draws(kind, recipe)]
     for name, path in models.items():
-        if path is not None and name not in KINDS[kind].needs:
-            raise Refused(name, path, f"the training of a {kind} does not need it", "omit it")
-    return {name: find_model(name, models.get(name), dataset) for name in KINDS[kind].needs}
+        if path is not None and name not in needs:
+            raise Refused(name, path, f"the training of a {kind} by this recipe does not need it", "omit it")
+    return {name: find_model(name, models.get(name), recipe.dataset.name) for name in needs}
+
+
+def _draws(kind: str, recipe: Recipe) -> bool:
+    return kind != "viscoin" or not recipe.viscoin.without_generator

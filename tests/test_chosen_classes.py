@@ -125,12 +125,22 @@ def test_concepts_of_images_with_other_classes_or_none(here, f):
     assert "images without classes; no accuracy is given" in done.err
     loaded = load_model(Path("run"))
     assert loaded.metadata["scores"].keys() == {"validation.agreement"} and loaded.class_names == names
+    test = ("test", "viscoin", "--checkpoints", "run", "--rivals", "none", "--measures")
+    Answer(*test, "accuracy,concepts", "--out", "t").went_well()
+    found = json.loads(Path("t/results.json").read_text())
+    assert found["ensemble"].keys() == {"agreement"} and "classifier" not in found
+    assert "ensemble.agreement" in found["estimates"] and "classifier.accuracy" not in found["estimates"]
+    Answer(*test, "kept", "--out", "u").refused("--measures kept", "no accuracy to measure")
     other = write_images(Path("other"), {names[2]: 12, "emu": 12}, 32)
     options = ("--dataset", other, *pursuit, "--out", "second")
     trained(f, *options).refused("--classifier", "emu", "--class-map")
     Path("map.csv").write_text(f"emu,{names[0]}\n")
     trained(f, *options, "--class-map", "map.csv").went_well()
     assert load_model(Path("second")).metadata["scores"].keys() == {"validation.agreement", "validation.accuracy"}
+    test = ("test", "viscoin", "--checkpoints", "second", "--rivals", "none", "--out", "w")
+    Answer(*test).refused("--class-map")
+    Answer(*test, "--class-map", "map.csv").went_well()
+    assert {"accuracy", "agreement"} == json.loads(Path("w/results.json").read_text())["ensemble"].keys()
     trained(f, "--dataset", other, *pursuit, "--out", "third", "--class-map", "none").went_well()
     trained(f, "--dataset", "birds", "--class-map", "map.csv").refused("--class-map", "classes of its own")
 

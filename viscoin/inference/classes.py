@@ -112,12 +112,12 @@ def images_of_classes(
 ) -> ImageDataset:  # fmt: skip
     """A split to learn on what f says, under the classes that f knows.
 
-    Images of a folder or zip without classes, or with a `class_map` of "ignored", stay unlabelled. Other folders may have
-    some of the classes of f; those of a known dataset must be f's own.
+    Images of a folder or zip without classes, or with a `class_map` of "ignored", stay unlabelled. Other folders may
+    have some of the classes of f; those of a known dataset must be f's own.
 
     Args:
         known: class names of f, whose file is `source`.
-        class_map: file of `read_class_map`, or "ignored", as a recipe has it, where "none" is nothing.
+        class_map: file of `read_class_map`, or "ignored" (in a recipe, "none" is nothing).
 
     Raises:
         Refused: images of other classes than f knows.

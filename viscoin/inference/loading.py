@@ -27,7 +27,14 @@ from viscoin.datasets.files import report_whites
 from viscoin.datasets.masks import object_box
 from viscoin.datasets.reading import CROP, BadImage, Fit, ImageFile, image_size, read_square
 from viscoin.errors import Refused, regular
-from viscoin.inference.classes import Unlabelled, check_classes, images_for, listed, predict_labels
+from viscoin.inference.classes import (
+    Unlabelled,
+    check_classes,
+    images_for,
+    images_of_classes,
+    listed,
+    predict_labels,
+)
 from viscoin.inference.devices import resolve_device
 from viscoin.models.files import LoadedModel, find_model, load_model
 from viscoin.models.judge import Judge
@@ -147,6 +154,15 @@ def load_subject(
     if not images.labelled and unlabelled != "ignored":
         predict_labels(images, subject.model, subject.class_names, where)
     return subject
+
+
+def load_validation(subject: SubjectWithImages, class_map: Path | None = None) -> ImageDataset | None:
+    """Validation images of the dataset that a subject has test images of; None where those have no classes."""
+    if not subject.images.labelled:
+        return None
+    name, config = subject.config.name, subject.config
+    given = None if class_map is None else str(class_map)
+    return images_of_classes(name, "validation", config, subject.class_names, subject.path, given)
 
 
 def _note_chosen(loaded: LoadedModel) -> None:

@@ -15,7 +15,7 @@ from benchmarks.timing import Work, duration, flops, synchronize
 
 if TYPE_CHECKING:
     from viscoin.training.data import StepBatches
-    from viscoin.training.viscoin import ViscoinTask
+    from viscoin.training.viscoin_task import ViscoinTask
 
 # Recipes whose ensembles are measured. Float16 blocks of G, which GPUs get, are left out, so that float32 means it.
 ENSEMBLES = {"256": "birds256"}
@@ -45,7 +45,8 @@ def make_task(case: StepCase, kind: str) -> "tuple[ViscoinTask, StepBatches]":
     from viscoin.training.data import StepBatches, batch_workers
     from viscoin.training.gan import build_generator
     from viscoin.training.runtime import Runtime, make_fabric
-    from viscoin.training.viscoin import ViscoinTask, build_ensemble
+    from viscoin.training.viscoin import build_ensemble
+    from viscoin.training.viscoin_task import ViscoinTask
 
     name, threads = ENSEMBLES.get(case.size, case.size), torch.get_num_threads()
     recipe = load_recipe(name, OVERRIDES)

@@ -187,6 +187,15 @@ def test_masks_of_parts(tree):
     assert not dataset.part_masks(2).any()
 
 
+@pytest.mark.parametrize(("fit", "side", "top"), [({"crop_share": 0.5}, 4, 4), ({"fit": "pad"}, 2, 6)])
+def test_masks_are_cut_as_the_faces_are(tree, fit, side, top):
+    mask(tree, 50, "l_eye", (2, 3, 3, 4))
+    expected = np.zeros((SIZE, SIZE), bool)
+    left = 2 * (top == 6) * 2
+    expected[top : top + side, left : left + side] = True
+    np.testing.assert_array_equal(load(tree, "test", **fit).part_masks(0)[0], expected)
+
+
 def test_masks_lie_in_folders_of_2000(tree):
     (tree / IMAGES / "59.jpg").rename(tree / IMAGES / "4567.jpg")
     change(tree / ANNOTATION, "59.jpg  ", "4567.jpg  ")

@@ -193,15 +193,16 @@ def test_discs_lie_around_visible_locations(tree):
 
 
 @pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("fit", [{}, {"fit": "pad"}, {"fit": "squash"}, {"crop_share": 0.8}])
 @pytest.mark.parametrize("spot", [(13, 6), (16, 9), (12, 6)])
-def test_discs_lie_where_the_picture_shows_the_part(root, crop, spot):
+def test_discs_lie_where_the_picture_shows_the_part(root, crop, fit, spot):
     path = next((root / "images" / CLASSES[0]).glob("*_0011_*"))
     image = Image.new("RGB", PAPER)
-    image.putpixel(spot, (255, 255, 255))
+    image.putpixel(spot, (255, 0, 0))  # borders are white
     image.save(path, "png")
     edit(root / "parts" / "part_locs.txt", "11 2 2.0 3.0 1", f"11 2 {spot[0] + 0.5} {spot[1] + 0.5} 1")
-    dataset = load(root, resolution=64, crop_to_box=crop)
-    bright = dataset.pixels[0, ..., 0].astype(float)
+    dataset = load(root, resolution=64, crop_to_box=crop, **fit)
+    bright = (dataset.pixels[0, ..., 0].astype(float) - dataset.pixels[0, ..., 1]).clip(0)
     (y, x), mask = np.argwhere(bright > 0.9 * bright.max()).mean(0) + 0.5, dataset.part_masks(0)[1]
     assert np.hypot(*(dataset.part_points(0)[1] - (x, y))) < 0.6
     assert bright[mask].sum() > 0.5 * bright.sum() if not crop else mask[int(y), int(x)]

@@ -200,6 +200,15 @@ def test_masks_are_the_pixels_of_the_colours(tree):
         assert (mask == expected).all()
 
 
+@pytest.mark.parametrize(
+    "fit", [{"crop_share": 0.75}, {"fit": "squash", "crop_share": 0.6}, {"fit": "pad"}, {"interpolation": "nearest"}]
+)
+def test_masks_are_cut_as_the_pictures_are(tree, fit):
+    dataset = load(tree, resolution=48, **fit)
+    shown, masks = dataset.pixels[0, ..., 0] > 127, dataset.part_masks(0).any(0)  # parts are red, the rest is not
+    assert shown.any() and (shown != masks).sum() <= 0.2 * shown.sum()
+
+
 # --- interventions -------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from viscoin.models import perceptual
 from viscoin.models.classifier import Classifier
 from viscoin.models.perceptual import ClassifierPerceptual, Lpips
 from viscoin.training import losses
-from viscoin.training.viscoin import perceptual_distance
+from viscoin.training.viscoin_task import perceptual_distance
 
 GOLDEN = Path(__file__).parent / "golden" / "viscoin"
 

@@ -121,7 +121,7 @@ CASES = {
     "evaluate": ([TERM], "call viscoin.training.classifier:confusion", ["train", "classifier", *SHORT]),
     "model": ([INT, INT], "call viscoin.models.files:save", ["train", "classifier", *SHORT]),
     "gan": ([TERM], "call viscoin.training.gan:_save_grid", ["train", "gan", "--device", "cpu", "--out", "run"]),
-    "ensemble": ([HUP], "call viscoin.training.viscoin:ViscoinTask.evaluate",
+    "ensemble": ([HUP], "call viscoin.training.viscoin_task:ViscoinTask.evaluate",
                  ["train", "viscoin", "--device", "cpu", "--out", "run",
                   "--classifier", "models/classifier.safetensors", "--gan", "models/gan.safetensors"]),
     "all": ([TERM], STEP, ["train", "all", "--device", "cpu", "--out", "run"]),

@@ -17,7 +17,8 @@ from viscoin.models.whitening import PooledComponents, Whitening
 from viscoin.training import starting
 from viscoin.training.directions import random_edits, readback_terms
 from viscoin.training.loop import Interrupted
-from viscoin.training.viscoin import ViscoinTask, build_ensemble
+from viscoin.training.viscoin import build_ensemble
+from viscoin.training.viscoin_task import ViscoinTask
 
 OURS = {
     "viscoin.initialisation": "pursuit",

@@ -15,10 +15,11 @@ from viscoin.datasets import ImageDataset
 from viscoin.models.classifier import Classifier
 from viscoin.models.explainer import activations
 from viscoin.training import losses
-from viscoin.training import viscoin as training
+from viscoin.training import viscoin_task as training
 from viscoin.training.gan import build_generator
 from viscoin.training.runtime import Runtime, make_fabric
-from viscoin.training.viscoin import ViscoinTask, build_ensemble
+from viscoin.training.viscoin import build_ensemble
+from viscoin.training.viscoin_task import ViscoinTask
 
 REAL, GENERATED, RECONSTRUCTED = 6, 2, 3
 DRAWN = GENERATED + RECONSTRUCTED

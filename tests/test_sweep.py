@@ -172,6 +172,8 @@ def test_metrics_are_those_that_the_kind_logs() -> None:
     assert check_metric("classifier", None, None, RECIPE) == ("validation.accuracy", "maximize")
     assert check_metric("viscoin", "validation.mse", None, RECIPE) == ("validation.mse", "minimize")
     assert check_metric("gan", "validation.fid", "maximize", RECIPE) == ("validation.fid", "maximize")
+    alone = tiny_recipe(viscoin__without_generator=True)
+    assert check_metric("viscoin", None, None, alone) == ("validation.agreement", "maximize")
     f1 = tiny_recipe(classifier__best_metric="f1")
     assert check_metric("classifier", "validation.f1", None, f1) == ("validation.f1", "maximize")
     for metric, said in (("validation.accurcy", "validation.accuracy"), ("validation.f1", "best_metric=f1")):
@@ -821,6 +823,19 @@ def test_every_kind_logs_the_metrics_that_are_offered(here: Path, kind: str) -> 
     assert "2 of 20 trials done" in answer.went_well().err
     (model,) = Path("s").glob("trials/*/model.safetensors")
     assert read_file(model)[1]["scores"].keys() == KINDS[kind].metrics.keys()
+
+
+def test_without_a_generator_none_is_asked_for(here: Path) -> None:
+    f = write_models(here)["classifier"]
+    (here / "space.yaml").write_text("viscoin.learning_rate: [0.001]\n")
+    alone = ("--set", "viscoin.without_generator=true", "--set", "viscoin.steps=2")
+    given = ("sweep", "viscoin", "--space", "space.yaml", "--sampler", "grid", "--classifier", f, *set_options())
+    Answer(*given, *alone, "--gan", "g.safetensors").refused("--gan g.safetensors", "does not need it")
+    Answer(*given, *alone, "--metric", "validation.l1").refused("--metric validation.l1", "does not log it")
+    assert not (here / "runs").exists()
+    assert "1 of 20 trials done" in Answer(*given, *alone, "--out", "s").went_well().err
+    (model,) = Path("s").glob("trials/*/model.safetensors")
+    assert read_file(model)[1]["architecture"]["generator"] is None
 
 
 def test_classifiers_log_the_metrics_that_are_offered(tmp_path: Path) -> None:

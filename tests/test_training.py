@@ -23,12 +23,13 @@ from viscoin.runs.run import Run, read_metrics
 from viscoin.training import classifier as classifier_module
 from viscoin.training import gan as gan_module
 from viscoin.training import losses
-from viscoin.training import viscoin as viscoin_module
+from viscoin.training import viscoin_task as viscoin_module
 from viscoin.training.classifier import ClassifierTask, train_classifier
 from viscoin.training.gan import GanTask, build_generator, train_gan
 from viscoin.training.loop import Interrupted
 from viscoin.training.runtime import Runtime, make_fabric
-from viscoin.training.viscoin import ViscoinTask, build_ensemble, train_viscoin
+from viscoin.training.viscoin import build_ensemble, train_viscoin
+from viscoin.training.viscoin_task import ViscoinTask
 
 SIZE, NAMES = 16, ["a", "b", "c"]
 RECIPE = tiny_recipe(

@@ -219,6 +219,12 @@ class ViscoinConfig(Section):
     dropout: float = Field(0.01, ge=0, lt=1)
     steps: int = Field(100_000, ge=0, description="0, of concepts of the pursuit: they stay as they are found")
     without_generator: bool = Field(False, description="Psi and Theta alone: concepts, which cannot be drawn")
+    classes: list[str] | None = Field(
+        None, min_length=2, description="classes of f that g explains; default: all that f knows"
+    )
+    class_map: str | None = Field(
+        None, description="of a folder or zip: CSV or JSON, folder and class of f; `ignored`: folders are no classes"
+    )
     support_width: int | None = Field(
         None, ge=1, le=MOST_CONCEPTS, description="numbers of the support Phi'; default: 9 for each concept"
     )

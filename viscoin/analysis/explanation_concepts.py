@@ -230,8 +230,8 @@ def count_votes(
         logits, maps = ensemble.concept_maps(image[None].to(device))
         phi = ensemble.activations(maps)[0].float().cpu().clone()
         answer = ensemble.explain(maps)[0].float().softmax(0).cpu().clone()
-        weight, bias = ensemble.explainer.weight.float().cpu().clone(), ensemble.explainer.linear.bias
-        offset = torch.zeros(len(weight)) if bias is None else bias.float().cpu().clone()
+        weight = ensemble.explainer.weight.float().cpu().clone()
+        offset = ensemble.explainer.bias.float().cpu().clone()
         c, r = logits[0].topk(2).indices.tolist()
     votes = phi * weight[[c, r]]
     leading, between = _chosen(votes)

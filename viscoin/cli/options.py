@@ -51,6 +51,14 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the numbers as JSON alone; what people read goes to standard error.")
 ]
 Show = Annotated[bool, typer.Option("--show", help="Open the figures in a window as well.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", metavar="NAME", help="A timm model, as in resnet50, vit_tiny or viscoin_resnet10."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="A,B|FILE", help="Classes of f that g explains, or a file; default: all."),
+]
 ClassMap = Annotated[
     Path | None,
     typer.Option(

@@ -102,6 +102,7 @@ def viscoin(
     checkpoints: options.ViscoinModel = None,
     dataset: options.DatasetName = None,
     dataset_path: options.DatasetPath = None,
+    class_map: options.ClassMap = None,
     measures: Annotated[
         str | None,
         typer.Option(
@@ -163,8 +164,7 @@ def viscoin(
     """Every measure of the ensemble, with intervals."""
     from dataclasses import replace
 
-    from viscoin.datasets import load_dataset
-    from viscoin.inference.loading import find_judge
+    from viscoin.inference.loading import find_judge, load_validation
     from viscoin.reports.pictures import ensemble_figures
     from viscoin.testing.table import HEADER, rival_table, table_rows
     from viscoin.testing.viscoin import COMPARED, FAST, FULL, find_comparisons, measure_viscoin, with_seed
@@ -177,14 +177,14 @@ def viscoin(
     with json_alone(as_json), processes(runtime) as process:
         subject = process.load(
             "viscoin", checkpoints, dataset=dataset, dataset_path=dataset_path, skip_bad_files=skip_bad_files,
-            parameter="checkpoints",
+            parameter="checkpoints", class_map=class_map, unlabelled="whole",
         )  # fmt: skip
-        model, images, config = subject.model, subject.images, subject.config
+        model, images = subject.model, subject.images
         network, distance = process.in_turn(
             lambda: find_comparisons(model.classifier, features, inception_weights, perceptual, subject.device)
         )
         needed = wanted is None or {*wanted} & {*COMPARED, "drawing"}
-        validation = process.in_turn(lambda: load_dataset(config.name, "validation", config)) if needed else None
+        validation = process.in_turn(lambda: load_validation(subject, class_map)) if needed else None
         jury = find_judge(judge, images)
         with process.results_folder("test-viscoin", images.name, out) as results:
             result = measure_viscoin(

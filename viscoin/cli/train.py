@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from viscoin.training.pipeline import RunOptions
     from viscoin.training.runtime import Runtime
 
-Backbone = Annotated[
-    str | None,
-    typer.Option("--backbone", metavar="NAME", help="A timm model, as in resnet50, vit_tiny or viscoin_resnet10."),
-]
-
 app = group(help="Train f, G, the ensemble, or all of them.")
 
 
@@ -47,7 +42,7 @@ def _train(
 @options.with_run
 def classifier(
     *,
-    backbone: Backbone = None,
+    backbone: options.Backbone = None,
     pretrained: Annotated[
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Start from published weights.", show_default=False),
@@ -215,6 +210,8 @@ def viscoin(
             help="How concepts start; pursuit with --without-generator and --steps 0 takes seconds.",
         ),
     ] = None,
+    classes: options.Classes = None,
+    class_map: options.ClassMap = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
     learning_rate: options.LearningRate = None,
@@ -222,7 +219,12 @@ def viscoin(
     runtime: "Runtime",
 ) -> None:
     """Train Psi, Theta and Omega on a frozen f and G."""
+    from viscoin.inference.classes import IGNORED, read_names
+
+    if class_map == Path(IGNORED):
+        class_map = Path("ignored")
     keys = {
+        "classes": classes and read_names(classes), "class_map": class_map and str(class_map),
         "steps": steps, "batch_size": batch_size, "accumulate": accumulate, "learning_rate": learning_rate,
         "without_generator": without_generator or None, "initialisation": initialisation,
     }  # fmt: skip
@@ -232,7 +234,7 @@ def viscoin(
 @app.command("all", cls=Command)
 @options.with_runtime
 @options.with_run(without=("replay",))
-def everything(*, backbone: Backbone = None, run: "RunOptions", runtime: "Runtime") -> None:
+def everything(*, backbone: options.Backbone = None, run: "RunOptions", runtime: "Runtime") -> None:
     """Train f, G and the ensemble, one after the other.
 
     All by one recipe. --out is the folder of the three runs.

@@ -23,12 +23,19 @@ from viscoin.datasets.zip import open_zip
 from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation, image_batches
 from viscoin.models.files import LoadedModel
-from viscoin.texts import NotText, read_text
+from viscoin.texts import NotText, read_lines, read_text
 
 IGNORED = "none"  # in place of a class map: the folders say nothing
 BATCH = 32
 Unlabelled = Literal["refused", "ignored", "whole", "parts"]
 logger = logging.getLogger(__name__)
+
+
+def read_names(text: str) -> list[str]:
+    """Names of classes, separated by commas; or those of a file, one a line."""
+    if Path(text).is_file():
+        return [composed(name) for name in read_lines(Path(text), "classes") if name]
+    return [composed(name.strip()) for name in text.split(",") if name.strip()]
 
 
 def read_class_map(path: Path) -> dict[str, str]:
@@ -99,13 +106,49 @@ def images_for(
     return images
 
 
+def images_of_classes(
+    name: str, split: str, config: DatasetConfig, known: Sequence[str], source: Path | None = None,
+    class_map: str | None = None,
+) -> ImageDataset:  # fmt: skip
+    """A split to learn on what f says, under the classes that f knows.
+
+    Images of a folder or zip without classes, or with a `class_map` of "ignored", stay unlabelled. Other folders may
+    have some of the classes of f; those of a known dataset must be f's own.
+
+    Args:
+        known: class names of f, whose file is `source`.
+        class_map: file of `read_class_map`, or "ignored" (in a recipe, "none" is nothing).
+
+    Raises:
+        Refused: images of other classes than f knows.
+    """
+    foreign, ignored = name not in dataset_names(), class_map == "ignored"
+    if class_map is not None and not foreign:
+        raise Refused("class_map", class_map, f"dataset {name!r} has classes of its own", "omit it")
+    if foreign and (ignored or is_unlabelled(Path(name))):
+        images = load_dataset(name, split, config, labelled=False)
+        images.labelled, images.class_names = False, list(known)
+        logger.info("%s: %d %s images without classes; no accuracy is given", name, len(images), split)
+        return images
+    images = load_dataset(name, split, config)
+    if foreign:
+        match_classes(images, known, source, "classifier", None if class_map is None else Path(class_map))
+    else:
+        check_names(images, known, source, "classifier")
+    return images
+
+
 def check_classes(loaded: LoadedModel, dataset: ImageDataset, parameter: str) -> None:
     """Raise Refused unless model and dataset have the same classes in the same order."""
-    if [composed(name) for name in loaded.class_names] != [composed(name) for name in dataset.class_names]:
+    check_names(dataset, loaded.class_names, loaded.path, parameter)
+
+
+def check_names(dataset: ImageDataset, known: Sequence[str], source: Path | None, parameter: str) -> None:
+    """Raise Refused unless a dataset has the classes of a model, whose file is `source`, in the same order."""
+    if list(map(composed, known)) != list(map(composed, dataset.class_names)):
         raise Refused(
-            parameter, loaded.path,
-            f"the model knows {listed(loaded.class_names)}, but dataset {dataset.name!r} has "
-            f"{listed(dataset.class_names)}",
+            parameter, source,
+            f"the model knows {listed(known)}, but dataset {dataset.name!r} has {listed(dataset.class_names)}",
             "give a model and a `dataset` that belong together",
         )  # fmt: skip
 
@@ -123,7 +166,7 @@ def is_unlabelled(path: Path) -> bool:
 
 
 def match_classes(
-    data: ImageDataset, known: Sequence[str], source: Path, parameter: str, class_map: Path | None = None
+    data: ImageDataset, known: Sequence[str], source: Path | None, parameter: str, class_map: Path | None = None
 ) -> None:
     """Give the images of a dataset the numbers and names of the classes of a model.
 
@@ -140,7 +183,8 @@ def match_classes(
         if target not in names:
             near = difflib.get_close_matches(target, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it knows {listed(known)}"
-            raise Refused("class_map", class_map, f"{target!r} is no class of the model {source}", hint)
+            model = "the model" if source is None else f"the model {source}"
+            raise Refused("class_map", class_map, f"{target!r} is no class of {model}", hint)
     own = [composed(name) for name in data.class_names]
     targets = [given.get(name, name) for name in own]
     if unknown := [name for name, target in zip(own, targets, strict=True) if target not in names]:

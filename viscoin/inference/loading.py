@@ -27,7 +27,14 @@ from viscoin.datasets.files import report_whites
 from viscoin.datasets.masks import object_box
 from viscoin.datasets.reading import CROP, BadImage, Fit, ImageFile, image_size, read_square
 from viscoin.errors import Refused, regular
-from viscoin.inference.classes import Unlabelled, check_classes, images_for, predict_labels
+from viscoin.inference.classes import (
+    Unlabelled,
+    check_classes,
+    images_for,
+    images_of_classes,
+    listed,
+    predict_labels,
+)
 from viscoin.inference.devices import resolve_device
 from viscoin.models.files import LoadedModel, find_model, load_model
 from viscoin.models.judge import Judge
@@ -92,6 +99,7 @@ def load_alone(kind: str, model: Path | None, device: str = "auto", dataset: str
     """
     where = resolve_device(device)
     loaded = load_model(find_model(kind, model, dataset), kind)
+    _note_chosen(loaded)
     config = DatasetConfig.model_validate(loaded.recipe["dataset"])
     return Subject(loaded.model.to(where), loaded.path, where, loaded.class_names, config)
 
@@ -129,6 +137,7 @@ def load_subject(
         check_dataset_name(dataset)
         dataset = plain_name(dataset)
     loaded = load_model(find_model(kind, model, dataset or DEFAULT_DATASET), kind)
+    _note_chosen(loaded)
     saved, expected = loaded.recipe["dataset"], loaded.recipe.get("expected", {})
     name = dataset or (saved["name"] if model is not None else DEFAULT_DATASET)
     check_dataset_name(name)
@@ -145,6 +154,25 @@ def load_subject(
     if not images.labelled and unlabelled != "ignored":
         predict_labels(images, subject.model, subject.class_names, where)
     return subject
+
+
+def load_validation(subject: SubjectWithImages, class_map: Path | None = None) -> ImageDataset | None:
+    """Validation images of the dataset that a subject has test images of; None where those have no classes."""
+    if not subject.images.labelled:
+        return None
+    name, config = subject.config.name, subject.config
+    given = None if class_map is None else str(class_map)
+    return images_of_classes(name, "validation", config, subject.class_names, subject.path, given)
+
+
+def _note_chosen(loaded: LoadedModel) -> None:
+    """Say so where g knows some of the classes of f only."""
+    known = getattr(loaded.model, "explained_classes", loaded.class_names)
+    if len(known) < len(loaded.class_names):
+        logger.info(
+            "g explains %s of the %d of f: its probabilities are among these, those of f among all", listed(known),
+            len(loaded.class_names),
+        )  # fmt: skip
 
 
 def load_classifier(model: Path | None, config: DatasetConfig) -> LoadedModel:

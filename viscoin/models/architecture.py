@@ -83,6 +83,14 @@ class EnsembleArchitecture(ExplainingArchitecture):
     classifier: ClassifierArchitecture
     generator: AdaptedArchitecture | None  # type: ignore[assignment]  # one of `PartsArchitecture` cannot be missing
     support_width: Annotated[int, Field(ge=0)] | None = None
+    classes: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=2)  # that g knows; None: all
+
+    @model_validator(mode="after")
+    def _classes_are_those_of_f(self) -> "EnsembleArchitecture":
+        known = self.classes
+        if known is not None and (known != sorted(set(known)) or known[-1] >= self.classifier.n_classes):
+            raise ValueError("classes of g must be classes of f, in their order")
+        return self
 
     @model_validator(mode="after")
     def _support_is_for_a_generator(self) -> "EnsembleArchitecture":

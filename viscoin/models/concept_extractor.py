@@ -83,7 +83,7 @@ class ConceptExtractor(nn.Module):
     def support(self, maps: Sequence[Tensor], latent: Tensor) -> Tensor:
         """Phi' (B, S), which the generator alone needs; learned, it is >= 0."""
         if self.support_kind == "none":
-            return latent.new_zeros(len(latent), 0)
+            return latent.flatten(1)[:, :0]  # a number of images would be fixed in an ONNX file
         if self.components is not None:
             return self.components(maps)
         pooled = F.adaptive_avg_pool2d(latent, CONCEPT_GRID).flatten(1)

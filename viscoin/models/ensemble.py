@@ -61,11 +61,11 @@ class VisCoIN(nn.Module):
         classifier = Classifier(**architecture["classifier"])
         n_concepts, width = architecture["n_concepts"], architecture.get("support_width")
         support, channels = architecture.get("support", "learned"), architecture["latent_channels"]
-        drawing = architecture["generator"]
+        drawing, dropout, norm = architecture["generator"], architecture["dropout"], architecture["weight_norm"]
         return cls(
             classifier,
             ConceptExtractor(classifier.feature_shapes, n_concepts, channels, width, support),
-            Explainer(n_concepts, classifier.n_classes, architecture["dropout"], architecture["weight_norm"]),
+            Explainer(n_concepts, classifier.n_classes, dropout, norm, architecture.get("classes")),
             None if drawing is None else AdaptedGenerator(n_concepts=n_concepts, support_width=width, **drawing),
             class_names,
         )
@@ -73,6 +73,7 @@ class VisCoIN(nn.Module):
     @property
     def architecture(self) -> dict[str, Any]:
         """All that `from_architecture` needs; goes through JSON unchanged."""
+        chosen = self.explainer.chosen
         return {
             "classifier": self.classifier.architecture,
             "generator": self.generator.architecture,
@@ -82,12 +83,19 @@ class VisCoIN(nn.Module):
             "support": self.concept_extractor.support_kind,
             "dropout": self.explainer.dropout.p,
             "weight_norm": self.explainer.weight_norm,
+            **({} if chosen is None else {"classes": chosen.tolist()}),
         }
 
     @property
     def draws(self) -> bool:
         """Whether there is a generator."""
         return not isinstance(self.generator, NoGenerator)
+
+    @property
+    def explained_classes(self) -> list[str]:
+        """Names of the classes that g knows: all of f, or those that were chosen when it was trained."""
+        chosen = self.explainer.chosen
+        return self.class_names if chosen is None else [self.class_names[c] for c in chosen.tolist()]
 
     @property
     def n_concepts(self) -> int:
@@ -101,7 +109,7 @@ class VisCoIN(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes) of g."""
+        """Images (B, 3, H, W) in [-1, 1] -> logits (B, n_classes) of g; -10,000 for classes that it does not know."""
         return self.explain(self.concept_maps(images)[1])
 
     def encode(self, images: Tensor, supported: int | None = None, exact: bool = False) -> Encoding:

@@ -46,7 +46,7 @@ def accuracy_figure(
     }
     figure = new_figure(width, 1.3)
     axes = figure.subplots()
-    bars = {title: key for title, key in bars.items() if key.partition(".")[2] in report[key.partition(".")[0]]}
+    bars = {title: key for title, key in bars.items() if key.partition(".")[2] in report.get(key.partition(".")[0], {})}
     values = [report[section][name] for section, name in (key.split(".") for key in bars.values())]
     axes.barh(list(bars), values, color=[GREY, BLUE, BLUE, BLUE][: len(bars)], height=0.7)
     for row, (value, key) in enumerate(zip(values, bars.values())):

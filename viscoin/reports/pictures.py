@@ -50,7 +50,8 @@ def ensemble_figures(
     figures = {}
     if "accuracy" in result.wanted:
         figures["accuracy"] = plots.accuracy_figure(result.to_dict(), estimates)
-        figures["confusion"] = plots.confusion_figure(tested.confusion, tested.class_names)
+        if tested.labelled:
+            figures["confusion"] = plots.confusion_figure(tested.confusion, tested.class_names)
     if "reconstruction" in result.wanted:
         figures["reconstructions"] = draw_reconstructions(subject.model, subject.images, shown, subject.device)
     if "faithfulness" in result.wanted:

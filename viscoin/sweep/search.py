@@ -75,7 +75,7 @@ def search(
     recipe = resolve_recipe(request.kind, options)
     load_optuna()
     trackers = parse_trackers(options.track)
-    needed = find_needed(request.kind, models, recipe.dataset.name)
+    needed = find_needed(request.kind, models, recipe)
     study = Study(_settings(request, recipe, options, needed))
     folder, dataset = study.settings.folder, Path(recipe.dataset.name).name
     keep_in(folder)

@@ -64,6 +64,8 @@ class Settings:
 def check_metric(kind: str, metric: str | None, direction: str | None, recipe: Recipe) -> tuple[str, str]:
     """Metric and direction, by default those of the kind; Refused where trainings of this kind do not log it."""
     known = KINDS[kind].metrics
+    if kind == "viscoin" and recipe.viscoin.without_generator:
+        known = {name: known[name] for name in ("validation.agreement", "validation.accuracy")}
     name = next(iter(known)) if metric is None else metric
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -60,6 +60,7 @@ class EnsembleResult:
     sufficiency: list[Sufficiency]
     faithfulness: list[Faithfulness]
     seed: int
+    labelled: bool = True  # else labels are what f says, and there is no accuracy
 
     @property
     def n(self) -> int:
@@ -106,9 +107,12 @@ class EnsembleResult:
                 "agreement": measures.accuracy(self.g_predicted, self.f_predicted),
             },
         }
+        if not self.labelled:
+            del numbers["classifier"], numbers["ensemble"]["accuracy"]
         if self.drawn:
             for name, predicted in (("classifier", self.f_rebuilt), ("ensemble", self.g_rebuilt)):
-                numbers[name]["accuracy_on_reconstructions"] = measures.accuracy(predicted, self.labels)
+                if self.labelled:
+                    numbers[name]["accuracy_on_reconstructions"] = measures.accuracy(predicted, self.labels)
             numbers["reconstruction"] = {
                 "l1": float(self.l1.mean()),
                 "mse": float(self.mse.mean()),
@@ -141,6 +145,9 @@ class EnsembleResult:
         if self.drawn:
             hits["classifier.accuracy_on_reconstructions"] = self.f_rebuilt == self.labels
             hits["ensemble.accuracy_on_reconstructions"] = self.g_rebuilt == self.labels
+        if not self.labelled:
+            hits = {"ensemble.agreement": hits["ensemble.agreement"]}
+        if self.drawn:
             hits |= {f"reconstruction.{key}": getattr(self, key) for key in ("l1", "mse", "perceptual")}
         found = {key: bootstrap(values, seed=self.seed) for key, values in hits.items()}
         if fid and self.drawn and self.n > 1:
@@ -253,6 +260,7 @@ def test_ensemble(
         features_name="pooled last stage of f" if network.name == "classifier" else network.name,
         faithfulness=concatenate([part for part in falls if part is not None]),
         seed=seed,
+        labelled=dataset.labelled,
     )
 
 

@@ -179,6 +179,13 @@ def measure_viscoin(
         left_out = _of_pictures(wanted, asked=measures is not None)
         wanted = tuple(name for name in wanted if name not in left_out)
 
+    if not dataset.labelled and "kept" in wanted:
+        reason = "images without classes have no accuracy to measure"
+        if measures is not None:
+            raise Refused("measures", "kept", reason, "leave it out")
+        logger.warning("left out: kept: %s", reason)
+        left_out["kept"] = reason
+
     def attempt(name: str, take: Callable[[], Result]) -> Result | None:
         if name not in wanted:
             return None

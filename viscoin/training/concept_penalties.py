@@ -110,9 +110,12 @@ class OfConcepts(Penalties):
             code, answers = encode(images)
             places = self._places(penalty, code.latent)
             inside = (places * on_grid(regions, places.shape[-2:])).sum((1, 2))
-            values = {"accuracy": answers == labels, "map_share": inside / places.sum((1, 2)).clamp_min(TINY)}
-            swapped = {} if changed is None else {"accuracy_swapped": encode(changed)[1] == labels}
-            return values | swapped | {"activation": mean_inside(places, regions)}
+            values = {"map_share": inside / places.sum((1, 2)).clamp_min(TINY)}
+            if self.validation.labelled:
+                values["accuracy"] = answers == labels
+                if changed is not None:
+                    values["accuracy_swapped"] = encode(changed)[1] == labels
+            return values | {"activation": mean_inside(places, regions)}
 
         return vote if active.region is None else place
 

@@ -256,7 +256,9 @@ def train(
 def train_in(run: Run, kind: str, recipe: Recipe, built_on: "Sequence[LoadedModel | None]", runtime: "Runtime") -> Path:
     """Train one model in that run, on the models that `load_needed` gives."""
     function = load(KINDS[kind].train or "")
-    path: Path = function(recipe, run, *(loaded and loaded.model for loaded in built_on), runtime)
+    # the images of an ensemble may have fewer classes than f
+    names = {"class_names": built_on[0].class_names} if kind == "viscoin" and built_on[0] is not None else {}
+    path: Path = function(recipe, run, *(loaded and loaded.model for loaded in built_on), runtime, **names)
     return path
 
 
@@ -304,6 +306,7 @@ def load_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) ->
         ValueError: a needed model does not exist, or does not fit.
     """
     from viscoin.inference import loading
+    from viscoin.inference.classes import images_of_classes
     from viscoin.models.files import find_model, load_model
 
     dataset = recipe.dataset
@@ -312,10 +315,14 @@ def load_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) ->
         path = models.get(needed)
         if needed == "classifier":
             f = loading.optional_classifier(path, dataset, needed=needed not in KINDS[kind].optional)
-            if f is not None and needed not in KINDS[kind].optional:
+            if f is not None and kind == "viscoin":
+                class_map = recipe.viscoin.class_map
+                images_of_classes(dataset.name, "validation", dataset, f.class_names, f.path, class_map)
+                load("viscoin.training.viscoin:choose_classes")(recipe.viscoin.classes, f.class_names)
+            elif f is not None and needed not in KINDS[kind].optional:
                 loading.check_classes(f, load_dataset(dataset.name, "validation", dataset), "classifier")
             found.append(f)
-        elif needed == "gan" and kind == "viscoin" and recipe.viscoin.without_generator:
+        elif needed == "gan" and not _draws(kind, recipe):
             if path is not None:
                 raise Refused("gan", path, "this training has viscoin.without_generator", "leave one of them out")
             found.append(None)
@@ -328,7 +335,7 @@ def load_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) ->
     return found
 
 
-def find_needed(kind: str, models: Mapping[str, Path | None], dataset: str) -> dict[str, Path | None]:
+def find_needed(kind: str, models: Mapping[str, Path | None], recipe: Recipe) -> dict[str, Path | None]:
     """Files of all models that trainings of a kind build on, so that each of several trainings takes the same.
 
     Raises:
@@ -337,7 +344,12 @@ def find_needed(kind: str, models: Mapping[str, Path | None], dataset: str) -> d
     """
     from viscoin.models.files import find_model
 
+    needs = [name for name in KINDS[kind].needs if name != "gan" or _draws(kind, recipe)]
     for name, path in models.items():
-        if path is not None and name not in KINDS[kind].needs:
-            raise Refused(name, path, f"the training of a {kind} does not need it", "omit it")
-    return {name: find_model(name, models.get(name), dataset) for name in KINDS[kind].needs}
+        if path is not None and name not in needs:
+            raise Refused(name, path, f"the training of a {kind} by this recipe does not need it", "omit it")
+    return {name: find_model(name, models.get(name), recipe.dataset.name) for name in needs}
+
+
+def _draws(kind: str, recipe: Recipe) -> bool:
+    return kind != "viscoin" or not recipe.viscoin.without_generator

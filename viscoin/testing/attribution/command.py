@@ -9,7 +9,7 @@ from viscoin.datasets import load_dataset
 from viscoin.errors import Refused, reason_of
 from viscoin.inference.loading import SubjectWithImages
 from viscoin.models.files import find_model, load_model
-from viscoin.testing.attribution.comparison import compare_vision_diffmask, comparison_table, cost_table, costs
+from viscoin.testing.attribution.comparison import Cost, compare_vision_diffmask, comparison_table, cost_table, costs
 from viscoin.testing.attribution.cost import BATCHES
 from viscoin.testing.attribution.methods import Trained, named_methods
 from viscoin.testing.attribution.study import FAST, FULL, AttributionScores, Extent, test_attribution
@@ -68,17 +68,22 @@ def run_attribution(
     _check_some_hold(subject, {name: chosen[name] for name in methods or ()})
     if protocol == "vision-diffmask":
         return _vision_diffmask(subject, chosen, batch_size)
+    # before the scores, which take longest: whoever ends it here loses little
+    spent = _costs(subject, chosen) if cost else {}
     known = load_dataset(subject.config.name, "validation", subject.config, subject.images.labelled)
     found = test_attribution(
         subject.model, subject.images, known, chosen, groups, extent, device=device, batch_size=batch_size, seed=seed
     )
     outcome = Outcome(found.to_dict(), method_tables(found), sentences(found), {"scores.csv": scores_csv(found)}, found)
     if cost:
-        images, _ = subject.images.batch(range(min(BATCHES[-1], len(subject.images))))
-        spent = costs(subject.model, subject.path, images.to(device), chosen, device)
         outcome.tables["cost"] = cost_table(spent)
         outcome.numbers["cost"] = {name: one.to_dict() for name, one in spent.items()}
     return outcome
+
+
+def _costs(subject: SubjectWithImages, methods: dict[str, Explain]) -> dict[str, Cost]:
+    images, _ = subject.images.batch(range(min(BATCHES[-1], len(subject.images))))
+    return costs(subject.model, subject.path, images.to(subject.device), methods, subject.device)
 
 
 def _check_some_hold(subject: SubjectWithImages, named: dict[str, Explain]) -> None:

@@ -71,8 +71,8 @@ def main() -> None:
     found = pursue(weight, seen.features, CONCEPTS, seed=options.seed)
     scores = relevant_basis(weight, seen.features, found.basis.shape[1])[0] @ found.directions * len(weight) ** 0.5
     numbers = measured(weight, seen, found, scores, options.seed)
-    (options.out / "pursuit.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in numbers.items() if key != "concepts"}, indent=2))
+    (options.out / "pursuit.json").write_text(json.dumps(numbers, indent=2, default=float) + "\n")
+    print(json.dumps({key: value for key, value in numbers.items() if key != "concepts"}, indent=2, default=float))
     alone = Seen(seen.features[::VIEWS], seen.maps[::VIEWS], seen.images[::VIEWS])
     fitted = of_map(found, seen.features, seen.pooled)
     draw(scores, found, fitted, alone, options.out / "stamps.png")

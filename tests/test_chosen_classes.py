@@ -109,6 +109,16 @@ def test_training_and_explaining_some_classes(here, f):
     Answer("export", "run", "--to", "torchscript", "--output", "m.pt").went_well()
 
 
+def test_photographs_are_prepared_as_those_of_f(here):
+    f = write_models(here, tiny_recipe(dataset__fit="squash"))["classifier"]
+    loose, fewer = write_images(Path("loose"), {".": 30}, 40), ("--set", "viscoin.n_concepts=2")
+    common = ("train", "viscoin", "--recipe", "photos", "--classifier", f, "--dataset", loose, *fewer)
+    Answer(*common, "--out", "a").went_well()
+    assert load_model(Path("a")).recipe["dataset"].items() >= {"resolution": 32, "fit": "squash"}.items()
+    Answer(*common, "--out", "b", "--set", "dataset.fit=crop").went_well()
+    assert load_model(Path("b")).recipe["dataset"]["fit"] == "crop"
+
+
 def test_classes_that_f_does_not_know_are_refused(here, f):
     names = load_model(f).class_names
     trained(f, "--dataset", "birds", "--classes", f"{names[0]},{names[1]}x").refused("--classes", repr(names[1]))

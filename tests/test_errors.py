@@ -120,11 +120,15 @@ def commands(group: TyperGroup) -> Iterator[TyperCommand]:
             yield command
 
 
+OF_PENALTIES = {"penalty", "region", "concept", "label"}  # words of a penalty, as in a recipe and of `control`
+OF_THE_SERVICE = {"step"}  # fields of requests, which no command has
+
+
 def known_names() -> set[str]:
     top = get_command(app)
     assert isinstance(top, TyperGroup)
     options = {parameter.name for command in commands(top) for parameter in command.params}
-    return options | set(flatten(Recipe().model_dump())) | set(ALIASES)
+    return options | set(flatten(Recipe().model_dump())) | set(ALIASES) | OF_PENALTIES | OF_THE_SERVICE
 
 
 def test_refused_parameters_are_known_to_callers():

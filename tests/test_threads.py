@@ -68,6 +68,7 @@ RUN_NONE = {
     "inference.classes.images_for",
     "inference.loading.check_resolution",
     "inference.loading.choose_pictures",
+    "inference.loading.load_validation",
     "inference.loading.part_outlines",
     "analysis.attribution.check_settings",
     "analysis.questions.predictor",

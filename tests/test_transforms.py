@@ -75,7 +75,7 @@ def test_workers_prepare_the_next_batches_and_forget_the_others():
 def test_errors_of_workers_arrive():
     together = batches(workers=2)
     together.dataset = None  # type: ignore[assignment]
-    with pytest.raises(AttributeError, match="batch"):
+    with pytest.raises(TypeError, match="NoneType"):
         together(0)
 
 

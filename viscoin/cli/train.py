@@ -31,7 +31,7 @@ def _train(
     from viscoin.training import pipeline
 
     given = {f"{kind}.{key}": value for key, value in keys.items()} | (others or {})
-    recipe = pipeline.resolve_recipe(kind, run, given)
+    recipe = pipeline.resolve_for_models(kind, run, given, models or {})
     path = pipeline.train(kind, recipe, run, models or {}, runtime)
     announce(path)
     open_first(path.parent)

@@ -86,8 +86,8 @@ def describe_result(result: ClassifierResult, place: str, classes: Sequence[int]
                 "true": names[pair.true], "predicted": names[pair.predicted], "errors": pair.errors,
                 "images": pair.images, "examples": shown(rows),
             })  # fmt: skip
-    rows = [row for k, row in enumerate(class_rows(measures)) if k in chosen]
-    rows.sort(key=lambda row: (row["f1"] is None or np.isnan(row["f1"]), row["f1"]))
+    by_class = [row for k, row in enumerate(class_rows(measures)) if k in chosen]
+    by_class.sort(key=lambda row: (row["f1"] is None or np.isnan(row["f1"]), row["f1"]))
     estimates = {
         name.partition(".")[2] or name: {"value": found.value, "low": found.low, "high": found.high}
         for name, found in measures.estimates.items()
@@ -95,7 +95,7 @@ def describe_result(result: ClassifierResult, place: str, classes: Sequence[int]
     return without_nan({
         "images": result.n, "place": place, "accuracy": result.accuracy, "estimates": estimates, "class_names": names,
         "confused": confused, "sure_and_wrong": shown(most_confident_errors(result, SHOWN)),
-        "least_sure": shown(np.argsort(result.confidence, kind="stable")[:SHOWN]), "classes": rows[:200],
+        "least_sure": shown(np.argsort(result.confidence, kind="stable")[:SHOWN]), "classes": by_class[:200],
         "confusion": result.confusion.tolist() if len(names) <= MOST_DRAWN else None,
         "figures": [{"title": title, "picture": _svg(figure)} for title, figure in figures.items()],
         "each": each_image(result),

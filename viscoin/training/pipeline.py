@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from viscoin.config import DEFAULT_DATASET, Recipe, load_recipe, override_recipe
 from viscoin.datasets import (
     check_dataset_name,
+    dataset_names,
     default_recipe,
     load_dataset,
     locate_dataset,
@@ -137,6 +138,28 @@ def resolve_gan_recipe(
     if transfer is not None:  # the average need not ramp up, and ada reacts faster
         defaults |= {"gan.transfer": str(transfer), "gan.ema_rampup": None, "gan.ada_kimg": 100.0}
     return resolve_recipe("gan", options, keys, defaults)
+
+
+def resolve_for_models(
+    kind: str, options: RunOptions, keys: Mapping[str, Any], models: Mapping[str, Path | None]
+) -> Recipe:
+    """The recipe that the options mean; images of a folder or zip are prepared for an ensemble as those of its f were.
+
+    Args:
+        models: files by kind; what that of f says loses against `options.settings`.
+
+    Raises:
+        ValueError: as `resolve_recipe`, or no such model.
+    """
+    dataset, classifier = locate_dataset(options.dataset, options.dataset_path)[0], models.get("classifier")
+    if kind != "viscoin" or classifier is None or options.resume or dataset is None or dataset in dataset_names():
+        return resolve_recipe(kind, options, keys)
+    from viscoin.inference.loading import OF_THE_MODEL
+    from viscoin.models.files import find_model, read_model
+
+    own = read_model(find_model("classifier", classifier, dataset), "classifier")[1]["recipe"]["dataset"]
+    images = {f"dataset.{key}": own[key] for key in OF_THE_MODEL if key in own and key != "seed"}
+    return resolve_recipe(kind, options, keys, images)
 
 
 def _of_dataset(options: RunOptions) -> dict[str, Any]:

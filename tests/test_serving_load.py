@@ -99,18 +99,17 @@ def test_over_http_200_at_once_lose_nothing(process, kind):
 def test_what_was_given_up_is_hardly_computed(process):
     async def behind(found):
         """Given up while others, who wait for their answers, are served."""
-        others = [asyncio.ensure_future(serving.timed(found, "amplify", n)) for n in range(20)]
-        await asyncio.sleep(0.02)
         before = await serving.numbers(found)
+        others = [asyncio.ensure_future(serving.timed(found, "amplify", n)) for n in range(20)]
         row = await serving.abandoned(found)
         statuses = [status for status, _ in await asyncio.gather(*others)]
-        return row, statuses, (await serving.numbers(found)), before
+        after = await serving.numbers(found)
+        return row, statuses, after["viscoin_computed_total"] - before["viscoin_computed_total"]
 
-    row, statuses, after, before = run(process[1], behind)
-    print(row)
-    assert statuses == [200] * 20
-    skipped = after["viscoin_skipped_total"] - before["viscoin_skipped_total"]
-    assert row["requests"] == 60 and skipped >= 50
+    row, statuses, computed = run(process[1], behind)
+    print(row, f"{computed:.0f} computed in all")
+    assert statuses == [200] * 20 and row["requests"] == 60
+    assert computed - 20 <= 10  # at least 50 of the 60 were not
 
 
 @pytest.mark.long

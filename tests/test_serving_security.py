@@ -200,15 +200,16 @@ def test_a_client_that_sends_too_slowly_is_cut_off_and_the_service_does_not_say_
         port = next(int(found[1]) for line in process.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)", line)))
         threading.Thread(target=process.stderr.read, daemon=True).start()
         with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.settimeout(60)
             slow.sendall(
                 f"POST {API}/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 "Content-Length: 50\r\n\r\n{".encode()
             )
             with socket.create_connection(("127.0.0.1", port)) as other:
+                other.settimeout(60)
                 other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 head = other.recv(4096).decode().lower()
                 assert head.startswith("http/1.1 200") and "\r\nserver:" not in head
-            slow.settimeout(30)
             answer = slow.recv(4096).decode()
             assert answer.startswith("HTTP/1.1 408") and "application/problem+json" in answer
     finally:

@@ -73,6 +73,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    playwright.expect.set_options(timeout=60_000)  # as a busy machine needs it; its own are 5 s
     with playwright.sync_playwright() as driver:
         options = ["--disable-dev-shm-usage", "--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         found = driver.chromium.launch(executable_path=CHROMIUM, args=options)

@@ -55,6 +55,7 @@ NOT_RUN = {
     "--dataset runs/photographs": "that download",
     "scripts/library_faults.py": "tests/test_attribution_oracles.py",
     "scripts/ship_models.py": "it replaces the models that come along",
+    "scripts/draw_imagenet_concepts.py": "downloads, and minutes of search",
     "scripts/fetch_stamps.py": "it downloads photographs, and the weights of a network",
     "runs/stamps": "it needs what that downloads",
     "--dataset holiday": "a folder of the reader's own",

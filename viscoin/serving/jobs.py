@@ -5,6 +5,7 @@ Or jobs of a SLURM cluster, through what `submit` does.
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -202,12 +203,18 @@ class Jobs:
 
     def _start(self, job: Job) -> "subprocess.Popen[bytes]":
         folder = self.root / job.run
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / OUTPUT).open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, *_program(), *job.arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,
-            )  # fmt: skip
+        new = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / OUTPUT).open("ab") as output:
+                return subprocess.Popen(
+                    [sys.executable, *_program(), *job.arguments], stdin=subprocess.DEVNULL, stdout=output,
+                    stderr=output, start_new_session=True,
+                )  # fmt: skip
+        except OSError:
+            if new:  # and so the name stays free
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _row(run: str, kind: str | None, state: str, command: str | None = None) -> dict[str, Any]:

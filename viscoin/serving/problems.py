@@ -5,6 +5,7 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -88,8 +89,8 @@ def install(app: FastAPI) -> None:
         return problem(error.status, error.detail, error.remedy, headers=error.headers)
 
     @app.exception_handler(Refused)
-    async def _refused(_request: Request, error: Refused) -> JSONResponse:
-        return refused(error)
+    async def _refused(request: Request, error: Refused) -> JSONResponse:
+        return refused(error, request.app.state.service.settings.runs)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -101,6 +102,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _framework(_request: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(OSError)
+    async def _disk(request: Request, error: OSError) -> JSONResponse:
+        return problem(507, "the disk is full") if _is_full(error) else await _bug(request, error)
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:
@@ -135,9 +140,13 @@ def _is_plain(message: Message) -> bool:
     return Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain")
 
 
-def refused(error: Refused) -> JSONResponse:
-    """What a command line would say with exit code 2; 507 where it is for a full disk."""
-    full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+def refused(error: Refused, runs: Path) -> JSONResponse:
+    """What a command line would say with exit code 2, with paths from the folder of runs on; 507 for a full disk."""
     place = [] if error.parameter is None else [{"loc": error.parameter, "msg": error.reason}]
-    shown = Refused(error.parameter, error.value, error.reason)
-    return problem(507 if full else 422, str(shown), error.remedy, place)
+    shown = str(Refused(error.parameter, error.value, error.reason)).replace(f"{runs.absolute()}/", "")
+    return problem(507 if _is_full(error.__cause__) else 422, shown, error.remedy, place)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a disk was full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -72,7 +72,7 @@ def describe(run: Run) -> dict[str, Any]:
     try:
         header = run.header
     except (Refused, OSError) as error:
-        return {"run": run.path.name, "state": "damaged", "reason": str(error)}
+        return {"run": run.path.name, "state": "damaged", "reason": str(error).replace(f"{run.path.parent}/", "")}
     status = read_status(run.path)
     step, changed = _last_line(run)
     state = status.state

@@ -51,9 +51,9 @@ def serving(
     timing.show(results, groups_table(results), other_table(results))
 
 
-def start(model: Path | None) -> tuple[subprocess.Popen[str], str, dict[str, Any]]:
+def start(model: Path | None, read_only: bool = True) -> tuple[subprocess.Popen[str], str, dict[str, Any]]:
     """A service whose models are loaded, its address, and the seconds that both took."""
-    command = [sys.executable, str(ROOT / "main.py"), "serve", "--port", "0", "--read-only"]
+    command = [sys.executable, str(ROOT / "main.py"), "serve", "--port", "0", *(["--read-only"] if read_only else [])]
     command += ["--viscoin", str(model)] if model else []
     environment = {**os.environ, "VISCOIN_TOKEN": TOKEN}
     begun, address = time.perf_counter(), ""

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=IMAGES, metavar="FOLDER", help="default: docs/images")
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
-    process, address, _ = start(None)
+    process, address, _ = start(None, read_only=False)
     try:
         with sync_playwright() as driver:
             browser = launched(driver)

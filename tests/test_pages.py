@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_recipe, write_models
 
+from viscoin.runs.branch import saved_steps
 from viscoin.runs.run import Run
 from viscoin.runs.status import StatusFile
 
@@ -311,6 +312,8 @@ def test_a_training_is_paused_continued_and_finished_from_its_page(page, server)
         playwright.expect(page.locator("#record")).to_contain_text("finish")
         assert training.wait(60) == 0
         assert (server.folder / "runs" / "steered" / "model.safetensors").is_file()
+        kept = list(saved_steps(Run(server.folder / "runs" / "steered")))  # the last ones, which came after the page
+        playwright.expect(page.locator("#branch-step option")).to_have_text([f"{step:,}" for step in kept[::-1]])
         page.get_by_label("Name, optional").fill("branched")
         page.get_by_label("Set there, optional").fill("learning_rate=0.0001")
         page.get_by_role("button", name="Branch").click()

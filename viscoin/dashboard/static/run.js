@@ -168,16 +168,18 @@ function listen(offset = 0) {
   const on = (kind, then) => stream.addEventListener(kind, (event) => { last = Number(event.lastEventId) || last; then(event.data); });
   on("metrics", (data) => add(JSON.parse(data)));
   on("rewritten", () => { curves.clear(); plots.clear(); $("charts").replaceChildren(); });
-  on("status", (data) => state(JSON.parse(data)));
+  on("status", (data) => { state(JSON.parse(data)); saved().catch(() => {}); });
   on("command", () => refresh().catch(() => {}));
   on("figure", () => pictures().catch(() => {}));
   stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) setTimeout(() => listen(last), 2000); });
 }
 
 async function saved() {
-  const steps = await call(`${path}/saved`);
+  if (!$("branch-card")) return;
+  const steps = await call(`${path}/saved`), chosen = $("branch-step").value;
   $("branch-card").hidden = !steps.length;
   $("branch-step").replaceChildren(...steps.toReversed().map((step) => element("option", { value: String(step) }, number(step))));
+  if (steps.includes(Number(chosen))) $("branch-step").value = chosen; // it may be gone: a training keeps the last ones
 }
 
 // Starts another training, and goes to it when there is something to see.
@@ -186,7 +188,7 @@ async function begin(address, body) {
     const { run } = await call(address, { method: "POST", body });
     say(`${run} starts`, 3);
     setTimeout(() => { location.href = run === name ? location.href : `${root}runs`; }, 900);
-  } catch (error) { complain(error); }
+  } catch (error) { complain(error); saved().catch(() => {}); }
 }
 
 function branch(event) {
@@ -207,9 +209,9 @@ async function start() {
   for (const [key, { steps, values: own }] of Object.entries(found)) curves.set(key, { name: key, steps, values: own });
   draw();
   await Promise.all([pictures(), refresh()]);
-  if ($("branch-card")) saved().catch(() => {});
+  saved().catch(() => {});
   listen();
-  setInterval(() => { if (!document.hidden) { refresh().catch(() => {}); pictures().catch(() => {}); } }, 5000);
+  setInterval(() => { if (!document.hidden) { refresh().catch(() => {}); pictures().catch(() => {}); saved().catch(() => {}); } }, 5000);
 }
 
 for (const button of document.querySelectorAll("[data-command]")) {

@@ -326,8 +326,12 @@ def test_a_training_is_paused_continued_and_finished_from_its_page(page, server)
         page.get_by_role("button", name="Yes").click()
         playwright.expect(state).to_have_text("finished", timeout=180_000)
         page.goto(f"{server.address}predictions")
+        page.locator("#run-0").select_option("steered")
         page.locator("#run-1").select_option("branched")
+        for i in (0, 1):
+            playwright.expect(page.locator(f"#state-{i}")).to_have_value("final")
         page.get_by_role("button", name="Compare").click()
+        playwright.expect(page.locator("#sides-about")).to_contain_text("24 validation images")
         playwright.expect(page.locator("#sides-images h3")).to_have_count(4)
     finally:
         training.kill()

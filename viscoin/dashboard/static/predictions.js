@@ -57,13 +57,12 @@ async function sides() {
   const own = runs.filter(({ kind, pending }) => kind === "classifier" && !pending);
   $("sides-card").hidden = !own.length;
   if (!own.length) return;
+  $("sides").addEventListener("submit", (event) => { event.preventDefault(); compare().catch((error) => { $("sides-about").textContent = error.message; }); });
   for (const i of [0, 1]) {
     $(`run-${i}`).replaceChildren(...own.map(({ run }) => element("option", { value: run }, run)));
     $(`run-${i}`).addEventListener("change", () => listed(i).catch(complain));
   }
-  await listed(0);
-  await listed(1);
-  $("sides").addEventListener("submit", (event) => { event.preventDefault(); compare().catch((error) => { $("sides-about").textContent = error.message; }); });
+  await Promise.all([listed(0), listed(1)]);
 }
 
 async function listed(i) {

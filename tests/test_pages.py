@@ -201,6 +201,18 @@ def test_a_run_is_deleted_after_a_question(page, server):
     assert not (server.folder / "runs" / "unwanted").exists()
 
 
+def test_a_run_that_vanishes_is_said_to_be_gone(page, server):
+    folder = Run.create("classifier", tiny_recipe(), server.folder / "runs" / "vanishing").path
+    page.goto(f"{server.address}runs/vanishing")
+    page.get_by_text("The log is empty.").wait_for(state="attached")
+    shutil.rmtree(folder)
+    page.get_by_text("is no longer there").wait_for()
+    playwright.expect(page.locator("#state")).to_have_text("gone")
+    playwright.expect(page.get_by_role("button", name="Delete")).to_be_hidden()
+    page.complaints.clear()  # one question may have met nothing before the page was told
+    page.wait_for_timeout(6000)  # longer than between two questions
+
+
 @pytest.mark.long
 def test_the_page_goes_on_after_the_service_was_started_again(page, server):
     page.goto(f"{server.address}runs/watched")

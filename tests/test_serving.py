@@ -498,9 +498,22 @@ def test_events_go_on_where_they_were_cut(served, run):
     assert [(kind, values["step"]) for kind, _, values in follower.fresh()] == [("figure", 4)]
     (run.path / "control.jsonl").write_text("no command\n")
     assert list(follower.fresh()) == []  # who asks for the record is told
-    shutil.rmtree(run.path)
+    run.recipe_path.unlink()
     [(kind, _, values)] = follower.fresh()
     assert (kind, values["state"]) == ("status", "damaged") and "recipe.yaml" in values["reason"]
+    shutil.rmtree(run.path)
+    assert [kind for kind, _, _ in follower.fresh()] == ["gone"]
+
+
+def test_events_end_with_the_run(client, run):
+    shutil.move(run.path, run.path.with_name("elsewhere"))
+    watched = Run.create("classifier", tiny_recipe(), run.path)
+    with client.stream("GET", f"{API}/runs/{run.path.name}/events") as answer:
+        lines = answer.iter_lines()
+        while "status" not in next(lines):
+            pass
+        shutil.rmtree(watched.path)
+        assert "event: gone" in list(lines)
 
 
 def test_a_run_goes_into_the_trash_unless_something_trains_there(client, run, served):

@@ -241,7 +241,10 @@ class Follower:
     pictures: dict[str, float] | None = None
 
     def fresh(self) -> Iterator[tuple[str, int, Any]]:
-        """What is new since the last call: kind of event, offset, and values."""
+        """What is new since the last call: kind of event, offset, and values; `gone` and nothing else without a run."""
+        if not self.run.path.is_dir():
+            yield "gone", self.offset, {}
+            return
         try:
             size = self.run.metrics_path.stat().st_size
             if size < self.offset:  # cut, as by a resume

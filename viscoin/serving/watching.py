@@ -182,7 +182,10 @@ def events(
     request: Request, found: Found, last_event_id: Annotated[int | None, Header()] = None,
     offset: Annotated[int, Query(ge=0)] = 0,
 ) -> StreamingResponse:  # fmt: skip
-    """Server-sent events `metrics`, `status`, `command`, `rewritten`; ids are offsets, so none is lost or doubled."""
+    """Server-sent events `metrics`, `status`, `command`, `figure`, `rewritten`, and at the end `gone`.
+
+    Ids are offsets, so none is lost or doubled. `gone`: the folder of the run was deleted, moved or renamed.
+    """
     follower = reading.Follower(found, offset if last_event_id is None else last_event_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_stream(request, follower), media_type="text/event-stream", headers=headers)
@@ -197,6 +200,8 @@ async def _stream(request: Request, follower: reading.Follower) -> AsyncIterator
         for kind, number, values in await asyncio.to_thread(lambda: list(follower.fresh())):
             yield format_sse_event(data_str=json.dumps(values), event=kind, id=str(number))
             said = time.monotonic()
+            if kind == "gone":
+                return
         if time.monotonic() - said > ALIVE:
             yield format_sse_event(comment="alive")
             said = time.monotonic()

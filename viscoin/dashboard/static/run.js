@@ -7,7 +7,16 @@ const name = $("name").dataset.run, path = `runs/${encodeURIComponent(name)}`;
 const REPLAYED = ["finish", "evaluate", "set", "penalty", "note"];
 const LIVE = ["starting", "running", "paused", "silent"];
 const curves = new Map(), plots = new Map();
-let record = [], figures = [], row = {}, waiting = false, steerable = "";
+let record = [], figures = [], row = {}, waiting = false, steerable = "", stream = null, timer = null;
+
+// Watching ends with the run: what is under way is given up, and nothing more is asked.
+let watch = new AbortController();
+const watched = (address) => call(address, { signal: watch.signal });
+function stop() {
+  watch.abort();
+  stream?.close();
+  clearInterval(timer);
+}
 
 // --- curves ---------------------------------------------------------------------------------------------------------
 
@@ -126,7 +135,7 @@ function ask(question) {
 // --- pictures, log --------------------------------------------------------------------------------------------------------
 
 async function pictures() {
-  figures = await call(`${path}/figures`);
+  figures = await watched(`${path}/figures`);
   const steps = [...new Set(figures.map(({ step }) => step).filter((step) => step !== null))].sort((a, b) => a - b);
   $("pictures").hidden = !figures.length;
   const last = Number($("picture").value) === Number($("picture").max);
@@ -154,9 +163,9 @@ function cursor(plot, step) {
 }
 
 async function refresh() {
-  record = await call(`${path}/commands`);
+  record = await watched(`${path}/commands`);
   commands();
-  $("log").textContent = await call(`${path}/log`) || "The log is empty.";
+  $("log").textContent = await watched(`${path}/log`) || "The log is empty.";
 }
 
 // --- start ----------------------------------------------------------------------------------------------------------------
@@ -164,19 +173,36 @@ async function refresh() {
 // Goes on where it was cut; a browser gives up by itself after some kinds of errors, as while the service starts again.
 function listen(offset = 0) {
   let last = offset;
-  const stream = new EventSource(`${root}api/v1/${path}/events?offset=${offset}`);
-  const on = (kind, then) => stream.addEventListener(kind, (event) => { last = Number(event.lastEventId) || last; then(event.data); });
+  const source = stream = new EventSource(`${root}api/v1/${path}/events?offset=${offset}`);
+  const on = (kind, then) => source.addEventListener(kind, (event) => { last = Number(event.lastEventId) || last; then(event.data); });
   on("metrics", (data) => add(JSON.parse(data)));
   on("rewritten", () => { curves.clear(); plots.clear(); $("charts").replaceChildren(); });
   on("status", (data) => { state(JSON.parse(data)); saved().catch(() => {}); });
   on("command", () => refresh().catch(() => {}));
   on("figure", () => pictures().catch(() => {}));
-  stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) setTimeout(() => listen(last), 2000); });
+  on("gone", gone);
+  source.addEventListener("error", () => { if (source.readyState === EventSource.CLOSED && !watch.signal.aborted) setTimeout(() => again(last), 2000); });
+}
+
+async function again(offset) {
+  try { await watched(path); } catch (error) {
+    if (error.status === 404) return gone();
+    if (error.name === "AbortError") return;
+  }
+  listen(offset);
+}
+
+function gone() {
+  stop();
+  for (const place of ["buttons", "rest", "steer", "branch-card", "penalties"]) if ($(place)) $(place).hidden = true;
+  $("state").textContent = "gone";
+  $("state").className = "tag failed";
+  say(`Run ${name} is no longer there: its folder was deleted, moved or renamed. What is shown here is what was last seen of it.`);
 }
 
 async function saved() {
   if (!$("branch-card")) return;
-  const steps = await call(`${path}/saved`), chosen = $("branch-step").value;
+  const steps = await watched(`${path}/saved`), chosen = $("branch-step").value;
   $("branch-card").hidden = !steps.length;
   $("branch-step").replaceChildren(...steps.toReversed().map((step) => element("option", { value: String(step) }, number(step))));
   if (steps.includes(Number(chosen))) $("branch-step").value = chosen; // it may be gone: a training keeps the last ones
@@ -200,7 +226,14 @@ function branch(event) {
 
 async function remove() {
   if (!await ask(`Delete ${name}? It is moved into the folder .trash of the runs.`)) return;
-  try { await call(path, { method: "DELETE" }); location.href = `${root}runs`; } catch (error) { complain(error); }
+  stop();
+  try {
+    await call(path, { method: "DELETE" });
+    location.href = `${root}runs`;
+  } catch (error) {
+    complain(error);
+    go();
+  }
 }
 
 async function start() {
@@ -209,9 +242,15 @@ async function start() {
   for (const [key, { steps, values: own }] of Object.entries(found)) curves.set(key, { name: key, steps, values: own });
   draw();
   await Promise.all([pictures(), refresh()]);
+  go();
+}
+
+// Watches, again after a deletion that was refused.
+function go() {
+  if (watch.signal.aborted) watch = new AbortController();
   saved().catch(() => {});
   listen();
-  setInterval(() => { if (!document.hidden) { refresh().catch(() => {}); pictures().catch(() => {}); saved().catch(() => {}); } }, 5000);
+  timer = setInterval(() => { if (!document.hidden) { refresh().catch(() => {}); pictures().catch(() => {}); saved().catch(() => {}); } }, 5000);
 }
 
 for (const button of document.querySelectorAll("[data-command]")) {

@@ -17,8 +17,9 @@ from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file
-from tiny_models import Answer, set_options, tiny_recipe
+from tiny_models import SETTINGS, Answer, set_options, tiny_recipe
 
+from viscoin.runs.control import read_record
 from viscoin.runs.run import Run
 from viscoin.slurm import queue
 from viscoin.slurm.script import Job, seconds_of, shipped_jobs
@@ -576,6 +577,49 @@ def test_two_tasks_train_together_and_an_array_trains_apart(project: Path) -> No
         json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) for folder in (Path("alone"), folders[0])
     )
     assert two["validation.loss"] == pytest.approx(one["validation.loss"], abs=1e-3)
+
+
+@needs_slurm
+@pytest.mark.long
+def test_a_job_that_the_service_submits_is_steered_through_the_shared_folder(slowly: Path) -> None:
+    """By the service and by `control`; the job sees nothing of either but the folder of its run."""
+    from fastapi.testclient import TestClient
+
+    from viscoin.serving.app import create_app
+    from viscoin.serving.state import Settings
+
+    settings = Settings([("viscoin", None)], Path("runs"), "cpu", token="t" * 32, data_root=Path())
+    client = TestClient(
+        create_app(settings), base_url="http://localhost", headers={"Authorization": f"Bearer {'t' * 32}"}
+    )
+    wish = {
+        "kind": "classifier", "dataset": "birds", "name": "far", "where": "slurm",
+        "limits": {"gpus": "0", "mem": "1G", "time": "60", "cpus_per_task": 1},
+        "settings": SETTINGS | {
+            "classifier.backbone": "viscoin_resnet10", "classifier.pretrained": False, "classifier.epochs": 5000,
+        },
+    }  # fmt: skip
+    told = client.post("/api/v1/jobs", json=wish)
+    assert told.status_code == 202, told.text
+    folder, printed = Path("runs/far"), Path(f"runs/far/slurm-{told.json()['job']}.out")
+    until_it_trains(printed, "classifier step")
+    sent = client.post("/api/v1/runs/far/commands", json={"command": "set", "values": {"learning_rate": 0.002}})
+    assert sent.status_code == 202, sent.text
+    until(lambda: [entry.values for entry in read_record(folder)] == [{"classifier.learning_rate": 0.002}])
+    Answer("control", folder, "pause").went_well()
+    until(lambda: client.get("/api/v1/runs/far").json()["state"] == "paused")
+    lines = line_count(folder / "metrics.jsonl")
+    time.sleep(2)
+    assert line_count(folder / "metrics.jsonl") == lines
+    assert client.post("/api/v1/runs/far/commands", json={"command": "continue"}).status_code == 202
+    until(lambda: line_count(folder / "metrics.jsonl") > lines)
+    Answer("control", folder, "finish").went_well()
+    until(lambda: state_of(told.json()["job"]) not in ("RUNNING", "COMPLETING", "PENDING"))
+    said = printed.read_text()
+    assert state_of(told.json()["job"]) == "COMPLETED", said
+    assert client.get("/api/v1/runs/far").json()["state"] == "finished", said
+    assert (folder / "model.safetensors").is_file()
+    assert [entry.command for entry in read_record(folder)] == ["set", "pause", "continue", "finish"]
 
 
 @needs_slurm

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from stylegan2_ada.distributed import mean_over_processes, sum_over_processes
+from stylegan2_ada.distributed import mean_over_processes
 from viscoin.errors import Refused
 from viscoin.estimates import Estimate
 from viscoin.runs.run import Run
@@ -356,14 +356,13 @@ def check_finite(terms: Mapping[str, Tensor], step: int) -> None:
 
 
 def _mean(meter: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Means of the terms over steps and processes, without values that are not finite and terms that have no other."""
+    """Means of the terms over processes, as a checkpoint keeps them, then over steps; only of what is finite."""
     means = {}
     for key in dict.fromkeys(key for values in meter for key in values):
-        values = torch.stack([values[key].detach().float() for values in meter if key in values])
-        finite = torch.isfinite(values)
-        total = sum_over_processes(torch.stack([torch.where(finite, values, 0).sum(), finite.sum()]))
-        if total[1] > 0:
-            means[key] = float(total[0] / total[1])
+        values = mean_over_processes(torch.stack([values[key].detach().float() for values in meter if key in values]))
+        finite = values[torch.isfinite(values)]
+        if len(finite):
+            means[key] = float(finite.mean())
     return means
 
 

@@ -89,7 +89,7 @@ async def measure(
         results["groups"] = [
             await together(client, kind, at_once, max(at_once, round(share * total))) for kind, at_once, total in GROUPS
         ]
-        results["given_up"] = await abandoned(client)
+        results["given_up"] = [await abandoned(client, wait) for wait in (0.03, 0.12)]
         results["megabytes"] = await mixed(client, process, requests)
         results["mixed_requests"] = requests
 
@@ -108,11 +108,16 @@ def groups_table(results: dict[str, Any]) -> list[list[str]]:
 
 def other_table(results: dict[str, Any]) -> list[list[str]]:
     """The rest for people."""
-    given = results["given_up"]
     return [
         ["ready after, s", f"{results['ready_after_seconds']:.1f}"],
         ["MB at first", f"{results['megabytes_at_first']:.0f}"],
-        [f"of {given['requests']} given up, never computed", str(given["never_computed"])],
+        *(
+            [
+                f"given up after {row['seconds']} s, of {row['requests']}; of these never computed",
+                f"{row['given_up']}; {row['never_computed']}",
+            ]
+            for row in results["given_up"]
+        ),
         [f"MB over {results['mixed_requests']} requests", ", ".join(f"{size:.0f}" for size in results["megabytes"])],
     ]
 
@@ -173,18 +178,23 @@ async def mixed(client: httpx.AsyncClient, process: "subprocess.Popen[str]", req
     return sizes
 
 
-async def abandoned(client: httpx.AsyncClient, count: int = 60) -> dict[str, int]:
-    """Requests whose client goes after 0.12 s."""
+async def abandoned(client: httpx.AsyncClient, wait: float, count: int = 60) -> dict[str, float]:
+    """Requests at once whose clients go after `wait` seconds, if they have no answer by then."""
     before = await numbers(client)
 
-    async def give_up(number: int) -> None:
+    async def answered(number: int) -> bool:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(timed(client, "amplify", number), 0.12)
+            await asyncio.wait_for(timed(client, "amplify", number), wait)
+            return True
+        return False
 
-    await asyncio.gather(*(give_up(n) for n in range(count)))
+    answers = sum(await asyncio.gather(*(answered(n) for n in range(count))))
     await asyncio.sleep(3)
     computed = (await numbers(client))["viscoin_computed_total"] - before["viscoin_computed_total"]
-    return {"requests": count, "never_computed": count - round(computed)}
+    return {
+        "seconds": wait, "requests": count, "answered": answers, "given_up": count - answers,
+        "never_computed": count - round(computed),
+    }  # fmt: skip
 
 
 async def numbers(client: httpx.AsyncClient) -> dict[str, float]:

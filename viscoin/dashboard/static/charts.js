@@ -10,7 +10,7 @@ export function chart(place, title, series, options = {}) {
   const made = new uPlot({
     title, width: Math.max(240, place.clientWidth), height: options.height || 220,
     scales: { x: { time: false } }, cursor: { sync: { key: "step" } },
-    axes: [{ ...axis }, { ...axis, size: 60, values: (_plot, found) => found.map((value) => (value === null ? "" : Number(value.toPrecision(3)).toString())) }],
+    axes: [{ ...axis }, { ...axis, size: (_plot, labels) => 16 + 8 * Math.max(4, ...(labels || []).map((label) => label.length)), values: (_plot, found) => found.map((value) => (value === null ? "" : Number(value.toPrecision(3)).toString())) }],
     series: [{ label: "step" }, ...series.map(({ name }, i) => ({ label: name, stroke: COLOURS[i % COLOURS.length], width: 1.6, spanGaps: true, points: { show: steps.length < 40 } }))],
     plugins: options.marks ? [{ hooks: { draw: [(plot) => marks(plot, options.marks())] } }] : [],
   }, data, place);

@@ -9,6 +9,7 @@ import torch
 from tiny_models import Answer, set_options, tiny_recipe, write_images, write_models
 from torch.nn import functional as F
 
+from viscoin.datasets import load_dataset
 from viscoin.models.explainer import NEVER, Explainer
 from viscoin.models.files import load_model, read_file, save_model, write_file
 from viscoin.training.viscoin import build_ensemble, choose_classes
@@ -107,6 +108,19 @@ def test_training_and_explaining_some_classes(here, f):
     assert line in Answer("test", "viscoin", "--checkpoints", "run", *options).went_well().err
     Answer("concepts", "--checkpoints", "run", "--out", "c").went_well()
     Answer("export", "run", "--to", "torchscript", "--output", "m.pt").went_well()
+
+
+def test_theta_is_fitted_to_the_classes_that_it_knows(here, f):
+    """Concepts of the pursuit, which need no training; f says another class than the two for about half of the images."""
+    names = load_model(f).class_names
+    options = ("--classes", f"{names[1]},{names[3]}", "--initialisation", "pursuit", "--steps", "0")
+    trained(f, "--dataset", "birds", *options, "--set", "viscoin.n_concepts=2").went_well()
+    ensemble = load_model(Path("run")).model
+    images = load_dataset("birds", "train", tiny_recipe().dataset).batch(range(64))[0]
+    with torch.inference_mode():
+        wanted = ensemble.classifier(images)[:, [1, 3]].softmax(1).mean(0)
+        found = ensemble(images).softmax(1)[:, [1, 3]].mean(0)
+    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0)
 
 
 def test_photographs_are_prepared_as_those_of_f(here):

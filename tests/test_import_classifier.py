@@ -517,7 +517,7 @@ def test_a_network_from_the_users_code(tmp_path):
         torch.testing.assert_close(model(noise(64)), network(model._normalised(noise(64))))
     (tmp_path / "f.safetensors").unlink()
     for function, words in {
-        "nothing": "returns a int, no torch.nn.Module",
+        "nothing": "returns int, no torch.nn.Module",
         "stops": "its code stopped with KeyError",
         "none": "has no function 'none'",
         "Noisy": "its output changes from call to call",

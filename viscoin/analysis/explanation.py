@@ -43,6 +43,7 @@ class Explanation:
         concept_names: of those that have one; `named_by` says where they come from.
         trust: what all this is worth, a sentence or two for each part.
         missing: parts that there are not, and why: "concepts", "crops", "drawing", "places".
+        prepared: how the file was made a square for f, "" where it was one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Explanation:
     named_by: str = ""
     trust: Sequence[Trust] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    prepared: str = ""
 
     @property
     def ranked(self) -> list[int]:
@@ -77,6 +79,7 @@ class Explanation:
         names = list(self.class_names)
         found = {
             "image": self.name,
+            "prepared": self.prepared,
             "predicted": names[self.predicted],
             "probability": float(self.probabilities[self.predicted]),
             "runner_up": names[self.runner_up],
@@ -152,6 +155,7 @@ class Explainer:
         return Explanation(
             name, to_pixels(image)[0], label, self.subject.class_names, shares, places, patches, votes, change,
             library.names, library.named_by, how_far_to_trust(facts), missing,
+            pictures.prepared[row] if pictures.prepared else "",
         )  # fmt: skip
 
     def _places(self, picture: Pictures, missing: dict[str, str]) -> Places | None:

@@ -189,6 +189,7 @@ class Votes:
         active, total: number of active concepts, and of all.
         share: of the sum of all positive votes, what the leading ones are.
         switched_off: see there.
+        chosen: classes that g knows, where it was trained on some of those of f.
     """
 
     predicted: int
@@ -201,12 +202,16 @@ class Votes:
     total: int
     share: float
     switched_off: SwitchedOff
+    chosen: Sequence[int] | None = None
 
     def to_dict(self, class_names: Sequence[str], names: Mapping[int, str]) -> dict[str, Any]:
         """Plain numbers."""
         off = self.switched_off
         return {
-            "g": {"predicted": class_names[self.g_predicted], "probability_of_predicted": self.g_probability},
+            "g": {
+                "predicted": class_names[self.g_predicted], "probability_of_predicted": self.g_probability,
+                "among": None if self.chosen is None else [class_names[c] for c in self.chosen],
+            },
             "active": self.active, "total": self.total, "share_of_leading": self.share,
             "leading": [vote.to_dict() for vote in self.leading],
             "between": [vote.to_dict() for vote in self.between],
@@ -233,7 +238,7 @@ def count_votes(
         weight = ensemble.explainer.weight.float().cpu().clone()
         offset = ensemble.explainer.bias.float().cpu().clone()
         c, r = logits[0].topk(2).indices.tolist()
-    votes = phi * weight[[c, r]]
+    votes, chosen = phi * weight[[c, r]], ensemble.explainer.chosen
     leading, between = _chosen(votes)
     shown = _show(
         ensemble, image, phi, votes, list(dict.fromkeys(leading + between)), library, device, batch_size, seed
@@ -242,7 +247,7 @@ def count_votes(
     return Votes(
         c, r, int(answer.argmax()), float(answer[c]), [shown[k] for k in leading], [shown[k] for k in between],
         int((phi > 0).sum()), len(phi), float(positive[leading].sum() / positive.sum().clamp_min(1e-12)),
-        fewest_concepts(phi, weight, offset),
+        fewest_concepts(phi, weight, offset), None if chosen is None else chosen.tolist(),
     )  # fmt: skip
 
 

@@ -80,12 +80,14 @@ class Pictures:
         names: one for each, all different.
         labels: (B,), None where they are not known.
         indices: of the images in their dataset, () for files.
+        prepared: how each was made a square of that size, "" where it was one; () for those of a dataset.
     """
 
     images: Tensor
     names: list[str]
     labels: np.ndarray | None = None
     indices: tuple[int, ...] = ()
+    prepared: tuple[str, ...] = ()
 
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -102,6 +104,17 @@ def load_alone(kind: str, model: Path | None, device: str = "auto", dataset: str
     _note_chosen(loaded)
     config = DatasetConfig.model_validate(loaded.recipe["dataset"])
     return Subject(loaded.model.to(where), loaded.path, where, loaded.class_names, config)
+
+
+def _check_there(dataset: str, model: Path, parameter: str) -> None:
+    """Raise Refused where the images that a model was made for are not here, as those of an imported one."""
+    try:
+        check_dataset_name(dataset)
+    except ValueError as error:
+        raise Refused(
+            parameter, model, f"its images, {dataset!r}, are no dataset that is here",
+            "name images: `dataset`, or files where the command takes them",
+        ) from error  # fmt: skip
 
 
 def load_subject(
@@ -140,7 +153,8 @@ def load_subject(
     _note_chosen(loaded)
     saved, expected = loaded.recipe["dataset"], loaded.recipe.get("expected", {})
     name = dataset or (saved["name"] if model is not None else DEFAULT_DATASET)
-    check_dataset_name(name)
+    if dataset is None:
+        _check_there(name, loaded.path, parameter or kind)
     if name != saved["name"]:
         saved, expected = {key: saved[key] for key in OF_THE_MODEL if key in saved}, {}
     if path is not None:
@@ -307,10 +321,12 @@ def read_pictures(
     given = [_Bytes(f"image {i}", file) if isinstance(file, bytes) else file for i, file in enumerate(files)]
     there = [file for file in given if isinstance(file, _Bytes) or file.is_file()]
     whites = report_whites(there, "of the given images")
-    pixels, sources = [], []
+    pixels, sources, prepared = [], [], []
     for number, source in enumerate(given):
         try:
-            pixels.append(_read(source if isinstance(source, _Bytes) else regular(source), resolution, whites, fit))
+            square, how = _read(source if isinstance(source, _Bytes) else regular(source), resolution, whites, fit)
+            pixels.append(square)
+            prepared.append(how)
             sources.append(source)
         except Refused as error:
             if not skip_bad_files or (number == len(given) - 1 and not sources):
@@ -321,7 +337,7 @@ def read_pictures(
         stem = source.stem
         candidates = chain([stem], (f"{stem}-{i}" for i in count(2)))
         names.append(next(name for name in candidates if name not in names))
-    return Pictures(to_images(np.stack(pixels)), names)
+    return Pictures(to_images(np.stack(pixels)), names, prepared=tuple(prepared))
 
 
 def choose_pictures(subject: SubjectWithImages, indices: Sequence[int] | None, count: int, seed: int) -> Pictures:
@@ -385,15 +401,17 @@ class _Bytes:
         return self.stem
 
 
-def _read(file: "ImageFile", resolution: int, whites: Whites, fit: Fit) -> np.ndarray:
+def _read(file: "ImageFile", resolution: int, whites: Whites, fit: Fit) -> tuple[np.ndarray, str]:
     try:
         box = object_box(file) if fit.mode == "object" else None
         pixels = read_square(file, resolution, box, whites, fit)
     except BadImage as error:
         raise Refused(None, None, f"{file} cannot be used as an image ({error})", "give PNG or JPEG files") from error
     width, height = image_size(file)
+    how = ""
     if (width, height) != (resolution, resolution):
-        logger.info("%s is %dx%d px: %s to %d px", file, width, height, DONE[fit.mode], resolution)
+        how = f"{width}x{height} px: {DONE[fit.mode]} to {resolution} px"
+        logger.info("%s is %s", file, how)
     if fit.mode == "object" and box is None:
         logger.info("%s has no alpha channel with an object: it is shown whole", file)
-    return pixels
+    return pixels, how

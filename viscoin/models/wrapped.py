@@ -1,6 +1,7 @@
 """Classifiers that are no networks of timm: any module, and the three of its layers that show the features."""
 
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from viscoin.errors import Refused, reason_of
+
+logger = logging.getLogger(__name__)
 
 TIMES, TOLERANCE = 3, 1e-5  # calls that have to agree, relative to the largest logit
 
@@ -143,6 +146,7 @@ def load_function(place: str) -> Any:
     path = Path(name)
     if not name or path.suffix != ".py" or not path.is_file():
         raise Refused("module", place, "expected FILE.py:function, of a file that is there")
+    logger.info("running %s, code of your own", path.resolve())
     specification = importlib.util.spec_from_file_location(f"viscoin_module_{path.stem}", path)
     if specification is None or specification.loader is None:
         raise Refused("module", place, "cannot be loaded")

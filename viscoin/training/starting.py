@@ -248,15 +248,15 @@ def _activations(ensemble: VisCoIN, dataset: ImageDataset, indices: np.ndarray, 
 
 @torch.enable_grad()
 def fit_explainer(ensemble: VisCoIN, phi: Tensor, logits: Tensor, seed: int = 0) -> float:
-    """Fit Theta, linear on activations phi (N, K), to the softmax of f's logits (N, n).
+    """Fit Theta, linear on activations phi (N, K), to the softmax of those logits of f (N, n) whose classes it knows.
 
     Returns:
-        Share of the images for which both say the same.
+        Share of the images for which both say the same, of all classes.
     """
     mean, spread = phi.mean(0), phi.std(0) + 1e-6
-    inputs, targets = (phi - mean) / spread, logits.softmax(1)
-    weight = torch.zeros(logits.shape[1], phi.shape[1], requires_grad=True)
-    bias = torch.zeros(logits.shape[1], requires_grad=True)
+    inputs, targets = (phi - mean) / spread, ensemble.explainer.known(logits).softmax(1)
+    weight = torch.zeros(targets.shape[1], phi.shape[1], requires_grad=True)
+    bias = torch.zeros(targets.shape[1], requires_grad=True)
     optimiser = torch.optim.Adam([weight, bias], RATE)
     generator = torch.Generator().manual_seed(seed)
     for step in range(STEPS):
@@ -271,5 +271,6 @@ def fit_explainer(ensemble: VisCoIN, phi: Tensor, logits: Tensor, seed: int = 0)
         linear = ensemble.explainer.linear
         linear.weight = own if ensemble.explainer.weight_norm else nn.Parameter(own)
         linear.bias.copy_(bias - own @ mean)
-        same = (F.linear(inputs, weight, bias).argmax(1) == logits.argmax(1)).float().mean()
+        said = F.linear(phi, ensemble.explainer.weight, ensemble.explainer.bias)
+        same = (said.argmax(1) == logits.argmax(1)).float().mean()
     return float(same)

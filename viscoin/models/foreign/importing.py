@@ -14,7 +14,7 @@ from viscoin.models.files import save_model
 from viscoin.models.foreign.class_names import IMAGENET, find_class_names
 from viscoin.models.foreign.fitting import Fitted, fit_checkpoint
 from viscoin.models.foreign.hub import fetch_checkpoint, is_hub_name
-from viscoin.models.foreign.module import check_equal, load_module
+from viscoin.models.foreign.module import WRAP, check_equal, load_module
 from viscoin.models.foreign.pipeline import FoundPipeline, Pipeline, find_pipeline
 from viscoin.models.foreign.reading import Checkpoint, of_state, read_checkpoint
 from viscoin.models.importing import Imported, check_model_output
@@ -55,7 +55,13 @@ def import_classifier(
     """
     check_model_output("output", output, force)
     found, network = _source(checkpoint, module)
-    fitted = fit_checkpoint(found, backbone, by_order, options)
+    try:
+        fitted = fit_checkpoint(found, backbone, by_order, options)
+    except Refused as error:
+        if module is None:
+            raise
+        remedy = f"if timm has this network, name its `backbone`; if not, {WRAP}"
+        raise Refused("module", module, error.reason, remedy) from error
     names = find_class_names(classes, found.config, fitted.n_classes)
     pipeline = find_pipeline(found, fitted, preprocessing)
     model = build(found, fitted, pipeline.pipeline, resolution, options)

@@ -1,8 +1,5 @@
 """A network that a function of the user's returns: its weights, and whether we compute what it does."""
 
-import logging
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -10,10 +7,8 @@ from viscoin.errors import Refused, reason_of
 from viscoin.models.classifier import Classifier
 from viscoin.models.wrapped import check_steady, load_function
 
-logger = logging.getLogger(__name__)
-
 TOLERANCE = 1e-4  # relative to the largest logit
-WRAP = "wrap it in Python instead: Classifier.wrap(module, layers=..., mean=..., std=...)"
+WRAP = "wrap it in Python: Classifier.wrap(module, layers=..., mean=..., std=...)"
 
 
 def load_module(place: str) -> nn.Module:
@@ -22,12 +17,10 @@ def load_module(place: str) -> nn.Module:
     Raises:
         Refused: no such file or function, whatever they raise, or what is returned is no module.
     """
-    logger.info("running %s, code of your own", Path(place.rpartition(":")[0]).resolve())
     module = load_function(place)
     if not isinstance(module, nn.Module):
-        raise Refused(
-            "module", place, f"returns a {type(module).__name__}, no torch.nn.Module", "return the network itself"
-        )
+        reason = f"returns {type(module).__name__}, no torch.nn.Module"
+        raise Refused("module", place, reason, "return the network itself")
     return module.cpu().float().eval()
 
 

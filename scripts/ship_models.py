@@ -28,6 +28,7 @@ from viscoin.testing.classifier import test_classifier
 from viscoin.testing.ensemble import test_ensemble
 from viscoin.testing.gan import samples, test_gan
 from viscoin.testing.truth import test_attributes, untrained
+from viscoin.training.gan_transfer import partners_path, read_partners, save_partners
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
@@ -65,6 +66,8 @@ def store(run: Run, kind: str, folder: Path, scores: dict[str, float]) -> nn.Mod
         path, loaded.model, kind,
         recipe=run.recipe, class_names=loaded.class_names, scores=scores, dtype=torch.float16,
     )  # fmt: skip
+    if there := read_partners(partners_path(run.model_path)):
+        save_partners(partners_path(path), there, run.recipe, torch.float16)
     return load_model(path, kind).model
 
 

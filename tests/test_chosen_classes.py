@@ -111,7 +111,7 @@ def test_training_and_explaining_some_classes(here, f):
 
 
 def test_theta_is_fitted_to_the_classes_that_it_knows(here, f):
-    """Concepts of the pursuit, which need no training; f says another class than the two for about half of the images."""
+    """Concepts of the pursuit, which need no training; f says other classes, too."""
     names = load_model(f).class_names
     options = ("--classes", f"{names[1]},{names[3]}", "--initialisation", "pursuit", "--steps", "0")
     trained(f, "--dataset", "birds", *options, "--set", "viscoin.n_concepts=2").went_well()

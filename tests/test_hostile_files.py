@@ -26,7 +26,7 @@ from viscoin.models import perceptual, scorers
 from viscoin.models.concept2clip import Concept2Clip
 from viscoin.models.files import load_model, read_file, write_file
 from viscoin.models.scorers import load_clip
-from viscoin.training.gan import read_transfer
+from viscoin.training.gan_transfer import read_transfer
 
 MEGABYTES = 400  # by which the memory of the process may grow; what the files ask for are GBs
 SECONDS = 120  # after which a file counts as one that hangs; they take milliseconds

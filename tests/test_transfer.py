@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from tiny_models import tiny_recipe
 from torch import nn
@@ -13,9 +14,10 @@ from stylegan2_ada.nvidia_pickle import read_network_pickle
 from stylegan2_ada.training import GanSettings, GanTrainer
 from stylegan2_ada.transfer import Transfer, freeze_highest, load_fitting
 from viscoin.models.classifier import Classifier
-from viscoin.models.files import save_model
+from viscoin.models.files import FORMAT, save_model, write_file
 from viscoin.runs.run import Run
-from viscoin.training.gan import build_discriminator, build_generator, read_transfer, take_over
+from viscoin.training.gan import build_discriminator, build_generator
+from viscoin.training.gan_transfer import partners, partners_path, read_transfer, save_partners, take_over
 
 GOLDEN = Path(__file__).parent / "golden" / "stylegan2"
 RECIPE = tiny_recipe(dataset__resolution=16)
@@ -126,8 +128,8 @@ def test_transfer_from_a_run_takes_all_three_networks(tmp_path, caplog):
     assert not same(new.ema, new.generator)
     assert [line.split(":")[0] for line in caplog.messages] == [
         "transfer to the generator",
-        "transfer to the discriminator",
         "transfer to the averaged generator",
+        "transfer to the discriminator",
     ]
 
 
@@ -143,6 +145,32 @@ def test_transfer_from_a_model_leaves_the_discriminator_fresh(tmp_path, caplog):
     (tmp_path / "run").mkdir()
     path.rename(tmp_path / "run" / "model.safetensors")
     assert set(read_transfer(tmp_path / "run")) == {"generator", "ema"}
+
+
+def test_a_model_goes_on_with_the_partners_that_lie_beside_it(tmp_path, caplog):
+    old, new, half = trainer(seed=5), trainer(seed=6), trainer(seed=7)
+    for one in (old, new, half):
+        one.encoder = timm.create_model("viscoin_resnet10", num_classes=old.ema.w_dim)
+    path = save_model(tmp_path / "g.safetensors", old.ema, "gan", recipe=RECIPE, class_names=["a", "b"])
+    save_partners(partners_path(path), partners(old), RECIPE)
+    take_over(new, path)
+    for part in ("ema", "discriminator", "encoder"):
+        assert same(getattr(new, part), getattr(old, part)), part
+    save_partners(partners_path(path), partners(old), RECIPE, torch.float16)
+    take_over(half, path)
+    torch.testing.assert_close(half.encoder.conv1.weight, old.encoder.conv1.weight, atol=1e-3, rtol=1e-3)
+    assert (
+        partners_path(path).stat().st_size
+        < 1.1
+        * sum(2 * value.numel() for part in (old.discriminator, old.encoder) for value in part.state_dict().values())
+        + 20_000
+    )
+    without = trainer(seed=8)
+    take_over(without, path)  # it has no encoder to give weights to
+    assert same(without.discriminator, half.discriminator)
+    write_file(partners_path(path), {}, {"format": FORMAT, "kind": "gan"})
+    with pytest.raises(ValueError, match=r"g-partners\.safetensors: it holds no discriminator of a gan training"):
+        take_over(new, path)
 
 
 def test_transfer_from_a_published_pickle():

@@ -85,7 +85,7 @@ def save_model(
         **({"commands": list(commands)} if commands else {}),
         **({"origin": origin} if origin else {}),
     }
-    tensors = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
+    tensors = {key: stored(value, dtype) for key, value in model.state_dict().items()}
     write_file(path, tensors, metadata)
     return path
 
@@ -320,7 +320,8 @@ def _has_tables(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
     return any(buffer.is_meta and name not in state for name, buffer in model.named_buffers())
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy as it stands in files: on the CPU, and floating-point numbers of that type, if one is given."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.to(dtype).clone() if dtype and tensor.is_floating_point() else tensor.clone()
 

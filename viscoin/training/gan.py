@@ -2,7 +2,6 @@
 
 import logging
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torchvision.utils import save_image
 from stylegan2_ada.distributed import share_batch_norm
 from stylegan2_ada.networks import Discriminator, Generator
 from stylegan2_ada.training import GanSettings, GanTrainer
-from stylegan2_ada.transfer import freeze_highest, load_fitting
+from stylegan2_ada.transfer import freeze_highest
 from viscoin.config import GanConfig, Recipe
 from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
 from viscoin.errors import Refused
@@ -27,7 +26,7 @@ from viscoin.inference.batches import choose_images
 from viscoin.inference.devices import resolve_device
 from viscoin.models.classifier import Classifier
 from viscoin.models.digests import digest
-from viscoin.models.files import read_model, save_model
+from viscoin.models.files import save_model
 from viscoin.models.perceptual import ClassifierPerceptual
 from viscoin.program import program_name
 from viscoin.runs.control import commands_told
@@ -35,6 +34,7 @@ from viscoin.runs.run import Run
 from viscoin.testing.gan import test_gan
 from viscoin.training.data import StepBatches, batch_workers
 from viscoin.training.failures import recoverable
+from viscoin.training.gan_transfer import partners, partners_path, save_partners, take_over
 from viscoin.training.loop import check_finite, fit
 from viscoin.training.runtime import Runtime, check_runtime, check_shares, fast_layout, launch, seed_step
 from viscoin.training.single import changed
@@ -172,7 +172,7 @@ def train_gan(
         runtime: see also `choose_precision`.
 
     Returns:
-        The model file (averaged weights of G) in the run's folder.
+        The model file (averaged weights of G) in the run's folder; D and E, which only trainings need, lie beside it.
 
     Raises:
         ValueError: what `check_gan` refuses; a resumed run was started with another classifier; a loss is not finite.
@@ -222,6 +222,7 @@ def train_gan(
     results = results or task.evaluate(steps)[0]
     if fabric.global_rank == 0:
         save(run.model_path, {f"validation.{key}": value for key, value in results.items()})
+        save_partners(partners_path(run.model_path), partners(task.trainer), recipe)
     fabric.barrier()
     return run.model_path
 
@@ -243,52 +244,6 @@ def _same_classifier(run: Run, classifier: Classifier | None, fabric: Fabric) ->
         reason = f"{run.path} was started with another classifier"
         raise Refused("classifier", None, reason, "give the same one, or start a new run")
     return classifier
-
-
-def take_over(trainer: GanTrainer, source: Path) -> None:
-    """Start G, D and the averaged G from the weights of another training, as far as they fit; says what does not.
-
-    Raises:
-        ValueError: no usable model, or nothing in it fits.
-    """
-    found = read_transfer(source)
-    for name, weights in found.items():
-        try:
-            report = load_fitting(getattr(trainer, name), weights)
-        except ValueError as error:
-            raise Refused("gan.transfer", source, f"{name}: {error}", "choose another model or its recipe") from error
-        logger.info("transfer to the %s: %s", "averaged generator" if name == "ema" else name, report.summary())
-    if "discriminator" not in found:
-        logger.info("%s holds no discriminator; it starts fresh", source)
-
-
-def read_transfer(source: Path) -> Mapping[str, Mapping[str, Tensor]]:
-    """State dicts by part (generator, ema and, if there, discriminator) of a published .pkl, a run folder or a model.
-
-    Raises:
-        ValueError: missing, damaged, or no generator.
-    """
-    if source.is_dir():
-        state = Run(source).last_checkpoint() or {}
-        parts = state.get("task", {})
-        if {"generator", "discriminator", "ema"} <= set(parts):
-            return {name: parts[name] for name in ("generator", "discriminator", "ema")}
-        source = Run(source).model_path
-    if not source.is_file():
-        raise Refused("gan.transfer", source, "there is no such model file or gan run folder")
-    if source.suffix == ".pkl" and not zipfile.is_zipfile(source):  # a zip is of `to-pickle`
-        from stylegan2_ada.nvidia_pickle import read_network_pickle
-
-        networks = read_network_pickle(source)
-        generator, average = networks.G or networks.G_ema, networks.G_ema or networks.G
-        if generator is None or average is None:
-            raise Refused("gan.transfer", source, "it holds no generator")
-        found = {"generator": generator.state, "ema": average.state}
-        return found | ({"discriminator": networks.D.state} if networks.D is not None else {})
-    tensors, metadata = read_model(source)
-    if metadata["kind"] != "gan":
-        raise Refused("gan.transfer", source, f"it is a {metadata['kind']} model", "a gan model is needed")
-    return {"generator": tensors, "ema": tensors}
 
 
 def describe_gan(recipe: Recipe) -> str:

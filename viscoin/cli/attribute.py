@@ -134,10 +134,11 @@ def _explain(
         for name, overlay in (("attribution", True), ("maps", False)):
             figures = attribution_figures(study, overlay, groups)
             results.figures({_page(name, number): figure for number, figure in enumerate(figures)}, show and overlay)
-        header = {"model": str(subject.path), "dataset": subject.config.name, "of": of}
+        source = subject.config.name if pictures.indices else None  # files are of no dataset
+        header = {"model": str(subject.path), "dataset": source, "of": of}
         results.json("results.json", {**header, **study.to_dict(), **({"groups": groups} if groups else {})})
         echo(save_maps(results.folder / "maps.npz", study))
-        about = {**header, "model": subject.path.name, "dataset": Path(subject.config.name).name}
+        about = {**header, "model": subject.path.name, "dataset": source and Path(source).name}
         echo(write_attribution_page(results.folder / "index.html", study, about, groups))
 
 

@@ -26,7 +26,7 @@ def write_attribution_page(
     """Write a page with all images, maps and overlays inside, and a choice among the methods.
 
     Args:
-        info: `model`, `dataset` and `of` (f, g or concepts), shown as they are.
+        info: `model`, `dataset` (None for files) and `of` (f, g or concepts), shown as they are.
         groups: names of neighbouring views, and how many those are.
 
     Raises:

@@ -630,7 +630,7 @@ ROUTES = sorted([
     )),
     *(f"POST {API}/{path}" for path in (
         "images", "predict", "predict/files", "amplify", "explain", "fallacies", "runs/{run}/commands", "jobs",
-        "runs/{run}/branch", "runs/{run}/resume",
+        "runs/{run}/branch", "runs/{run}/resume", "runs/{run}/marks",
     )),
     f"DELETE {API}/runs/{{run}}",
 ])  # fmt: skip

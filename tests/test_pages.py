@@ -250,14 +250,16 @@ def birds(split):
 
 @pytest.fixture
 def penalised(server):
-    """A run that looks as if it trained, with one penalty in force."""
+    """A run that looks as if it trained, with two penalties in force."""
     run = Run.create("classifier", tiny_recipe(), server.folder / "runs" / "penalised")
-    measures = {"accuracy": 0.9, "accuracy_swapped": 0.2, "cam_share": 0.25}
+    measures = {"corner.accuracy": 0.9, "corner.accuracy_swapped": 0.2, "corner.cam_share": 0.25}
+    measures |= {"pair.confused": 0.3, "pair.confused_back": 0.1, "pair.recall": 0.5}
     for step in (10, 20):
-        values = {f"validation.penalties.corner.{key}": value * step / 20 for key, value in measures.items()}
+        values = {f"validation.penalties.{key}": value * step / 20 for key, value in measures.items()}
         run.log(step, {"train.loss": 1.0 / step, **values})
     corner = {"penalty": "attention", "name": "corner", "region": "0,0,0.25,0.25", "weight": 1.0}
-    facts = {"active": [corner], "kinds": ["swap", "attention"], "regions": ["background", "crest"]}
+    pair = {"penalty": "confusion", "name": "pair", "label": "gull", "predicted": "tern", "weight": 2.0}
+    facts = {"active": [corner, pair], "kinds": ["swap", "attention", "confusion"], "regions": ["background", "crest"]}
     status, owner = StatusFile(run), run.path / ".owner.json"
     owner.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
     status.status.metrics = values
@@ -275,9 +277,12 @@ def test_penalties_are_shown_judged_added_and_removed(page, server, penalised):
     panel = page.locator("#penalties")
     playwright.expect(panel).to_contain_text("box 0, 0, 0.25, 0.25")
     playwright.expect(panel).to_contain_text("with the region of another class0.2")  # beside the share of the map
+    playwright.expect(panel).to_contain_text("class gull called tern")
+    playwright.expect(panel).to_contain_text("share called the other class0.3the other way round0.1")
     playwright.expect(page.locator("#charts [role=img][aria-label^='penalty corner']")).to_be_visible()
-    page.get_by_label("weight of corner").fill("10")
-    panel.get_by_role("button", name="Change").click()
+    playwright.expect(page.locator("#charts [role=img][aria-label^='penalty pair: behaviour:']")).to_be_visible()
+    page.get_by_role("textbox", name="weight of corner").fill("10")
+    panel.get_by_role("button", name="Change weight of corner").click()
     playwright.expect(page.locator("#record")).to_contain_text("change")
     panel.get_by_text("Add a penalty").click()
     page.get_by_label("Where").select_option("crest")
@@ -292,6 +297,17 @@ def test_penalties_are_shown_judged_added_and_removed(page, server, penalised):
         {"do": "change", "name": "corner", "weight": "10"},
         {"do": "add", "penalty": "swap", "share": "0.5", "region": "0,0,0.4,0.25"}, {"do": "remove", "name": "corner"},
     ]  # fmt: skip
+    page.get_by_label("What").select_option("confusion")
+    assert page.get_by_label("Where").is_hidden() and page.locator("#penalty-box").is_hidden()
+    page.get_by_label("Class, by name or number").fill("2")
+    page.get_by_role("textbox", name="Must not be called").fill("2")
+    panel.get_by_role("button", name="Add", exact=True).click()
+    playwright.expect(page.locator("#notice")).to_contain_text("label and predicted are both '2'")
+    page.get_by_role("textbox", name="Must not be called").fill("3")
+    panel.get_by_role("button", name="Add", exact=True).click()
+    playwright.expect(page.locator("#record")).to_contain_text("predicted = 3")
+    assert sent()[-1] == {"do": "add", "penalty": "confusion", "weight": "1", "label": "2", "predicted": "3"}
+    page.get_by_label("What").select_option("swap")
     page.get_by_label("right, %").fill("0")
     panel.get_by_role("button", name="Add", exact=True).click()
     playwright.expect(page.locator("#notice")).to_contain_text("no box within the image")

@@ -100,10 +100,10 @@ def test_a_job_that_cannot_be_started_at_its_turn_is_said_to_have_failed(tmp_pat
         begun.append(Process())
         return begun[-1]
 
-    monkeypatch.setattr("viscoin.serving.jobs.subprocess.Popen", start)
     settings = Settings([("viscoin", None)], tmp_path / "runs", "cpu", data_root=tmp_path)
     client = TestClient(create_app(settings), base_url="http://localhost")  # no model is needed
     Run.create("classifier", tiny_recipe(), tmp_path / "runs" / "before")
+    monkeypatch.setattr("viscoin.serving.jobs.subprocess.Popen", start)
     for name in ("first", "second", "third"):
         assert client.post(f"{API}/jobs", json={"kind": "classifier", "name": name}).status_code == 202
     assert client.post(f"{API}/runs/before/resume").status_code == 202

@@ -120,7 +120,7 @@ def commands(group: TyperGroup) -> Iterator[TyperCommand]:
             yield command
 
 
-OF_PENALTIES = {"penalty", "region", "concept", "label"}  # words of a penalty, as in a recipe and of `control`
+OF_PENALTIES = {"penalty", "region", "concept", "label", "predicted"}  # words of a penalty, in recipes and `control`
 OF_THE_SERVICE = {"step"}  # fields of requests, which no command has
 
 

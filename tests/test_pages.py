@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_recipe, write_models
 
+from viscoin.datasets import load_dataset
 from viscoin.runs.branch import saved_steps
 from viscoin.runs.run import Run
 from viscoin.runs.status import StatusFile
+from viscoin.training.regions import read_marks
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "a-token-of-the-tests"
@@ -242,16 +244,22 @@ def test_every_page_fits_and_says_nothing_wrong(page, server, width):
         assert unnamed == [], name
 
 
+def birds(split):
+    return load_dataset("birds", split, tiny_recipe().dataset)
+
+
 @pytest.fixture
 def penalised(server):
-    """A run that looks as if it trained, with one penalty in force."""
+    """A run that looks as if it trained, with two penalties in force."""
     run = Run.create("classifier", tiny_recipe(), server.folder / "runs" / "penalised")
-    measures = {"accuracy": 0.9, "accuracy_swapped": 0.2, "cam_share": 0.25}
+    measures = {"corner.accuracy": 0.9, "corner.accuracy_swapped": 0.2, "corner.cam_share": 0.25}
+    measures |= {"pair.confused": 0.3, "pair.confused_back": 0.1, "pair.recall": 0.5}
     for step in (10, 20):
-        values = {f"validation.penalties.corner.{key}": value * step / 20 for key, value in measures.items()}
+        values = {f"validation.penalties.{key}": value * step / 20 for key, value in measures.items()}
         run.log(step, {"train.loss": 1.0 / step, **values})
     corner = {"penalty": "attention", "name": "corner", "region": "0,0,0.25,0.25", "weight": 1.0}
-    facts = {"active": [corner], "kinds": ["swap", "attention"], "regions": ["background", "crest"]}
+    pair = {"penalty": "confusion", "name": "pair", "label": "gull", "predicted": "tern", "weight": 2.0}
+    facts = {"active": [corner, pair], "kinds": ["swap", "attention", "confusion"], "regions": ["background", "crest"]}
     status, owner = StatusFile(run), run.path / ".owner.json"
     owner.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
     status.status.metrics = values
@@ -269,9 +277,12 @@ def test_penalties_are_shown_judged_added_and_removed(page, server, penalised):
     panel = page.locator("#penalties")
     playwright.expect(panel).to_contain_text("box 0, 0, 0.25, 0.25")
     playwright.expect(panel).to_contain_text("with the region of another class0.2")  # beside the share of the map
+    playwright.expect(panel).to_contain_text("class gull called tern")
+    playwright.expect(panel).to_contain_text("share called the other class0.3the other way round0.1")
     playwright.expect(page.locator("#charts [role=img][aria-label^='penalty corner']")).to_be_visible()
-    page.get_by_label("weight of corner").fill("10")
-    panel.get_by_role("button", name="Change").click()
+    playwright.expect(page.locator("#charts [role=img][aria-label^='penalty pair: behaviour:']")).to_be_visible()
+    page.get_by_role("textbox", name="weight of corner").fill("10")
+    panel.get_by_role("button", name="Change weight of corner").click()
     playwright.expect(page.locator("#record")).to_contain_text("change")
     panel.get_by_text("Add a penalty").click()
     page.get_by_label("Where").select_option("crest")
@@ -286,6 +297,17 @@ def test_penalties_are_shown_judged_added_and_removed(page, server, penalised):
         {"do": "change", "name": "corner", "weight": "10"},
         {"do": "add", "penalty": "swap", "share": "0.5", "region": "0,0,0.4,0.25"}, {"do": "remove", "name": "corner"},
     ]  # fmt: skip
+    page.get_by_label("What").select_option("confusion")
+    assert page.get_by_label("Where").is_hidden() and page.locator("#penalty-box").is_hidden()
+    page.get_by_label("Class, by name or number").fill("2")
+    page.get_by_role("textbox", name="Must not be called").fill("2")
+    panel.get_by_role("button", name="Add", exact=True).click()
+    playwright.expect(page.locator("#notice")).to_contain_text("label and predicted are both '2'")
+    page.get_by_role("textbox", name="Must not be called").fill("3")
+    panel.get_by_role("button", name="Add", exact=True).click()
+    playwright.expect(page.locator("#record")).to_contain_text("predicted = 3")
+    assert sent()[-1] == {"do": "add", "penalty": "confusion", "weight": "1", "label": "2", "predicted": "3"}
+    page.get_by_label("What").select_option("swap")
     page.get_by_label("right, %").fill("0")
     panel.get_by_role("button", name="Add", exact=True).click()
     playwright.expect(page.locator("#notice")).to_contain_text("no box within the image")
@@ -295,6 +317,93 @@ def test_penalties_are_shown_judged_added_and_removed(page, server, penalised):
     page.goto(f"{server.address}fallacies")
     row = page.locator("#moved-rows tr")
     playwright.expect(row).to_contain_text(re.compile("penalised.*corner.*0.125 → 0.25.*0.45 → 0.9.*0.1 → 0.2"))
+
+
+def drag(page, *shares):
+    """Draw over the image that is marked, from place to place in shares of its side."""
+    box = page.locator("#marker-canvas").bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in shares]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+def test_regions_are_marked_downloaded_and_sent_to_a_training(page, server, penalised, tmp_path):
+    page.goto(f"{server.address}data")
+    playwright.expect(page.locator("#images img").first).to_be_visible()
+    assert page.locator("[data-mark]").count() == 0 and page.locator("#marks").is_hidden()  # of test images
+    page.get_by_label("Split").select_option("train")
+    page.locator("[data-mark='birds/train/5']").click()
+    playwright.expect(page.locator("#marker-about")).to_contain_text("training image 5")
+    drag(page, (0.26, 0.01), (0.49, 0.24))  # out to the borders of pixels
+    drag(page, (0.9, 0.9), (0.8, 0.7))
+    page.locator("#marker-undo").click()
+    for side, value in (("left", 50), ("top", 25), ("right", 100), ("bottom", 50)):
+        page.locator(f"#mark-{side}").fill(str(value))
+    page.get_by_role("button", name="Add box").press("Enter")  # without a mouse
+    playwright.expect(page.locator("#marker-list li")).to_have_text(
+        [re.compile("Box 25, 0, 50, 25 %"), re.compile("Box 50, 25, 100, 50 %")]
+    )
+    page.locator("#mark-left").fill("100")
+    page.get_by_role("button", name="Add box").click()
+    playwright.expect(page.locator("#marker-said")).to_contain_text("no box within the image")
+    page.locator("#marker-on").click()
+    playwright.expect(page.locator("#marker-about")).to_contain_text("training image 6")
+    page.get_by_text("Brush", exact=True).click()
+    page.locator("#brush").fill("4")
+    drag(page, (0.5, 0.25), (0.5, 0.75))
+    page.get_by_text("Erase", exact=True).click()
+    drag(page, (0.5, 0.75), (0.5, 0.6))
+    page.keyboard.press("Control+z")
+    drag(page, (0.5, 0.75), (0.5, 0.6))
+    page.get_by_role("button", name="Done").click()
+    playwright.expect(page.locator("#marks-about")).to_have_text("2 training images")
+    assert page.locator(".marked canvas:visible").count() == 2
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "marks.json")
+    found = read_marks(json.loads((tmp_path / "marks.json").read_text()), birds("train"))["train"]
+    assert found[5].boxes == ((0.25, 0, 0.5, 0.25), (0.5, 0.25, 1, 0.5)) and not found[5].counts
+    painted = found[6].draw(32)
+    assert painted[9:16, 15:17].all() and not painted[18:].any() and not painted[:, :13].any()
+    page.reload()
+    playwright.expect(page.locator("#marks-about")).to_have_text("2 training images")  # they are kept
+    page.get_by_label("Training", exact=True).select_option("penalised")
+    page.get_by_label("share of a batch").fill("0.25")
+    page.get_by_role("button", name="Add penalty").click()
+    playwright.expect(page.locator("#marks-sent")).to_contain_text("penalised")
+    values = [json.loads(path.read_text())["values"] for path in (penalised.path / "inbox").glob("*.json")]
+    assert values == [{"do": "add", "penalty": "swap", "share": "0.25", "region": values[0]["region"]}]
+    assert read_marks(json.loads((penalised.path / values[0]["region"]).read_text()), birds("train"))["train"] == found
+    page.get_by_role("button", name="Forget all").click()
+    page.get_by_role("button", name="Yes").click()
+    playwright.expect(page.locator("#marks")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_image_is_marked_on_a_phone(browser, server, scheme):
+    context = browser.new_context(viewport={"width": 360, "height": 640}, color_scheme=scheme, has_touch=True)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(f"{server.address}data?token={TOKEN}")
+    page.get_by_label("Split").select_option("validation")
+    page.locator("[data-mark='birds/validation/0']").tap()
+    playwright.expect(page.locator("#marker")).to_be_visible()
+    drag(page, (0.1, 0.1), (0.4, 0.4))
+    playwright.expect(page.locator("#marker-list li")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(
+        "document.getElementById('marker').scrollWidth <= document.getElementById('marker').clientWidth"
+    )
+    for name in ("#marker-undo", "#marker-close", "#mark-bottom"):
+        page.locator(name).scroll_into_view_if_needed()
+        box = page.locator(name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360, name
+    page.locator("#marker-close").click()
+    playwright.expect(page.locator("#marks-need")).to_be_visible()  # none of the training images is marked
+    context.close()
 
 
 @pytest.mark.long

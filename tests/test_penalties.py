@@ -18,7 +18,7 @@ from viscoin.errors import Refused
 from viscoin.models.class_maps import check_class_maps, last_map, on_grid, share_inside
 from viscoin.models.classifier import Classifier
 from viscoin.models.files import load_model
-from viscoin.penalties import Attention, NotFor, NotIn, Swap, edited, named, read_boxes
+from viscoin.penalties import Attention, Confusion, NotFor, NotIn, Swap, edited, named, read_boxes
 from viscoin.runs.control import read_record, send
 from viscoin.runs.kept import keep_file
 from viscoin.runs.replay import start_replay
@@ -29,7 +29,7 @@ from viscoin.training.classifier import train_classifier
 from viscoin.training.concept_penalties import OfConcepts, mean_inside
 from viscoin.training.data import StepBatches
 from viscoin.training.loop import Interrupted
-from viscoin.training.penalties import OfClassifier, Penalties, of_another_class
+from viscoin.training.penalties import Costs, OfClassifier, Penalties, of_another_class
 from viscoin.training.regions import draw_boxes, find_region
 from viscoin.training.runtime import Runtime
 from viscoin.training.viscoin import build_ensemble
@@ -108,6 +108,10 @@ def test_names_are_given_and_kept():
         ("swap region=crest share=1.5", "less than or equal to 1"),
         ("swap region=crest weight=1", "unknown key 'classifier.penalties.0.swap.weight'"),
         ("swap", "region = "),
+        ("confusion label=gull predicted=gull", "label and predicted are both 'gull'; give two classes"),
+        ("confusion label=gull", "predicted = "),
+        ("confusion label=gull predicted=tern weight=-1", "greater than or equal to 0"),
+        ("confusion label=gull predicted=tern region=crest", "unknown key"),
         ("swap crest", "'crest' is no KEY=VALUE"),
         ("swap region='crest", "cannot be read"),
         ("dance region=crest", "expected tags: 'swap', 'attention'"),
@@ -145,7 +149,7 @@ def test_commands_edit_the_list():
         ({"do": "change", "name": "swap", "share": 2}, "less than or equal to 1"),
         ({"do": "change", "name": "swap", "penalty": "attention"}, "takes no 'share'"),
         ({**add, "name": "swap"}, "two penalties are called 'swap'"),
-        ({"do": "add", "penalty": "not_for"}, "choose swap or attention"),
+        ({"do": "add", "penalty": "not_for"}, "choose swap, attention or confusion"),
         ({"do": "add", "penalty": "swap"}, "region is missing; give boxes"),
     ):
         with pytest.raises(Refused, match=said):
@@ -336,6 +340,11 @@ def test_map_is_that_of_the_logits_and_other_heads_are_refused():
         ({"backbone": "viscoin_vit_patch8"}, Attention(region=CORNER), "it has no class activation map; use swap"),
         ({"few": 1}, Swap(region=CORNER), "no other training image to swap with"),
         ({"body": False}, Swap(region=CORNER), "has computed the features of its images once"),
+        ({}, Confusion(label="a", predicted="c"), "predicted c: there is no such class; choose 0 to 1, or a, b"),
+        ({}, Confusion(label="2", predicted="a"), "label 2: there is no such class"),
+        ({}, Confusion(label="9" * 200, predicted="a"), "there is no such class"),
+        ({}, Confusion(label="a", predicted="0"), "predicted 0: it is the true class itself; give two classes"),
+        ({"few": 1}, Confusion(label="b", predicted="a"), "label b: no training image is of this class"),
     ],
 )
 def test_what_a_training_cannot_have_is_refused(run, changes, penalty, said):
@@ -406,7 +415,7 @@ def test_concept_penalties_that_cannot_be_are_refused(ensemble, run, changes, pe
     assert said in str(error.value).replace("`", "")
 
 
-# --- trainings ----------------------------------------------------------------------------------------------------
+# --- trainings: what they share -----------------------------------------------------------------------------------
 
 
 def train(recipe: Any, folder: Path) -> tuple[Run, dict[str, Any]]:
@@ -419,30 +428,6 @@ def train(recipe: Any, folder: Path) -> tuple[Run, dict[str, Any]]:
 
 def scores(run: Run) -> dict[str, float]:
     return {key: value for line in run.metrics() for key, value in line.items() if key not in ("step", "time")}
-
-
-def test_penalty_of_no_strength_measures_and_changes_no_bit(tmp_path):
-    none, plain_state = train(tiny_recipe(), tmp_path / "none")
-    measured = "attention region=crest weight=0; swap region=crest share=0"
-    found, state = train(tiny_recipe(classifier__penalties=measured), tmp_path / "measured")
-    assert all(map(torch.equal, flat(plain_state), flat(state)))
-    more = scores(found)
-    assert {key: value for key, value in more.items() if "penalties" not in key} == scores(none)
-    own = {key.rpartition(".")[2]: value for key, value in more.items() if "penalties.attention" in key}
-    assert own.keys() == {"accuracy", "accuracy_swapped", "cam_share"} and all(0 <= x <= 1 for x in own.values())
-    assert not [key for key in more if key.startswith("train.penalties")]  # nor does it cost a step anything
-    assert own["accuracy"] == more["validation.accuracy"]  # of the same images
-    told = read_status(found.path).penalties
-    assert told is not None and [one["name"] for one in told["active"]] == ["attention", "swap"]
-    assert told["regions"][0] == "background" and told["kinds"] == ["swap", "attention"]
-
-
-@pytest.mark.parametrize("text", ["attention region=0,0,0.5,0.5 weight=5", "swap region=background"])
-def test_penalties_have_an_effect(tmp_path, text):
-    _, plain_state = train(tiny_recipe(), tmp_path / "none")
-    found, state = train(tiny_recipe(classifier__penalties=text), tmp_path / "with")
-    assert not all(map(torch.equal, flat(plain_state), flat(state)))
-    assert ("train.penalties.attention.cam_share" in scores(found)) == text.startswith("attention")
 
 
 @pytest.fixture
@@ -460,6 +445,115 @@ def arrive(monkeypatch):
         monkeypatch.setattr(loop._Loop, "agree", agreed)
 
     return set_up
+
+
+# --- confused classes ---------------------------------------------------------------------------------------------
+
+
+def test_expected_cost_of_a_confused_pair_by_hand():
+    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    logits, labels = probabilities.log().requires_grad_(), torch.tensor([0, 0, 1, 2])
+    costs = Costs([("pair", 4.0, 0, 1), ("other", 1.0, 2, 0)], labels)
+    terms = costs.terms(logits, labels)
+    assert {key: (weight, pytest.approx(value.item())) for key, (weight, value) in terms.items()} == {
+        "penalties.pair.probability": (4.0, (0.2 + 0.6) / 2), "penalties.other.probability": (1.0, 0.2),
+    }  # fmt: skip
+    terms["penalties.pair.probability"][1].backward()
+    assert not logits.grad[2:].any()  # images of other classes have no part in it
+    assert logits.grad[1].tolist() == pytest.approx([-0.6 * 0.3 / 2, 0.6 * 0.4 / 2, -0.6 * 0.1 / 2])
+    logits = logits.detach()
+    halves = [costs.terms(logits[some], labels[some]) for some in (slice(1), slice(1, 4))]  # of an accumulated batch
+    assert float(sum(found["penalties.pair.probability"][1] for found in halves)) == pytest.approx(0.4)
+    mixed = torch.tensor([[0.5, 0.5, 0], [0, 0, 1.0]])
+    value = Costs([("pair", 1.0, 0, 1)], mixed).terms(logits[:2], mixed)["penalties.pair.probability"][1]
+    assert float(value) == pytest.approx(0.2)
+    none = Costs([("pair", 1.0, 1, 0)], labels[:2])
+    term = none.terms(logits[:2], labels[:2])["penalties.pair.probability"][1]
+    assert float(term) == 0 and none.logged({"penalties.pair.probability": term, "x": term})["x"] == 0
+    assert torch.isnan(none.logged({"penalties.pair.probability": term})["penalties.pair.probability"])
+
+
+def test_costs_of_two_processes_average_to_those_of_one(monkeypatch):
+    logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 2, 0, 1])
+    pairs, key = [("pair", 1.0, 0, 1)], "penalties.pair.probability"
+    whole = Costs(pairs, labels).terms(logits, labels)[key][1]
+    monkeypatch.setattr("viscoin.training.penalties.mean_over_processes", lambda count: torch.tensor(3 / 2))
+    shares = [Costs(pairs, labels[mine]).terms(logits[mine], labels[mine])[key][1] for mine in (slice(4), slice(4, 6))]
+    assert float(sum(shares) / 2) == pytest.approx(float(whole)) and float(whole) > 0.05
+
+
+def test_confused_share_is_that_of_the_images_of_each_class(run):
+    data = plain(9, 32)  # five of class a, four of class b
+    penalties = OfClassifier(Classifier("viscoin_resnet10", 2, 32), ClassifierConfig(), data, data, 0, run)
+    penalties.use([Confusion(name="pair", label="a", predicted="1", weight=0.0)])
+
+    def look(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Images 0, 2 and 3 are called a, the others b, each with 0.75."""
+        called = ~torch.isin(numbers(images)[:, 0, 0], torch.tensor([0, 2, 3]))
+        return torch.where(torch.stack([~called, called], 1), 0.75, 0.25).log(), None
+
+    found = penalties.measure(look, torch.device("cpu"))
+    assert {key.rpartition(".")[2]: pytest.approx(value) for key, value in found.items()} == {
+        "confused": 3 / 5, "recall": 2 / 5, "probability": (3 * 0.75 + 2 * 0.25) / 5, "confused_back": 1 / 4,
+    }  # fmt: skip
+    penalties.validation = ImageDataset("plain", "validation", data.pixels[:4], np.ones(4, int), ["a", "b"])
+    assert penalties.measure(look, torch.device("cpu")) == {"penalties.pair.confused_back": 0.75}
+    assert not penalties.costs(torch.tensor([0, 1])).pairs  # of strength 0: measured only
+
+
+@pytest.mark.parametrize("more", [{}, {"classifier__mixup": 0.2}, {"classifier__accumulate": 2}])
+def test_a_confused_pair_has_an_effect_and_is_repeated(tmp_path, more):
+    text = "confusion label=0 predicted=1 weight=20"
+    recipe = tiny_recipe(classifier__penalties=text, **more)
+    _, plain_state = train(tiny_recipe(**more), tmp_path / "none")
+    found, state = train(recipe, tmp_path / "with")
+    assert not all(map(torch.equal, flat(plain_state), flat(state)))
+    assert all(map(torch.equal, flat(state), flat(train(recipe, tmp_path / "again")[1])))
+    told = scores(found)
+    assert 0 <= told["train.penalties.confusion.probability"] <= 1
+    measured = {key.rpartition(".")[2] for key in told if "validation.penalties.confusion." in key}
+    assert measured == {"confused", "confused_back", "recall", "probability"}
+    _, weightless = train(tiny_recipe(classifier__penalties=text.replace("20", "0"), **more), tmp_path / "measured")
+    assert all(map(torch.equal, flat(plain_state), flat(weightless)))
+
+
+def test_a_last_layer_alone_takes_the_cost_of_a_pair_while_it_trains(tmp_path, arrive):
+    recipe = tiny_recipe(classifier__train_layers="head", classifier__horizontal_flip=False, classifier__epochs=2)
+    values = {"do": "add", "penalty": "confusion", "label": 0, "predicted": 1, "weight": "5"}
+    arrive("steered", {2: [("penalty", values)], 3: [("penalty", {"do": "add", "penalty": "swap", "region": CORNER})]})
+    found, _ = train(recipe, tmp_path / "steered")
+    added, refused = read_record(found.path)
+    assert added.refused is None and added.values["label"] == "0" and added.values["weight"] == 5.0
+    assert "computed the features" in (refused.refused or "")
+    told = scores(found)
+    assert "train.penalties.confusion.probability" in told and "validation.penalties.confusion.confused" in told
+
+
+# --- trainings ----------------------------------------------------------------------------------------------------
+
+
+def test_penalty_of_no_strength_measures_and_changes_no_bit(tmp_path):
+    none, plain_state = train(tiny_recipe(), tmp_path / "none")
+    measured = "attention region=crest weight=0; swap region=crest share=0"
+    found, state = train(tiny_recipe(classifier__penalties=measured), tmp_path / "measured")
+    assert all(map(torch.equal, flat(plain_state), flat(state)))
+    more = scores(found)
+    assert {key: value for key, value in more.items() if "penalties" not in key} == scores(none)
+    own = {key.rpartition(".")[2]: value for key, value in more.items() if "penalties.attention" in key}
+    assert own.keys() == {"accuracy", "accuracy_swapped", "cam_share"} and all(0 <= x <= 1 for x in own.values())
+    assert not [key for key in more if key.startswith("train.penalties")]  # nor does it cost a step anything
+    assert own["accuracy"] == more["validation.accuracy"]  # of the same images
+    told = read_status(found.path).penalties
+    assert told is not None and [one["name"] for one in told["active"]] == ["attention", "swap"]
+    assert told["regions"][0] == "background" and told["kinds"] == ["swap", "attention", "confusion"]
+
+
+@pytest.mark.parametrize("text", ["attention region=0,0,0.5,0.5 weight=5", "swap region=background"])
+def test_penalties_have_an_effect(tmp_path, text):
+    _, plain_state = train(tiny_recipe(), tmp_path / "none")
+    found, state = train(tiny_recipe(classifier__penalties=text), tmp_path / "with")
+    assert not all(map(torch.equal, flat(plain_state), flat(state)))
+    assert ("train.penalties.attention.cam_share" in scores(found)) == text.startswith("attention")
 
 
 def test_penalties_that_come_change_and_go_live_are_equal_in_a_replay_and_after_a_stop(tmp_path, arrive):
@@ -505,7 +599,7 @@ def test_penalties_that_come_change_and_go_live_are_equal_in_a_replay_and_after_
         ({"do": "add", "penalty": "swap", "region": "0,0,2,2"}, "no box within the image"),
         ({"do": "add", "penalty": "attention", "region": "crest", "weight": -1}, "greater than or equal to 0"),
         ({"do": "add", "penalty": "attention", "region": "crest", "weight": "nan"}, "finite number"),
-        ({"do": "add", "penalty": "not_in", "region": "crest", "concept": 1}, "choose swap or attention"),
+        ({"do": "add", "penalty": "not_in", "region": "crest", "concept": 1}, "choose swap, attention or confusion"),
         ({"do": "add", "penalty": "swap", "region": "/etc/x.json"}, "keeps no such file"),
         ({"do": "remove", "name": "swap"}, "no such penalty; it has none"),
         ({"do": "change", "name": "swap"}, "penalty change needs a value"),
@@ -570,7 +664,7 @@ def test_a_run_says_which_penalties_it_has(tmp_path):
     line = ("control", run.path, "penalty")
     Answer(*line, "remove", "other").refused("no such penalty; choose one of: swap")
     Answer(*line, "add", "swap", "region=0,0,3,1").refused("no box within the image")
-    Answer(*line, "add", "not_for", "concept=1").refused("choose swap or attention")
+    Answer(*line, "add", "not_for", "concept=1").refused("choose swap, attention or confusion")
 
 
 def test_folder_with_masks_has_its_part(tmp_path):

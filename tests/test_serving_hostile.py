@@ -85,6 +85,51 @@ def test_a_training_that_cannot_be_started_on_a_full_disk_leaves_nothing(client,
     assert not (runs / f"new-{number}").exists() and client.get(f"{API}/jobs").status_code == 200
 
 
+def test_a_job_that_cannot_be_started_at_its_turn_is_said_to_have_failed(tmp_path, monkeypatch, caplog):
+    class Process:
+        ended = False
+
+        def poll(self):
+            return 0 if self.ended else None
+
+    begun, broken = [], []
+
+    def start(command, **_more):
+        if broken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        begun.append(Process())
+        return begun[-1]
+
+    settings = Settings([("viscoin", None)], tmp_path / "runs", "cpu", data_root=tmp_path)
+    client = TestClient(create_app(settings), base_url="http://localhost")  # no model is needed
+    Run.create("classifier", tiny_recipe(), tmp_path / "runs" / "before")
+    monkeypatch.setattr("viscoin.serving.jobs.subprocess.Popen", start)
+    for name in ("first", "second", "third"):
+        assert client.post(f"{API}/jobs", json={"kind": "classifier", "name": name}).status_code == 202
+    assert client.post(f"{API}/runs/before/resume").status_code == 202
+    broken.append(True)
+    begun[0].ended = True
+    jobs = client.get(f"{API}/jobs")
+    assert jobs.status_code == 200, jobs.text
+    failed = {row["run"]: row for row in jobs.json() if row["state"] == "failed"}
+    assert failed.keys() >= {"second", "third", "before"}
+    assert failed["second"]["reason"] == "it could not be started: No space left on device"
+    assert "run second could not be started: No space left on device" in caplog.text
+    assert not (tmp_path / "runs" / "second").exists()
+    assert not any(str(tmp_path) in row["reason"] for row in failed.values())
+    shown = {row["run"]: row for row in client.get(f"{API}/runs").json()}
+    assert [shown[name]["state"] for name in ("second", "third", "before")] == ["failed"] * 3
+    one = client.get(f"{API}/runs/before").json()
+    assert (one["state"], one["reason"]) == ("failed", failed["before"]["reason"])
+    broken.clear()  # there is room again, and all of them may be asked for again
+    assert client.post(f"{API}/jobs", json={"kind": "classifier", "name": "second"}).status_code == 202
+    assert client.post(f"{API}/runs/before/resume").status_code == 202
+    begun[1].ended = True
+    states = {row["run"]: row["state"] for row in client.get(f"{API}/jobs").json()}
+    assert states["third"] == "failed" and states["second"] != "failed" and "before" not in states
+    assert client.get(f"{API}/runs/before").json()["state"] == "stopped"  # as far as its folder tells
+
+
 def test_a_model_of_another_version_is_told_to_who_asks(served, tmp_path):  # noqa: F811
     tensors, metadata = read_file(next(iter(served[0].app.state.service.models)).path)
     write_file(tmp_path / "new.safetensors", tensors, metadata | {"format": 999})

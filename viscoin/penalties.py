@@ -9,14 +9,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from viscoin.errors import Refused
 
 BACKGROUND = "background"
 FILES = (".json", ".png")  # of marked images, and of a mask
 DO = ("add", "change", "remove")
-KINDS: Mapping[str, tuple[str, ...]] = {"classifier": ("swap", "attention"), "viscoin": ("not_for", "not_in")}
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "classifier": ("swap", "attention", "confusion"), "viscoin": ("not_for", "not_in"),
+}  # fmt: skip
 MOST = 16  # penalties of one training
 FORM = "give boxes as 0,0,0.25,0.25 (left, top, right and bottom in shares of the side; several joined by +), "
 FORM += f"{BACKGROUND}, a part of the dataset, or a {' or '.join(FILES)} file"
@@ -25,6 +36,7 @@ Box = tuple[float, float, float, float]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$", description="what metrics and commands call it")]
 Region = Annotated[str, Field(min_length=1, max_length=400, description=f"where: {FORM.removeprefix('give ')}")]
 Weight = Annotated[float, Field(ge=0, le=1e6, description="factor in the loss; 0 measures only")]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
 Concept = Annotated[int, Field(ge=0, le=9999, description="number of the concept")]
 
 
@@ -60,6 +72,25 @@ class Attention(Penalty):
     penalty: Literal["attention"] = "attention"
     region: Region
     weight: Weight = 1.0
+
+
+class Confusion(Penalty):
+    """A class that images of another one must not be called.
+
+    A cost of one pair of classes, as of cost-sensitive learning (Elkan, The foundations of cost-sensitive learning,
+    IJCAI 2001): saying b where a is true costs `weight`, so an image x of class a is expected to cost weight P(b | x).
+    """
+
+    penalty: Literal["confusion"] = "confusion"
+    label: Label = Field(description="the true class, by its name or number", coerce_numbers_to_str=True)
+    predicted: Label = Field(description="what it must not be called, by name or number", coerce_numbers_to_str=True)
+    weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _two_classes(self) -> "Confusion":
+        if self.label == self.predicted:
+            raise ValueError(f"label and predicted are both {self.label!r:.60}; give two classes")
+        return self
 
 
 class NotFor(Penalty):
@@ -181,11 +212,13 @@ def named(penalties: Sequence[Any]) -> list[Any]:
     return found
 
 
-OfClassifier = Annotated[Swap | Attention, Field(discriminator="penalty")]
+OfClassifier = Annotated[Swap | Attention | Confusion, Field(discriminator="penalty")]
 OfEnsemble = Annotated[NotFor | NotIn, Field(discriminator="penalty")]
 ClassifierPenalties = Annotated[list[OfClassifier], BeforeValidator(_read)]
 EnsemblePenalties = Annotated[list[OfEnsemble], BeforeValidator(_read)]
-_ONE: Mapping[str, type[Penalty]] = {"swap": Swap, "attention": Attention, "not_for": NotFor, "not_in": NotIn}
+_ONE: Mapping[str, type[Penalty]] = {
+    "swap": Swap, "attention": Attention, "confusion": Confusion, "not_for": NotFor, "not_in": NotIn,
+}  # fmt: skip
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -204,11 +237,15 @@ def checked(kind: str, values: Mapping[str, Any]) -> Penalty:
         raise Refused(None, None, f"a training of kind {kind} has no penalties", f"{' and '.join(KINDS)} have")
     asked = values.get("penalty")
     if not isinstance(asked, str) or asked not in KINDS[kind]:
-        raise Refused("penalty", asked, f"{kind} has no such penalty", f"choose {' or '.join(KINDS[kind])}")
+        raise Refused("penalty", asked, f"{kind} has no such penalty", f"choose {_either(KINDS[kind])}")
     try:
         return TypeAdapter(_ONE[asked]).validate_python(dict(values))
     except ValidationError as error:
         raise Refused(None, None, f"penalty {asked}: {'; '.join(_said(one) for one in error.errors())}") from None
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _said(item: Mapping[str, Any]) -> str:

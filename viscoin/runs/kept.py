@@ -24,7 +24,16 @@ def keep_file(run: Path, file: Path) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise Refused("region", file, f"it cannot be read ({reason_of(error)})", "give a file that is there") from error
-    name = f"{FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}{file.suffix.lower()}"
+    return keep_content(run, content, file.suffix.lower())
+
+
+def keep_content(run: Path, content: bytes, suffix: str) -> str:
+    """Keep the content of a file in a run folder; returns its path in there.
+
+    Raises:
+        Refused: the folder cannot be written.
+    """
+    name = kept_name(content, suffix)
     if not (run / name).is_file():
         try:
             (run / FOLDER).mkdir(exist_ok=True)
@@ -33,6 +42,11 @@ def keep_file(run: Path, file: Path) -> str:
         except OSError as error:
             raise Refused("run", run, f"cannot write there ({reason_of(error)})") from error
     return name
+
+
+def kept_name(content: bytes, suffix: str) -> str:
+    """Where in a run folder some content is kept."""
+    return f"{FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
 
 
 def kept_path(run: Run, region: str, new: bool) -> Path:

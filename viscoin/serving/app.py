@@ -10,7 +10,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from viscoin.dashboard.pages import mount_pages
 from viscoin.runs.revision import describe_version
-from viscoin.serving import analysis, api, states, watching
+from viscoin.serving import analysis, api, marks, states, watching
 from viscoin.serving.problems import ERRORS, AsProblems, install
 from viscoin.serving.security import BodyInTime, Guard
 from viscoin.serving.state import Service, Settings
@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(analysis.router, prefix="/api/v1")
     app.include_router(states.router, prefix="/api/v1")
     app.include_router(watching.router, prefix="/api/v1")
+    app.include_router(marks.router, prefix="/api/v1")
     telemetry = Telemetry(service)
     _health(app, service, telemetry)
     mount_pages(app)

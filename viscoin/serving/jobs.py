@@ -3,6 +3,7 @@
 Or jobs of a SLURM cluster, through what `submit` does.
 """
 
+import logging
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 from viscoin.config import DEFAULT_DATASET, load_recipe, override_recipe, recipe_names
 from viscoin.datasets import check_dataset_name, default_recipe
+from viscoin.errors import reason_of
 from viscoin.kinds import TRAINED
 from viscoin.program import MAIN
 from viscoin.runs.run import Run
@@ -27,6 +29,8 @@ from viscoin.slurm.submission import CommandLine, Limits, Submission, prepare
 
 MOST_WAITING = 64
 OUTPUT, STARTING = "output.txt", 120.0  # of a training; seconds that it may take to import all and read its data
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Jobs:
         self.data_root = (data_root or Path()).resolve()
         self._waiting: deque[Job] = deque()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._failed: dict[str, tuple[Job, OSError]] = {}  # whose turn came, and which could not be started
         self._lock = threading.Lock()
 
     def check(self, wish: Wish) -> Job:
@@ -113,6 +118,7 @@ class Jobs:
         Raises:
             Problem: as `check`; 503 if too many wait.
             Refused: as `check`.
+            OSError: its turn is now, and its folder cannot be written.
         """
         return self._queue(self.check(wish))
 
@@ -121,6 +127,7 @@ class Jobs:
 
         Raises:
             Problem: 409 if it waits already, 503 if too many wait.
+            OSError: as `add`.
         """
         return self._queue(Job(run, kind, ("train", kind, "--out", str(self.root / run), "--resume")))
 
@@ -131,7 +138,13 @@ class Jobs:
             if len(self._waiting) >= MOST_WAITING:
                 raise Problem(503, f"{MOST_WAITING} trainings wait already", headers={"Retry-After": "60"})
             self._waiting.append(job)
+            self._failed.pop(job.run, None)
         self.advance()
+        with self._lock:
+            _, error = self._failed.get(job.run, (job, None))
+            if error is not None:  # it is told now, to who asked for it
+                del self._failed[job.run]
+                raise error
         return job
 
     def submission(self, job: Job, limits: Limits) -> Submission:
@@ -171,9 +184,18 @@ class Jobs:
         self.advance()
         return [_row(job.run, job.kind, "queued", job.command) for job in self._waiting]
 
+    def failed(self) -> list[dict[str, Any]]:
+        """Jobs that could not be started when their turn came, with the reason; the last of them."""
+        with self._lock:
+            failed = list(self._failed.values())
+        return [
+            {**_row(job.run, job.kind, "failed", job.command), "reason": f"it could not be started: {reason_of(error)}"}
+            for job, error in failed
+        ]
+
     def unborn(self) -> list[dict[str, Any]]:
         """Jobs that were started or submitted and have written no recipe yet, or failed before that."""
-        found, queued = [], {job.run for job in self._waiting}
+        found, queued = [], {job.run for job in self._waiting} | self._failed.keys()
         for path in sorted(self.root.iterdir()) if self.root.is_dir() else ():
             if NAME.fullmatch(path.name) and path.name not in queued and not (path / "recipe.yaml").exists():
                 if (path / "job.sbatch").is_file():
@@ -199,7 +221,13 @@ class Jobs:
                     del self._running[run]
             while self._waiting and len(self._running) < self.at_once:
                 job = self._waiting.popleft()
-                self._running[job.run] = self._start(job)
+                try:
+                    self._running[job.run] = self._start(job)
+                except OSError as error:  # whoever asks just now has nothing to do with it
+                    logger.error("run %s could not be started: %s", job.run, reason_of(error))
+                    self._failed[job.run] = (job, error)
+                    while len(self._failed) > MOST_WAITING:
+                        del self._failed[next(iter(self._failed))]
 
     def _start(self, job: Job) -> "subprocess.Popen[bytes]":
         folder = self.root / job.run

@@ -15,6 +15,7 @@ import numpy as np
 from viscoin.analysis.concepts import concept_name
 from viscoin.config import DatasetConfig
 from viscoin.datasets import ImageDataset, load_dataset
+from viscoin.datasets.base import SPLITS
 from viscoin.datasets.reading import Fit
 from viscoin.errors import Refused
 from viscoin.inference.devices import resolve_device
@@ -59,6 +60,7 @@ class ServedModel:
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._once = threading.RLock()
         self._splits: dict[str, ImageDataset] = {}
+        self._reading = {split: threading.Lock() for split in SPLITS}  # so that none waits for the images of another
 
     @property
     def resolution(self) -> int:
@@ -117,7 +119,7 @@ class ServedModel:
         Raises:
             Problem: 404, its images are not on this machine.
         """
-        with self._once:
+        with self._reading[split]:
             if split not in self._splits:
                 try:
                     self._splits[split] = load_dataset(self.config.name, split, self.config)

@@ -42,7 +42,7 @@ class ProblemBody(BaseModel):
 
 # What every address may answer beside what it is for; by these the errors are in the OpenAPI document.
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {KIND: {"schema": ProblemBody.model_json_schema()}}}
+    status: {"description": text, "content": {KIND: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
     for status, text in (("4XX", "The request cannot be answered"), ("5XX", "Not now, or an error of the service"))
 }
 
@@ -82,7 +82,15 @@ def problem(
 
 
 def install(app: FastAPI) -> None:
-    """Have all errors of an app answered as problems."""
+    """Have all errors of an app answered as problems, and its OpenAPI document say so."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        document["components"]["schemas"]["ProblemBody"] = ProblemBody.model_json_schema()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
 
     @app.exception_handler(Problem)
     async def _ours(_request: Request, error: Problem) -> JSONResponse:

@@ -4,12 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from viscoin.training.regions import MOST_SIDE
+
 ImageId = Annotated[
     str, Field(max_length=160, description="id of an upload, or of an image of the model's data, as birds/test/14")
 ]
 ModelId = Annotated[str | None, Field(max_length=80, description="id of a model; default: the first one")]
 Index = Annotated[int, Field(ge=0, le=1_000_000)]
 Amount = Annotated[float, Field(ge=0, le=16, allow_inf_nan=False)]
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
+MOST_MARKED, MOST_BOXES, MOST_RUNS = 1000, 64, 65_536  # images of a split, boxes of one, run lengths of one mask
 
 
 class Body(BaseModel):
@@ -86,3 +92,27 @@ class BranchBody(Body):
     step: Annotated[int, Field(ge=0, le=10**12, description="one of GET saved")]
     name: Annotated[str | None, Field(max_length=128, description="of the new run")] = None
     commands: Annotated[list[CommandBody], Field(max_length=20, description="to be obeyed at that step")] = []
+
+
+class MaskBody(Body):
+    """A mask as COCO writes it in uncompressed run lengths: column by column, outside and inside in turn."""
+
+    size: Annotated[list[Side], Field(min_length=2, max_length=2, description="height and width, pixels")]
+    counts: Annotated[list[Annotated[int, Field(ge=0, le=MOST_SIDE**2)]], Field(min_length=1, max_length=MOST_RUNS)]
+
+
+class MarkBody(Body):
+    """What is marked on one image: all that its boxes or its mask cover."""
+
+    boxes: Annotated[
+        list[Annotated[list[Share], Field(min_length=4, max_length=4)]],
+        Field(max_length=MOST_BOXES, description="each left, top, right, bottom, in shares of the side"),
+    ] = []
+    mask: MaskBody | None = None
+
+
+class MarksBody(Body):
+    """Marked images by their index; those of validation are what a penalty is measured on."""
+
+    train: Annotated[dict[Index, MarkBody], Field(min_length=1, max_length=MOST_MARKED)]
+    validation: Annotated[dict[Index, MarkBody], Field(max_length=MOST_MARKED)] = {}

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -47,10 +47,18 @@ Found = Annotated[Run, Depends(run_of)]
 def list_runs(request: Request, most: Annotated[int, Query(ge=1, le=1000)] = 200) -> list[dict[str, Any]]:
     """Jobs that wait, then all runs, those that live first and then the newest."""
     found = service(request)
-    waiting = found.jobs.waiting() + found.jobs.unborn()
+    waiting, names = found.jobs.waiting() + found.jobs.unborn(), found.runs.names()[:most]
+    failed = {row["run"]: row for row in found.jobs.failed()}
+    waiting += [row for run, row in failed.items() if run not in names]
     queued = {row["run"] for row in waiting}
-    rows = [reading.describe(found.runs.find(name)) for name in found.runs.names()[:most] if name not in queued]
+    rows = [_row(found.runs.find(name), failed) for name in names if name not in queued]
     return waiting + sorted(rows, key=lambda row: row["state"] not in LIVE)
+
+
+def _row(run: Run, failed: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A run, which is said to have failed where it could not go on when its turn came."""
+    row, job = reading.describe(run), failed.get(run.path.name)
+    return row if job is None or row["state"] in LIVE else {**row, "state": "failed", "reason": job["reason"]}
 
 
 @router.get("/runs/latest")
@@ -60,9 +68,9 @@ def latest(request: Request) -> dict[str, Any]:
 
 
 @router.get("/runs/{run}")
-def one_run(found: Found) -> dict[str, Any]:
+def one_run(request: Request, found: Found) -> dict[str, Any]:
     """State of a run, its recipe, from where it branches, and the bounds of what can be set."""
-    row = reading.describe(found)
+    row = _row(found, {row["run"]: row for row in service(request).jobs.failed()})
     if row["state"] == "damaged":
         return row
     return {**row, "recipe": found.header["recipe"], "branch": found.header.get("branch"), "bounds": _bounds(row)}
@@ -230,8 +238,9 @@ def add_job(request: Request, body: JobBody) -> dict[str, Any]:
 
 @router.get("/jobs")
 def list_jobs(request: Request) -> list[dict[str, Any]]:
-    """Those that wait, here or on a cluster, and those that did not begin."""
-    return service(request).jobs.waiting() + service(request).jobs.unborn()
+    """Those that wait, here or on a cluster, and those that did not begin, with the reason."""
+    jobs = service(request).jobs
+    return jobs.waiting() + jobs.unborn() + jobs.failed()
 
 
 @router.get("/recipes")

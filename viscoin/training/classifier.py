@@ -216,17 +216,21 @@ class ClassifierTask(SingleModel):
         logged: dict[str, Tensor] = {}
         size = mean_over_processes(self._size(labels))
         count = self.config.accumulate
+        costs = None if self.penalties is None else self.penalties.costs(labels)
         for part, truth in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
-            logits, terms = self._look(part, truth)
+            logits, sums = self._look(part, truth)
             loss = self._cross_entropy(logits, truth) / size
-            weighted = [weight * value / len(images) for weight, value in terms.values()]
-            check_finite({"cross-entropy": loss, **dict(zip(terms, weighted))}, step)
-            self.fabric.backward(sum(weighted, loss))
-            logged |= {key: logged.get(key, 0) + value.detach() / len(images) for key, (_, value) in terms.items()}
+            terms = {key: (weight, value / len(images)) for key, (weight, value) in sums.items()}
+            terms |= {} if costs is None else costs.terms(logits, truth)
+            weighted = {key: weight * value for key, (weight, value) in terms.items()}
+            check_finite({"cross-entropy": loss, **weighted}, step)
+            self.fabric.backward(sum(weighted.values(), loss))
+            logged |= {key: logged.get(key, 0) + value.detach() for key, (_, value) in terms.items()}
             likeliest = truth if truth.ndim == 1 else truth.argmax(1)  # mixup gives probabilities
             total, right = total + loss.detach(), right + (logits.argmax(1) == likeliest).sum()
         average_gradients(self.model.parameters())
         self.optimizer.step()
+        logged = logged if costs is None else costs.logged(logged)
         return {"loss": total, "accuracy": right / len(images), **logged}
 
     def _look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:

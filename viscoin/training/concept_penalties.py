@@ -14,7 +14,7 @@ from viscoin.models.class_maps import TINY, on_grid
 from viscoin.models.ensemble import Encoding, VisCoIN
 from viscoin.models.explainer import activations
 from viscoin.runs.run import Run
-from viscoin.training.penalties import Active, Penalties
+from viscoin.training.penalties import Active, Penalties, class_index
 
 
 class OfConcepts(Penalties):
@@ -46,13 +46,7 @@ class OfConcepts(Penalties):
 
     def _class(self, penalty: Any) -> int:
         """Index of the class of a penalty."""
-        names = self.ensemble.class_names
-        if penalty.label in names:
-            return names.index(penalty.label)
-        if penalty.label.isdecimal() and int(penalty.label) < len(names):
-            return int(penalty.label)
-        some = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        raise Refused("label", penalty.label, "there is no such class", f"choose 0 to {len(names) - 1}, or {some}")
+        return class_index("label", penalty.label, self.ensemble.class_names)
 
     def terms(self, code: Encoding, regions: Tensor, generated: int) -> dict[str, Tensor]:
         """The weighted term of each penalty, a mean over the images of this process.

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan2_ada.distributed import gather_objects, rank, world_size
+from stylegan2_ada.distributed import gather_objects, mean_over_processes, rank, world_size
 from viscoin.config import ClassifierConfig
 from viscoin.datasets import ImageDataset
 from viscoin.errors import Refused
 from viscoin.inference.batches import choose_images
-from viscoin.models.class_maps import check_class_maps, share_inside
+from viscoin.models.class_maps import TINY, check_class_maps, share_inside
 from viscoin.models.classifier import Classifier
 from viscoin.penalties import KINDS
 from viscoin.runs.run import Run
@@ -172,14 +172,15 @@ class Penalties:
         return self.validation, choose_images(len(self.validation), MEASURED, seed=0)
 
     def sums(self, region: Region | None, look: Callable[[Tensor, Tensor, Tensor, Tensor | None], Mapping[str, Tensor]],
-             device: torch.device) -> dict[str, float]:  # fmt: skip
+             device: torch.device, of: tuple[ImageDataset, np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
         """Means over the measured images of what `look` gives for each, of all processes.
 
         Args:
             look: (images, labels, regions (B, H, W), the same images with these from another class, None where there
                 is one class alone) -> values (B,).
+            of: these images, instead of those of `measured_images`.
         """
-        dataset, indices = self.measured_images(region)
+        dataset, indices = of or self.measured_images(region)
         donors = None if region is None else of_another_class(dataset.labels, indices, self.seed)
         masks = None if region is None else self._masks(region, dataset)
         totals: dict[str, float] = {}
@@ -216,8 +217,22 @@ def of_another_class(labels: np.ndarray, indices: np.ndarray, seed: int) -> np.n
     return found
 
 
+def class_index(parameter: str, label: str, names: Sequence[str]) -> int:
+    """Index of a class by its name, or by its number.
+
+    Raises:
+        Refused: there is no such class.
+    """
+    if label in names:
+        return list(names).index(label)
+    if label.isdecimal() and len(label) < 10 and int(label) < len(names):
+        return int(label)
+    some = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    raise Refused(parameter, label, "there is no such class", f"choose 0 to {len(names) - 1}, or {some}")
+
+
 class OfClassifier(Penalties):
-    """Penalties of a classifier: what it may not look at.
+    """Penalties of a classifier: what it may not look at, and with what it may not confuse a class.
 
     Args:
         model: the network.
@@ -233,6 +248,13 @@ class OfClassifier(Penalties):
         super().__init__("classifier", config.penalties, train, validation, seed, run)
 
     def check_one(self, penalty: Any) -> None:
+        if penalty.penalty == "confusion":
+            label, predicted = self._pair(penalty)
+            if label == predicted:
+                raise Refused("predicted", penalty.predicted, "it is the true class itself", "give two classes")
+            if not (self.train.labels == label).any():
+                raise Refused("label", penalty.label, "no training image is of this class", "choose another one")
+            return
         if not self.body_runs:
             raise Refused(
                 "penalty", penalty.penalty,
@@ -250,6 +272,11 @@ class OfClassifier(Penalties):
                 "penalty", "attention", f"the region of an image cannot follow `classifier.{moving[0]}`",
                 "use swap, or train without",
             )  # fmt: skip
+
+    def _pair(self, penalty: Any) -> tuple[int, int]:
+        """Indices of the true class and of the one that it must not be called."""
+        names = self.train.class_names
+        return class_index("label", penalty.label, names), class_index("predicted", penalty.predicted, names)
 
     @property
     def looks(self) -> bool:
@@ -270,8 +297,19 @@ class OfClassifier(Penalties):
             for i, (penalty, _) in enumerate(self.regional())
         }  # fmt: skip
 
+    def costs(self, labels: Tensor) -> "Costs":
+        """The costs of confused classes in one step; asked by all processes.
+
+        Args:
+            labels: of all images that this process sees in it, (B,) indices, or (B, n_classes) probabilities.
+        """
+        found = [active.penalty for active in self.active if active.penalty.penalty == "confusion" and active.strength]
+        return Costs([(penalty.name, penalty.weight, *self._pair(penalty)) for penalty in found], labels)
+
     def measure(self, look: Callable[[Tensor], tuple[Tensor, Tensor | None]], device: torch.device) -> dict[str, float]:
         """Behaviour and map, for each penalty: accuracy as is, with the region of another class, share of the map.
+
+        Of confused classes: how often images of the one are called the other.
 
         Args:
             look: images -> logits, and the map that the last layer reads where there is a class activation map.
@@ -288,9 +326,39 @@ class OfClassifier(Penalties):
             return values
 
         for active in self.active:
+            if active.penalty.penalty == "confusion":
+                values_of_pair = self._confused(active.penalty, look, device)
+                found |= {f"penalties.{active.penalty.name}.{name}": value for name, value in values_of_pair.items()}
+                continue
             key = active.penalty.region
             known[key] = known.get(key) or self.sums(active.region, values, device)
             found |= {f"penalties.{active.penalty.name}.{name}": value for name, value in known[key].items()}
+        return found
+
+    def _confused(
+        self, penalty: Any, look: Callable[[Tensor], tuple[Tensor, Tensor | None]], device: torch.device
+    ) -> dict[str, float]:
+        """Shares of the validation images of two classes, each called the other; those without images are left out."""
+        found: dict[str, float] = {}
+        label, predicted = self._pair(penalty)
+        for true, other, back in ((label, predicted, False), (predicted, label, True)):
+            of_class = np.flatnonzero(self.validation.labels == true)
+            if not len(of_class):
+                continue
+
+            def values(
+                images: Tensor, labels: Tensor, regions: Tensor, changed: Tensor | None, other: int = other,
+                back: bool = back,
+            ) -> dict[str, Tensor]:  # fmt: skip
+                logits = look(images)[0]
+                answers = logits.argmax(1)
+                if back:
+                    return {"confused_back": answers == other}
+                probability = logits.softmax(1)[:, other]
+                return {"confused": answers == other, "recall": answers == labels, "probability": probability}
+
+            some = of_class[choose_images(len(of_class), MEASURED, seed=0)]
+            found |= self.sums(None, values, device, (self.validation, some))
         return found
 
     def _weight(self) -> Tensor | None:
@@ -300,3 +368,38 @@ class OfClassifier(Penalties):
         except Refused:
             return None
         return self.model.last_layer.weight
+
+
+class Costs:
+    """Expected costs of confused classes in one step: weight times the mean of P(b | x) over the images x of class a.
+
+    Args:
+        pairs: name, weight, a and b of each.
+        labels: of all images that this process sees in the step, (B,) indices, or (B, n_classes) probabilities, as
+            mixup gives them, by which an image counts as far as it is of class a.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, float, int, int]], labels: Tensor) -> None:
+        self.pairs = list(pairs)
+        self.counts = [mean_over_processes(membership(labels, true).sum()) for _, _, true, _ in self.pairs]
+
+    def terms(self, logits: Tensor, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Weight and mean of each pair, as far as some of the images (B, n_classes) add to it; 0 where there are none.
+
+        The sum over all parts of the step, averaged over processes, is the mean over all images of the class.
+        """
+        found = {}
+        for (name, weight, true, predicted), count in zip(self.pairs, self.counts, strict=True):
+            shares = membership(labels, true) * logits.softmax(1)[:, predicted]
+            found[f"penalties.{name}.probability"] = (weight, shares.sum() / count.clamp_min(TINY))
+        return found
+
+    def logged(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of the whole step as they are logged: nan, which no mean counts, where no image is of the class."""
+        names = [f"penalties.{name}.probability" for name, *_ in self.pairs]
+        return dict(terms) | {key: terms[key].where(count > 0, torch.nan) for key, count in zip(names, self.counts)}
+
+
+def membership(labels: Tensor, label: int) -> Tensor:
+    """How far images are of a class, (B,): 0 or 1 of indices (B,), their probability of (B, n_classes)."""
+    return (labels == label).float() if labels.ndim == 1 else labels[:, label].float()

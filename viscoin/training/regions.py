@@ -1,4 +1,4 @@
-"""Where in images a penalty looks: boxes, a part, the background, a mask, or boxes of images that somebody marked."""
+"""Where in images a penalty looks: boxes, a part, the background, a mask, or what somebody marked on single images."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,31 @@ from viscoin.runs.run import Run
 
 MASK_BYTES = 64 * 2**20  # of masks that are remembered, packed
 MOST_IMAGES = 2**31  # of a split that is not known when its marks are read
+MOST_SIDE = 2048  # of a mask in a file of marked images, pixels
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is marked on one image: all that its boxes or its mask cover.
+
+    Attributes:
+        boxes: (left, top, right, bottom) in shares of the side.
+        size: (height, width) of the mask in pixels; it is stretched over the image.
+        counts: lengths of runs of the mask, outside and inside in turn, column by column: COCO's uncompressed run
+            lengths; none without a mask.
+    """
+
+    boxes: tuple[Box, ...] = ()
+    size: tuple[int, int] = (0, 0)
+    counts: tuple[int, ...] = ()
+
+    def draw(self, side: int) -> np.ndarray:
+        """The marked pixels, (side, side) bool."""
+        drawn = draw_boxes(self.boxes, side)
+        if not self.counts:
+            return drawn
+        inside = np.repeat(np.arange(len(self.counts)) % 2 == 1, self.counts).reshape(self.size[::-1]).T
+        return drawn | stretched(inside, side)
 
 
 @dataclass(frozen=True)
@@ -29,14 +54,14 @@ class Region:
         boxes: of all images, (left, top, right, bottom) in shares of the side.
         part: number of a part of the dataset; -1 is what no part covers.
         picture: (H, W) bool, of all images.
-        marked: by split and index, boxes of the images that somebody marked; the others have none.
+        marked: by split and index, the images that somebody marked; the others have no region.
     """
 
     text: str
     boxes: tuple[Box, ...] = ()
     part: int | None = None
     picture: np.ndarray | None = None
-    marked: Mapping[str, Mapping[int, tuple[Box, ...]]] = field(default_factory=dict)
+    marked: Mapping[str, Mapping[int, Mark]] = field(default_factory=dict)
 
     def marked_of(self, dataset: ImageDataset) -> np.ndarray | None:
         """Indices of the marked images of a split; None where all images have the region."""
@@ -49,8 +74,8 @@ class Region:
             return np.asarray(~parts.any(0) if self.part < 0 else parts[self.part])
         if self.picture is not None:
             return self.picture
-        boxes = self.marked.get(dataset.split, {}).get(index, ()) if self.marked else self.boxes
-        return draw_boxes(boxes, dataset.resolution)
+        mark = self.marked.get(dataset.split, {}).get(index, Mark()) if self.marked else Mark(self.boxes)
+        return mark.draw(dataset.resolution)
 
 
 class Masks:
@@ -80,6 +105,12 @@ def draw_boxes(boxes: Sequence[Box], side: int) -> np.ndarray:
     for left, top, right, bottom in boxes:
         drawn |= ((middles >= top) & (middles < bottom))[:, None] & ((middles >= left) & (middles < right))
     return drawn
+
+
+def stretched(mask: np.ndarray, side: int) -> np.ndarray:
+    """A mask (H, W) bool over a square of so many pixels: those of which it covers the larger part."""
+    whole = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(whole.resize((side, side), Image.Resampling.BOX)) > 127
 
 
 def region_names(dataset: ImageDataset) -> list[str]:
@@ -121,22 +152,12 @@ def _drawn(region: Region, dataset: ImageDataset) -> Region:
 
 
 def _picture(text: str, path: Path, dataset: ImageDataset) -> Region:
-    whole = Image.fromarray(read_mask(path).astype(np.uint8) * 255)
-    side = dataset.resolution
-    return _drawn(Region(text, picture=np.asarray(whole.resize((side, side), Image.Resampling.BOX)) > 127), dataset)
+    return _drawn(Region(text, picture=stretched(read_mask(path), dataset.resolution)), dataset)
 
 
 def _marked(text: str, path: Path, dataset: ImageDataset) -> Region:
-    """Of a JSON object: image -> box or boxes, or such an object for each split."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not found:
-            raise ValueError("it holds no object of images")
-        splits = found if found.keys() <= {"train", "validation"} else {"train": found}
-        marked = {
-            split: {_index(name, dataset if split == "train" else None): _boxes(boxes) for name, boxes in some.items()}
-            for split, some in splits.items()
-        }
+        marked = read_marks(json.loads(path.read_text(encoding="utf-8")), dataset)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(
             "region", text, f"it is no file of marked images ({reason_of(error, 200)})",
@@ -147,17 +168,74 @@ def _marked(text: str, path: Path, dataset: ImageDataset) -> Region:
     return Region(text, marked=marked)
 
 
-def _index(name: str, dataset: ImageDataset | None) -> int:
+# --- files of marked images ---------------------------------------------------------------------------------------
+
+
+def read_marks(
+    found: object, train: ImageDataset, validation: ImageDataset | None = None
+) -> dict[str, dict[int, Mark]]:
+    """Marks by split and index, of an object image -> mark, or of such an object for each split.
+
+    A mark is a box, a list of boxes, or `{"boxes": [...], "mask": {"size": [H, W], "counts": [...]}}`, of which one
+    may be missing.
+
+    Args:
+        train, validation: the images; without validation images, their number is not checked.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is no such object, names an image that is not there, or marks what
+            is not in it.
+    """
+    if not isinstance(found, dict) or not found:
+        raise ValueError("it holds no object of images")
+    splits = found if found.keys() <= {"train", "validation"} else {"train": found}
+    datasets = {"train": train, "validation": validation}
+    return {
+        split: {_index(name, split, datasets[split]): _mark(name, mark) for name, mark in some.items()}
+        for split, some in splits.items()
+    }
+
+
+def _index(name: str, split: str, dataset: ImageDataset | None) -> int:
     """Number of an image that is named by it, or by its file."""
-    if name.isdecimal():
-        if int(name) >= (MOST_IMAGES if dataset is None else len(dataset)):
+    if name.isdecimal() and name.isascii():
+        if len(name) > 10 or int(name) >= (MOST_IMAGES if dataset is None else len(dataset)):
             raise ValueError(f"image {name:.40}: there are {'not so many' if dataset is None else len(dataset)}")
         return int(name)
     files = (dataset.files if dataset is not None else None) or []
     ends = [i for i, file in enumerate(files) if file == name or file.endswith(f"/{name}")]
     if len(ends) != 1:
-        raise ValueError(f"{name!r:.80} is {'no training image' if not ends else 'the name of several images'}")
+        article = "training" if split == "train" else split
+        raise ValueError(f"{name!r:.80} is {f'no {article} image' if not ends else 'the name of several images'}")
     return ends[0]
+
+
+def _mark(name: str, value: object) -> Mark:
+    if not isinstance(value, dict):
+        return Mark(_boxes(value))
+    if odd := value.keys() - {"boxes", "mask"}:
+        raise ValueError(f"image {name:.40}: a mark takes no {min(odd)!r:.40}; give boxes, mask or both")
+    boxes = _boxes(value["boxes"]) if value.get("boxes") else ()
+    mark = _masked(name, boxes, value["mask"]) if value.get("mask") else Mark(boxes)
+    if not mark.boxes and not mark.counts:
+        raise ValueError(f"image {name:.40}: nothing is marked on it; give boxes, mask or both")
+    return mark
+
+
+def _masked(name: str, boxes: tuple[Box, ...], mask: object) -> Mark:
+    if not isinstance(mask, dict) or mask.keys() != {"size", "counts"}:
+        raise ValueError(f"image {name:.40}: a mask has size and counts, and nothing else")
+    size, counts = mask["size"], mask["counts"]
+    for key, numbers in (("size", size), ("counts", counts)):
+        if not isinstance(numbers, list) or any(type(one) is not int or one < 0 for one in numbers):
+            raise ValueError(f"image {name:.40}: {key} of a mask is a list of numbers from 0 on")
+    if len(size) != 2 or not all(1 <= side <= MOST_SIDE for side in size):
+        raise ValueError(f"image {name:.40}: size of a mask is [height, width], each from 1 to {MOST_SIDE}")
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(f"image {name:.40}: counts of a mask have the sum {size[0]} x {size[1]}, not {sum(counts)}")
+    if not any(counts[1::2]):
+        raise ValueError(f"image {name:.40}: its mask is empty")
+    return Mark(boxes, (size[0], size[1]), tuple(counts))
 
 
 def _boxes(value: object) -> tuple[Box, ...]:

@@ -4,16 +4,19 @@ import { element, number } from "./api.js";
 const $ = (id) => document.getElementById(id);
 const WORDS = {
   swap: "must not matter: taken from another image", attention: "the map of the true class must leave it",
+  confusion: "images of one class must not be called another",
   not_for: "the concept must not speak for the class", not_in: "the concept must not fire there",
 };
 const SIDES = ["left", "top", "right", "bottom"];
+const regional = (kind) => !["confusion", "not_for"].includes(kind);
 const strength = (kind) => (kind === "swap" ? "share" : "weight");
 let shown = "", drawn = "";
 
 function where(one) {
   const parts = [];
   if (one.concept !== undefined) parts.push(`concept ${one.concept}`);
-  if (one.label !== undefined) parts.push(`class ${one.label}`);
+  if (one.predicted !== undefined) parts.push(`class ${one.label} called ${one.predicted}`);
+  else if (one.label !== undefined) parts.push(`class ${one.label}`);
   if (one.region !== undefined) parts.push(/^[\d.,+ ]+$/.test(one.region) ? `box ${one.region.replaceAll(",", ", ").replaceAll("+", " and ")}` : one.region);
   return parts.join(", ");
 }
@@ -24,14 +27,15 @@ function row(one, send) {
   const change = (event) => { event.preventDefault(); send("penalty", { do: "change", name: one.name, [key]: input.value.trim() }); };
   return element("form", { class: "row spread", onsubmit: change },
     element("div", {}, element("strong", {}, one.name), " ", element("span", { class: "small" }, where(one)), element("div", { class: "tiny soft" }, `${one.penalty}: ${WORDS[one.penalty]}`)),
-    element("div", { class: "row" }, element("label", { class: "field" }, element("span", {}, key), input), element("button", { class: "low" }, "Change"),
+    element("div", { class: "row" }, element("label", { class: "field" }, element("span", {}, key), input), element("button", { class: "low", "aria-label": `Change ${key} of ${one.name}` }, "Change"),
       element("button", { type: "button", class: "danger low", "aria-label": `Remove ${one.name}`, onclick: () => send("penalty", { do: "remove", name: one.name }) }, "Remove")));
 }
 
 // The measured behaviour beside the map: what a penalty is judged by.
 function judged(name, metrics) {
   const of = (key) => metrics[`validation.penalties.${name}.${key}`];
-  const facts = [["accuracy", "accuracy as is"], ["accuracy_swapped", "with the region of another class"], ["cam_share", "share of the map inside"], ["map_share", "share of the map inside"], ["vote", "vote for the class"], ["predicted", "says the class"]];
+  const facts = [["accuracy", "accuracy as is"], ["accuracy_swapped", "with the region of another class"], ["cam_share", "share of the map inside"], ["map_share", "share of the map inside"], ["vote", "vote for the class"], ["predicted", "says the class"],
+    ["confused", "share called the other class"], ["confused_back", "the other way round"], ["recall", "recall of the class"], ["probability", "mean probability of the other"]];
   const known = facts.filter(([key]) => of(key) !== undefined && of(key) !== null);
   return known.length ? element("dl", { class: "facts few" }, ...known.map(([key, text]) => element("div", {}, element("dt", {}, text), element("dd", {}, number(of(key), 3))))) : null;
 }
@@ -57,8 +61,9 @@ function form({ kinds, regions }, send) {
   kind.replaceChildren(...kinds.map((name) => element("option", { value: name }, `${name}: ${WORDS[name]}`)));
   region.replaceChildren(element("option", { value: "" }, "a box"), ...regions.map((name) => element("option", { value: name }, name)));
   const fit = () => {
-    const concepts = kind.value.startsWith("not_"), place = kind.value !== "not_for";
+    const concepts = kind.value.startsWith("not_"), place = regional(kind.value);
     $("penalty-concept").parentElement.hidden = !concepts;
+    $("penalty-predicted").parentElement.hidden = kind.value !== "confusion";
     $("penalty-label").parentElement.hidden = place;
     region.parentElement.hidden = !place;
     $("penalty-box").hidden = !place || region.value !== "";
@@ -72,7 +77,8 @@ function form({ kinds, regions }, send) {
     event.preventDefault();
     const values = { do: "add", penalty: kind.value, [strength(kind.value)]: $("penalty-strength").value.trim() };
     if (kind.value.startsWith("not_")) values.concept = $("penalty-concept").value.trim();
-    if (kind.value === "not_for") values.label = $("penalty-label").value.trim();
+    if (kind.value === "confusion") values.predicted = $("penalty-predicted").value.trim();
+    if (!regional(kind.value)) values.label = $("penalty-label").value.trim();
     else values.region = region.value || SIDES.map((side) => String(Number($(`penalty-${side}`).value) / 100)).join(",");
     send("penalty", values);
   };

@@ -33,13 +33,13 @@ function add(line) {
 }
 
 // Measures of training and validation of one name share a picture, and so do behaviour and map of a penalty.
-const SHORT = { accuracy: "accuracy as is", accuracy_swapped: "region of another class", cam_share: "map inside", map_share: "map inside", predicted: "says the class" };
-const titled = (name) => (/^validation\.penalties\.([^.]+)\.(accuracy|accuracy_swapped|cam_share|map_share|predicted)$/.exec(name) || [])[1];
+const SHORT = { accuracy: "accuracy as is", accuracy_swapped: "region of another class", cam_share: "map inside", map_share: "map inside", predicted: "says the class", confused: "called the other class", confused_back: "the other way round", recall: "recall of the class", probability: "probability of the other" };
+const titled = (name) => (/^validation\.penalties\.([^.]+)\.(accuracy|accuracy_swapped|cam_share|map_share|predicted|confused|confused_back|recall|probability)$/.exec(name) || [])[1];
 function groups() {
   const found = new Map();
   for (const curve of curves.values()) {
     const penalty = titled(curve.name);
-    const title = penalty ? `penalty ${penalty}: behaviour and map` : curve.name.replace(/^(train|validation|test)\./, "");
+    const title = penalty ? `penalty ${penalty}: behaviour${/confused|recall|probability/.test(curve.name) ? "" : " and map"}` : curve.name.replace(/^(train|validation|test)\./, "");
     if (!found.has(title)) found.set(title, []);
     found.get(title).push(penalty ? { ...curve, name: SHORT[curve.name.split(".").at(-1)] } : curve);
   }

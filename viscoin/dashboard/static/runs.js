@@ -14,7 +14,7 @@ async function load() {
     const box = element("input", { type: "checkbox", "aria-label": `Compare ${row.run}`, checked: chosen.has(row.run), disabled: row.pending, onchange: () => { box.checked ? chosen.add(row.run) : chosen.delete(row.run); $("compare").disabled = !chosen.size; } });
     const bar = row.steps ? element("progress", { max: String(row.steps), value: String(row.step || 0), "aria-label": "Progress" }) : null;
     return element("tr", {}, element("td", {}, box), element("td", { class: "break" }, row.pending ? row.run : element("a", { href: `${root}runs/${encodeURIComponent(row.run)}` }, row.run)),
-      element("td", {}, element("span", { class: `tag ${row.state}` }, row.state), row.pending && row.reason ? element("div", { class: "tiny soft" }, row.reason) : null), element("td", {}, row.kind || "–"),
+      element("td", {}, element("span", { class: `tag ${row.state}` }, row.state), row.reason && (row.pending || row.state === "failed") ? element("div", { class: "tiny soft" }, row.reason) : null), element("td", {}, row.kind || "–"),
       element("td", {}, bar, element("span", { class: "tiny soft num" }, row.step === null || row.step === undefined ? "" : `step ${number(row.step)}${row.steps ? ` of ${number(row.steps)}` : ""}`)),
       element("td", { class: "n" }, row.score ? number(row.score.value, 3) : "–", row.score ? element("div", { class: "tiny soft" }, row.score.measure.replace(/^validation\./, "").replaceAll("_", " ")) : null),
       element("td", { class: "n" }, row.state === "running" ? span(row.left) : "–"), element("td", { class: "n" }, ago(row.changed)));

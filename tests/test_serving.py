@@ -4,11 +4,13 @@ import base64
 import io
 import json
 import shutil
+import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 from test_slurm import script_of
@@ -558,6 +560,55 @@ def test_a_training_that_cannot_be_is_refused_before_it_starts(client, served, b
     assert answer.status_code in (404, 422), answer.text
     assert text in json.dumps(answer.json()), answer.json()
     assert sorted(served[2].iterdir()) == before
+
+
+def test_the_service_ends_although_a_thread_does_not(monkeypatch):
+    import os
+    import signal
+
+    from viscoin.serving import server
+    from viscoin.serving.state import Service
+
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr(server, "GRACE", 0)
+    monkeypatch.setattr(server, "LAST", 0.2)
+    monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set()))
+    one = server._Server(uvicorn.Config(lambda: None), Service(Settings()))
+    one.handle_exit(signal.SIGTERM, None)
+    one.handle_exit(signal.SIGTERM, None)
+    assert ended.wait(10) and one.service.ending.is_set()
+    time.sleep(0.5)
+    assert codes == [143]
+
+
+def test_jobs_start_when_their_turn_comes_though_nobody_asks(tmp_path, monkeypatch, caplog):
+    from viscoin.serving import state
+    from viscoin.serving.jobs import Jobs, Wish
+
+    class Process:
+        done = None
+
+        def poll(self):
+            return self.done
+
+    first, begun = Process(), []
+    monkeypatch.setattr(state, "TURN", 0.05)
+    monkeypatch.setattr(
+        Jobs, "_start", lambda self, job: begun.append(job.run) or (first if job.run == "a" else Process())
+    )
+    service = state.Service(Settings([], tmp_path / "runs", "cpu"))
+    service.start()
+    for name in ("a", "b", "c"):
+        service.jobs.add(Wish("classifier", "birds", None, {}, name, None, None))
+    time.sleep(0.3)
+    assert begun == ["a"]
+    first.done = 0
+    until = time.monotonic() + 30
+    while begun != ["a", "b"] and time.monotonic() < until:
+        time.sleep(0.05)
+    service.close()
+    assert begun == ["a", "b"]
+    assert "run c waited for its turn and is not started; by hand: python main.py train classifier" in caplog.text
 
 
 def test_jobs_wait_for_their_turn(tmp_path, monkeypatch):

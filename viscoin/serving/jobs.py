@@ -229,6 +229,11 @@ class Jobs:
                     while len(self._failed) > MOST_WAITING:
                         del self._failed[next(iter(self._failed))]
 
+    def leave(self) -> None:
+        """Say which jobs wait still, and with which command each can be started."""
+        for job in self._waiting:
+            logger.warning("run %s waited for its turn and is not started; by hand: %s", job.run, job.command)
+
     def _start(self, job: Job) -> "subprocess.Popen[bytes]":
         folder = self.root / job.run
         new = not folder.exists()

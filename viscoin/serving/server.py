@@ -1,7 +1,9 @@
 """Starting the service, and ending it without cutting anybody off."""
 
 import logging
+import os
 import socket
+import threading
 from types import FrameType
 
 import uvicorn
@@ -12,22 +14,32 @@ from viscoin.serving.security import check_exposure
 from viscoin.serving.state import Service, Settings
 
 LIMIT = 256  # connections
-GRACE = 10  # seconds
+GRACE = 10  # seconds that requests get to end
+LAST = 5  # more, for threads that compute still; a request may prepare images for minutes
 BACKLOG = 2048  # connections that wait to be taken
 
 logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """Ends streams as soon as it is told to end, as they would never end by themselves."""
+    """Ends streams as soon as it is told to end, as they would never end by themselves; and does end in the end."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self.last_resort: threading.Timer | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.service.ending.set()
+        if self.last_resort is None:  # a thread cannot be cancelled
+            self.last_resort = threading.Timer(GRACE + LAST, self._give_up, (sig,))
+            self.last_resort.daemon = True
+            self.last_resort.start()
         super().handle_exit(sig, frame)
+
+    def _give_up(self, sig: int) -> None:
+        logger.warning("ended after %d s, although something was computing still", GRACE + LAST)
+        os._exit(128 + sig)
 
 
 def serve(settings: Settings, host: str = "127.0.0.1", port: int = 8000, prefix: str = "") -> None:
@@ -53,9 +65,12 @@ def serve(settings: Settings, host: str = "127.0.0.1", port: int = 8000, prefix:
     logger.info("listening on http://%s:%d/%s", shown, bound, token)
     if settings.read_only:
         logger.info("read-only: no trainings are started, none is steered")
+    server = _Server(config, app.state.service)
     try:
-        _Server(config, app.state.service).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
+        if server.last_resort is not None:
+            server.last_resort.cancel()
         listening.close()
 
 

@@ -14,6 +14,7 @@ from viscoin.serving.pictures import Uploads
 from viscoin.serving.runs import RunFolder
 
 SLOW_DEADLINE = 120.0
+TURN = 2.0  # seconds between two looks at the jobs
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,13 @@ class Service:
         self.begun = time.time()
 
     def start(self) -> None:
-        """Load the models, in the threads that own them."""
+        """Load the models, in the threads that own them, and start jobs whose turn has come, whoever looks or not."""
         self.quick.submit("load", self._load, [0])
+        threading.Thread(target=self._advance, name="jobs", daemon=True).start()
+
+    def _advance(self) -> None:
+        while not self.ending.wait(TURN):
+            self.jobs.advance()
 
     def _load(self, _items: Sequence[object]) -> list[None]:
         from viscoin.serving.answers import reference_of
@@ -79,7 +85,8 @@ class Service:
         return [None]
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; jobs that wait are told of, as nobody else will start them."""
         self.ending.set()
+        self.jobs.leave()
         self.quick.close()
         self.slow.close()

@@ -9,6 +9,7 @@ import torch
 from tiny_models import Answer, set_options, tiny_recipe, write_images, write_models
 from torch.nn import functional as F
 
+from viscoin.analysis import explanation_concepts
 from viscoin.datasets import load_dataset
 from viscoin.models.explainer import NEVER, Explainer
 from viscoin.models.files import load_model, read_file, save_model, write_file
@@ -121,6 +122,21 @@ def test_theta_is_fitted_to_the_classes_that_it_knows(here, f):
         wanted = ensemble.classifier(images)[:, [1, 3]].softmax(1).mean(0)
         found = ensemble(images).softmax(1)[:, [1, 3]].mean(0)
     torch.testing.assert_close(found, wanted, atol=0.03, rtol=0)
+
+
+def test_votes_are_about_classes_that_g_knows(here, f):
+    """The runner-up of f may be unknown to g, which then has no votes for or against it."""
+    assert explanation_concepts._rivals(torch.tensor([0.1, 0.9, 0.5, 0.3]), None) == [1, 2]
+    assert explanation_concepts._rivals(torch.tensor([0.1, 0.9, 0.5, 0.3]), torch.tensor([0, 1, 3])) == [1, 3]
+    names = load_model(f).class_names
+    options = ("--classes", f"{names[1]},{names[3]}", "--initialisation", "pursuit", "--steps", "0")
+    started = trained(f, "--dataset", "birds", *options, "--set", "viscoin.n_concepts=2").went_well()
+    assert "f says one of the 2 classes that g knows on 0." in started.err
+    assert "concepts --checkpoints run" in started.err
+    Answer("explain", "--viscoin", "run", "--image-indices", "1", "--out", "e").went_well()
+    page = Path("e/birds-test-1.html").read_text()
+    pairs = ((names[1], names[3]), (names[3], names[1]))
+    assert any(f"<h3>For {a}</h3>" in page and f"<h3>Rather than {b}</h3>" in page for a, b in pairs)
 
 
 def test_photographs_are_prepared_as_those_of_f(here):

@@ -322,6 +322,21 @@ def test_exact_intervals():
 # --- page -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.001, "under 1 %"),
+        (0.5, "50 %"),
+        (0.996, "over 99 %"),
+        (1.004, "over 99 %"),
+        (1.03, "103 %"),
+        (1.14, "114 %"),
+    ],
+)
+def test_shares(value, text):
+    assert share(value).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
 def test_small_words_of_the_page():
     assert [surely(p) for p in (0.95, 0.6, 0.1)] == ["This is", "This is probably", "This may be"]
     assert [share(value) for value in (0.999, 0.5, 0.001)] == ["over 99\xa0%", "50\xa0%", "under 1\xa0%"]

@@ -203,6 +203,19 @@ def test_image_files_are_fitted_as_the_model_wants(caplog):
     assert "b.png has no alpha channel with an object" in caplog.text
 
 
+def test_it_is_said_how_little_of_a_file_is_seen():
+    for name, size in (("wide.png", (800, 8)), ("nearly.png", (41, 40)), ("small.png", (5, 5)), ("fits.png", (16, 16))):
+        Image.new("RGB", size).save(name)
+    assert read_pictures([Path(n) for n in ("wide.png", "nearly.png", "small.png", "fits.png")], 16).prepared == (
+        "800x8 px: centre-cropped and resized to 16 px, 1 % of it is seen", "41x40 px: centre-cropped and resized to 16 px",
+        "5x5 px: centre-cropped and resized to 16 px, 3.2 times as large", "",
+    )  # fmt: skip
+    (padded,) = read_pictures([Path("wide.png")], 16, fit=Fit("pad")).prepared
+    assert padded == "800x8 px: padded and resized to 16 px"
+    with pytest.raises(ValueError, match=r"nowhere\.png cannot be used as an image .*; correct the path"):
+        read_pictures([Path("nowhere.png")], 16)
+
+
 def test_datasets_that_cannot_be_fitted_say_so():
     for name in ("cub", "celeba_hq", "birds"):
         with pytest.raises(Refused, match="no masks or alpha channels"):

@@ -20,7 +20,7 @@ from torchvision import models
 
 from viscoin.errors import Refused
 from viscoin.inference.loading import load_pictures
-from viscoin.models.files import load_model
+from viscoin.models.files import load_model, read_file
 from viscoin.models.foreign import hub
 from viscoin.models.foreign.class_names import find_class_names, imagenet_names
 from viscoin.models.foreign.dialects import dialect_of
@@ -237,6 +237,25 @@ def test_safetensors_with_their_own_config(tmp_path):
     assert loaded.model.input_size == 96 and loaded.model.mean == (0.1, 0.2, 0.3)
     data = loaded.recipe["dataset"]
     assert (data["fit"], data["crop_share"], data["interpolation"], data["resolution"]) == ("crop", 0.9, "bilinear", 96)
+
+
+@pytest.mark.parametrize(("options", "said"), [((), True), (("--fit", "crop", "--interpolation", "bilinear"), False)])
+def test_a_resnet_may_be_of_torchvision(tmp_path, options, said):
+    """Its tensors are called as in timm, whose usual preparation is another one."""
+    network = timm.create_model("resnet18", num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    base = (
+        "import-classifier",
+        tmp_path / "net.pt",
+        "--classes",
+        names(3, tmp_path / "n"),
+        "--output",
+        tmp_path / "f.safetensors",
+    )
+    answer = Answer(*base, *options).went_well()
+    assert (
+        "a crop share of 0.875 and bilinear interpolation, as is usual there" in " ".join(answer.out.split())
+    ) == said
 
 
 def test_preprocessing_of_transformers_is_understood(tmp_path):
@@ -545,8 +564,12 @@ def test_the_accuracy_is_measured_at_once(tmp_path):
     base += ["--input-size", 32, "--output", tmp_path / "f.safetensors", "--force", "--device", "cpu"]
     words = "accuracy on 12 images of {}: 0.75 [0."
     assert words.format(tmp_path / "data") in Answer(*base, "--check", tmp_path / "data").went_well().out
-    Answer(*base, "--check", tmp_path / "other").refused("the model knows 4 classes (a, b, c, d)", "bees")
-    (tmp_path / "map.csv").write_text("bees,b\n")
+    scores = read_file(tmp_path / "f.safetensors")[1]["scores"]
+    assert scores == {"accuracy": 0.75, "n": 12}  # where `explain` looks for it
+    failed = Answer(*base, "--check", tmp_path / "other")
+    failed.refused("the model knows 4 classes (a, b, c, d)", "bees")
+    assert f"{tmp_path / 'f.safetensors'} is written; only the check failed" in failed.err
+    (tmp_path / "map.csv").write_text("folder;class\nbees;b\n")
     answer = Answer(*base, "--check", tmp_path / "other", "--class-map", tmp_path / "map.csv").went_well()
     assert words.format(tmp_path / "other") in answer.out
     Answer(*base, "--class-map", tmp_path / "map.csv").refused("--class-map", "translates the folders of --check")

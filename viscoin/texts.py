@@ -75,7 +75,7 @@ def read_table(
         Refused: cannot be read as text, without one of `columns`, or with quotes that are never closed.
     """
     text = _text(path, parameter)
-    first, separator = _separator(text)
+    first, separator = separator_of(text)
     lines = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     try:
         rows = [(lines.line_num, cells) for cells in lines]
@@ -94,7 +94,7 @@ def read_table(
     ]
 
 
-def _separator(text: str) -> tuple[int, str]:
+def separator_of(text: str) -> tuple[int, str]:
     """The row of the header, and what separates the columns: "sep=;" of Excel, or what the header has most of."""
     first = text.partition("\n")[0]
     if first.lower().startswith("sep=") and len(first) == 5:

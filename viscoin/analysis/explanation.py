@@ -151,7 +151,8 @@ class Explainer:
         change = step(3, lambda: self._change(image[0], missing))
         library = self.library or Library()
         label = None if pictures.labels is None else int(pictures.labels[row])
-        facts = Facts(self.scores, shares, places, patches, votes, change, library, self.subject.class_names)
+        names, model = self.subject.class_names, str(self.subject.path)
+        facts = Facts(self.scores, shares, places, patches, votes, change, library, names, model)
         return Explanation(
             name, to_pixels(image)[0], label, self.subject.class_names, shares, places, patches, votes, change,
             library.names, library.named_by, how_far_to_trust(facts), missing,

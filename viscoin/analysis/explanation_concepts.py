@@ -182,7 +182,8 @@ class Votes:
     """What concepts say about one image.
 
     Attributes:
-        predicted, runner_up: classes of f, which `vote` and `against` are about.
+        predicted, runner_up: the two most probable classes of f, of those that g knows; `vote` and `against` are
+            about them.
         g_predicted, g_probability: what the explainer says, and its probability of f's class.
         leading: the strongest votes for the predicted class.
         between: those that tell it from the runner-up: first for the predicted class, then for the other.
@@ -222,6 +223,13 @@ class Votes:
         }  # fmt: skip
 
 
+def _rivals(logits: Tensor, chosen: Tensor | None) -> list[int]:
+    """The two classes with the largest logits (n_classes,), of those that g knows: about others it has no votes."""
+    if chosen is None:
+        return logits.topk(2).indices.tolist()
+    return chosen[logits[chosen].topk(2).indices].tolist()
+
+
 def count_votes(
     ensemble: VisCoIN,
     image: Tensor,
@@ -237,7 +245,7 @@ def count_votes(
         answer = ensemble.explain(maps)[0].float().softmax(0).cpu().clone()
         weight = ensemble.explainer.weight.float().cpu().clone()
         offset = ensemble.explainer.bias.float().cpu().clone()
-        c, r = logits[0].topk(2).indices.tolist()
+        c, r = _rivals(logits[0], ensemble.explainer.chosen)
     votes, chosen = phi * weight[[c, r]], ensemble.explainer.chosen
     leading, between = _chosen(votes)
     shown = _show(

@@ -52,6 +52,7 @@ class Facts:
     change: Change | None
     library: Library
     class_names: Sequence[str]
+    model: str = "MODEL"
 
 
 def how_far_to_trust(facts: Facts) -> list[Trust]:
@@ -117,13 +118,17 @@ def _prediction(facts: Facts) -> Iterator[Trust]:
     unusual = " On an image unlike those that it learned from, it can be as sure and wrong."
     if found is None:
         says = f"Nobody has measured how often this classifier is right.{unsure}{unusual}"
-        rests = f"{sure} Its file holds no accuracy; measure it with `{program_name()} test classifier`."
+        rests = f"{sure} Its file holds no accuracy. To measure it: `{program_name()} test classifier --checkpoints "
+        rests += f"{facts.model} --dataset FOLDER`; `import-classifier` with `--check FOLDER` writes it into the file."
         yield Trust("prediction", POOR if top < HALF else UNKNOWN, says, rests)
         return
     value = found.value
     level = POOR if value < UNSURE or top < HALF else FAIR if value < SURE or top < SURE else GOOD
     tested = "images" if found.n is None else f"{found.n} images"
-    says = f"The classifier was right on {_percent(value)} of the {tested} that it was tested on.{unsure}{unusual}"
+    says = f"The classifier was right on {_percent(value)} of the {tested} that it was tested on."
+    if found.source != FILE:
+        says += " Whether it had learned from these is not known here."
+    says += unsure + unusual
     yield Trust("prediction", level, says, f"{sure} Accuracy {value:.3f}{found.ends}, {found.source}.")
 
 
@@ -147,7 +152,8 @@ def _maps(facts: Facts) -> Iterator[Trust]:
     )
     if not places.same_network:
         says += " They were chosen by a test on another network of the kind; on this one nobody has measured them."
-        table += f" To measure this one: `{program_name()} test attribution`; then explain again with its results."
+        measure = f"{program_name()} test attribution --checkpoints {facts.model} --dataset FOLDER --out maps"
+        table += f" To measure this one: `{measure}`; then explain again with `--measured maps/results.json`."
     yield Trust("maps", level, says, f"{here} {table}")
 
 

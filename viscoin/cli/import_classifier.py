@@ -115,9 +115,15 @@ def import_classifier(
     print_table(imported.source, imported.facts)
     echo(imported.path)
     if check is not None:
+        from viscoin.models.files import add_scores
         from viscoin.testing.imported import accuracy_on_folder
 
-        found = accuracy_on_folder(imported.path, check, class_map, device, skip_bad_files)
+        try:
+            found = accuracy_on_folder(imported.path, check, class_map, device, skip_bad_files)
+        except ValueError:
+            echo(f"{imported.path} is written; only the check failed", err=True)
+            raise
+        add_scores(imported.path, {"accuracy": found.value, "n": found.n})
         echo(f"accuracy on {found.n} images of {check}: {found}")
 
 

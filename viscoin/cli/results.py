@@ -37,10 +37,14 @@ def open_first(folder: Path) -> None:
 def _most_telling(folder: Path) -> str:
     """The newest figure; where there is none, how to draw the curves."""
     from viscoin.program import program_name
+    from viscoin.runs.run import Run
 
     figures = sorted(folder.glob("figures/*.png"), key=lambda path: path.stat().st_mtime)
     if figures:
         return str(figures[-1])
+    run = Run(folder)
+    if run.kind == "viscoin" and not run.metrics_path.exists():  # nothing trained, so there are no curves
+        return f"{program_name()} concepts --checkpoints {shlex.quote(str(folder))}"
     return f"{program_name()} logs --logs-path {shlex.quote(str(folder))}"
 
 

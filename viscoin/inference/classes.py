@@ -23,7 +23,7 @@ from viscoin.datasets.zip import open_zip
 from viscoin.errors import Refused
 from viscoin.inference.batches import evaluation, image_batches
 from viscoin.models.files import LoadedModel
-from viscoin.texts import NotText, read_lines, read_text
+from viscoin.texts import NotText, read_lines, read_text, separator_of
 
 IGNORED = "none"  # in place of a class map: the folders say nothing
 BATCH = 32
@@ -69,10 +69,16 @@ def _json_pairs(path: Path, text: str) -> list[tuple[str, str]]:
 
 
 def _csv_pairs(path: Path, text: str) -> list[tuple[str, str]]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if any(map(str.strip, row))]
+    start, separator = separator_of(text.strip())
+    text = text.strip().split("\n", start)[start]
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader(io.StringIO(text), delimiter=separator)
+        if any(map(str.strip, row))
+    ]
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
-            raise Refused("class_map", path, f"row {number} has {len(row)} cells, not a folder and a class")
+            raise Refused("class_map", path, f"row {number} is no folder and class: {', '.join(row)!r:.80}")
     if rows and [cell.lower() for cell in rows[0]] in (["folder", "class"], ["name", "class"]):
         rows = rows[1:]
     return [(composed(name), composed(target)) for name, target in rows]

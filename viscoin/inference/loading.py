@@ -45,6 +45,7 @@ DONE = {
     "crop": "centre-cropped and resized", "pad": "padded and resized", "squash": "squashed",
     "object": "cut to its object and resized",
 }  # fmt: skip
+SEEN, ENLARGED = 0.9, 2  # share of an image, and times; what is less, or more, is said
 logger = logging.getLogger(__name__)
 
 
@@ -401,16 +402,27 @@ class _Bytes:
         return self.stem
 
 
+def _lost(width: int, height: int, resolution: int, fit: Fit) -> str:
+    """How little of an image is seen by a network, where that may surprise."""
+    if fit.mode != "crop":
+        return ""
+    side = min(width, height) * (fit.crop_share or 1)
+    seen = side**2 / (width * height)
+    share = f", {100 * seen:.2g} % of it is seen" if seen < SEEN else ""
+    return share + (f", {resolution / side:.1f} times as large" if resolution > ENLARGED * side else "")
+
+
 def _read(file: "ImageFile", resolution: int, whites: Whites, fit: Fit) -> tuple[np.ndarray, str]:
     try:
         box = object_box(file) if fit.mode == "object" else None
         pixels = read_square(file, resolution, box, whites, fit)
     except BadImage as error:
-        raise Refused(None, None, f"{file} cannot be used as an image ({error})", "give PNG or JPEG files") from error
+        remedy = "give PNG or JPEG files" if not isinstance(file, Path) or file.exists() else "correct the path"
+        raise Refused(None, None, f"{file} cannot be used as an image ({error})", remedy) from error
     width, height = image_size(file)
     how = ""
     if (width, height) != (resolution, resolution):
-        how = f"{width}x{height} px: {DONE[fit.mode]} to {resolution} px"
+        how = f"{width}x{height} px: {DONE[fit.mode]} to {resolution} px{_lost(width, height, resolution, fit)}"
         logger.info("%s is %s", file, how)
     if fit.mode == "object" and box is None:
         logger.info("%s has no alpha channel with an object: it is shown whole", file)

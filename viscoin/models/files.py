@@ -90,6 +90,12 @@ def save_model(
     return path
 
 
+def add_scores(path: Path, scores: Mapping[str, float]) -> None:
+    """Write scores into a model file; all else in it stays."""
+    tensors, metadata = read_file(path)
+    write_file(path, tensors, {**metadata, "scores": {**metadata.get("scores", {}), **scores}})
+
+
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and metadata to .safetensors, or to a pickle of plain tensors for other suffixes."""
     text = json.dumps({**metadata, "digest": _digest(metadata, tensors)})

@@ -88,6 +88,7 @@ def page_values(found: Explanation) -> dict[str, Any]:
         "predicted": names[found.predicted],
         "runner_up": names[found.runner_up],
         "sure": surely(float(found.probabilities[found.predicted])),
+        "voted": None if votes is None else (names[votes.predicted], names[votes.runner_up]),
         "truth": None if found.label is None else names[found.label],
         "right": _right(found),
         "classes": [(names[c], float(found.probabilities[c])) for c in found.ranked],
@@ -214,6 +215,6 @@ def signed(value: float) -> str:
 
 def share(value: float) -> str:
     """0.974 -> "97 %", with words for what is nearly all or nothing."""
-    if value >= 0.995:
+    if 0.995 <= value < 1.005:
         return f"over 99{NBSP}%"
     return f"under 1{NBSP}%" if value < 0.005 else f"{100 * value:.0f}{NBSP}%"

@@ -258,7 +258,8 @@ def _of_pictures(wanted: Sequence[str], asked: bool) -> dict[str, str]:
     names = [name for name in wanted if name in OF_PICTURES]
     if names and asked:
         raise Refused("measures", names[0], REASON, f"choose others than {', '.join(OF_PICTURES)}")
-    logger.warning("left out: %s: %s", ", ".join(names), REASON)
+    if names:
+        logger.warning("left out: %s: %s", ", ".join(names), REASON)
     return dict.fromkeys(names, REASON)
 
 

@@ -73,6 +73,13 @@ def start_from_pursuit(
     ensemble.concept_extractor.start_from_directions(basis, offset, signs, LIFT * spread)
     agreement = fit_explainer(ensemble, _activations(ensemble, train, indices, device), seen.logits, seed)
     same = stability(weight, features, found, seed)
+    if (chosen := ensemble.explainer.chosen) is not None:
+        known = float(torch.isin(seen.logits.argmax(1), chosen).float().mean())
+        logger.info(
+            "f says one of the %d classes that g knows on %.4f of these images: more g cannot agree on",
+            len(chosen),
+            known,
+        )
     logger.info(
         "pursuit: %d directions over %s in %d dimensions; the coarsest map explains %.1f %% of their scores; g says "
         "the same as f on %.4f of %d training images; found again (|correlation|, mean): %.2f with another seed, %s "

@@ -83,7 +83,21 @@ def find_pipeline(checkpoint: Checkpoint, fitted: Fitted, given: Pipeline) -> Fo
     found = Pipeline(**values)
     _check(found)
     source = "; ".join(f"{', '.join(used[name])}: {name}" for name, _ in sources if name in used)
-    return FoundPipeline(found, source)
+    guessed = {"fit", "interpolation"} & set(used.get(sources[-1][0], ()))
+    return FoundPipeline(found, source + (_twin(fitted, found) if library == "timm" and guessed else ""))
+
+
+def _twin(fitted: Fitted, found: Pipeline) -> str:
+    """What torchvision does with a network whose tensors are called as in timm, where that is something else."""
+    if not fitted.backbone.startswith(("resnet", "resnext", "wide_resnet")):
+        return ""
+    other = _of_torchvision(fitted.backbone)
+    if other is None or (other.crop_share, other.interpolation) == (found.crop_share, found.interpolation):
+        return ""
+    return (
+        f". The tensors of torchvision's {fitted.backbone} are called alike; if yours comes from there, take a crop "
+        f"share of {other.crop_share:g} and {other.interpolation} interpolation, as is usual there"
+    )
 
 
 def _check(found: Pipeline) -> None:

@@ -204,11 +204,12 @@ def test_image_files_are_fitted_as_the_model_wants(caplog):
 
 
 def test_it_is_said_how_little_of_a_file_is_seen():
-    for name, size in (("wide.png", (800, 8)), ("nearly.png", (41, 40)), ("small.png", (5, 5)), ("fits.png", (16, 16))):
+    for name, size in (("wide.png", (800, 8)), ("nearly.png", (41, 40)), ("tiny.png", (8, 8)), ("fits.png", (24, 24))):
         Image.new("RGB", size).save(name)
-    assert read_pictures([Path(n) for n in ("wide.png", "nearly.png", "small.png", "fits.png")], 16).prepared == (
-        "800x8 px: centre-cropped and resized to 16 px, 1 % of it is seen", "41x40 px: centre-cropped and resized to 16 px",
-        "5x5 px: centre-cropped and resized to 16 px, 3.2 times as large", "",
+    done = "centre-cropped and resized to 24 px"
+    assert read_pictures([Path(name) for name in ("wide.png", "nearly.png", "tiny.png", "fits.png")], 24).prepared == (
+        f"800x8 px: {done}, 1 % of it is seen, 3.0 times as large", f"41x40 px: {done}",
+        f"8x8 px: {done}, 3.0 times as large", "",
     )  # fmt: skip
     (padded,) = read_pictures([Path("wide.png")], 16, fit=Fit("pad")).prepared
     assert padded == "800x8 px: padded and resized to 16 px"

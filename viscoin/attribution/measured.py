@@ -87,10 +87,12 @@ CNN = Measured(
 VIT = Measured(
     "a small ViT trained on the birds", 50, 17,
     {
-        "chefer": MethodScores(0.75, 11, 0.69, 0.95),
-        "rollout": MethodScores(0.50, 12, 0.61, 0.96),
-        "integrated-gradients": MethodScores(0.75, 9, 0.70, 1.00),
-        "gradcam": MethodScores(0.38, 1, 0.53, 0.72),
+        "chefer": MethodScores(0.50, 10, 0.62, 1.00),
+        "rollout": MethodScores(0.50, 11, 0.62, 0.96),
+        "integrated-gradients": MethodScores(0.56, 8, 0.65, 1.00),
+        "gradcam": MethodScores(0.50, 1, 0.57, 0.75),
+        "occlusion": MethodScores(0.81, 8, 0.77, 0.96),
+        "kernel-shap": MethodScores(0.69, 8, 0.70, 0.84),
     },
 )  # fmt: skip
 

@@ -114,6 +114,7 @@ def test_what_a_run_leaves(finished, kind):
     folder = finished[kind]
     names = {path.name for path in folder.iterdir()}
     files = {".lock", "recipe.yaml", "metrics.jsonl", "status.json", "model.safetensors"}
+    files |= {"model-partners.safetensors"} if kind == "gan" else set()
     assert names == {*files, "checkpoints", "figures"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == (
         {"last.pt", "previous.pt", "model-000000k.safetensors"}

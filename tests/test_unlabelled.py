@@ -104,7 +104,7 @@ def test_folders_that_are_no_classes_may_be_ignored(models, here):
     ("text", "reason"),
     [
         ("poodles,blu\n", "'blu' is no class of the model"),
-        ("poodles,a,b\n", "row 1 has 3 cells"),
+        ("poodles,a,b\n", "row 1 is no folder and class: 'poodles, a, b'"),
         ('{"poodles": 3}', "does not hold an object of texts"),
         ('{"poodles": ', "no valid JSON"),
         ("", "is empty"),

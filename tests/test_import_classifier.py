@@ -574,6 +574,8 @@ def test_the_accuracy_is_measured_at_once(tmp_path):
     assert words.format(tmp_path / "other") in answer.out
     Answer(*base, "--class-map", tmp_path / "map.csv").refused("--class-map", "translates the folders of --check")
     Answer(*base, "--check", tmp_path / "nowhere").refused("unknown dataset")
+    for command in (("test", "classifier", "--checkpoints"), ("attribute", "--classifier")):
+        Answer(*command, tmp_path / "f.safetensors").refused("its images, 'net', are no dataset that is here")
 
 
 # --- training from such a file

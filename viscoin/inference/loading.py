@@ -111,6 +111,8 @@ def _check_there(dataset: str, model: Path, parameter: str) -> None:
     """Raise Refused where the images that a model was made for are not here, as those of an imported one."""
     try:
         check_dataset_name(dataset)
+    except Refused:  # it is there, and cannot be used
+        raise
     except ValueError as error:
         raise Refused(
             parameter, model, f"its images, {dataset!r}, are no dataset that is here",

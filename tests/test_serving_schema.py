@@ -1,7 +1,7 @@
 """The API as its own document describes it: whatever is asked, no error of the service, and answers that fit."""
 
 import pytest
-from test_serving import API, BEARER, TOKEN, started
+from test_serving import API, BEARER, TOKEN
 from tiny_models import tiny_recipe, write_models
 
 from viscoin.runs.run import Run
@@ -11,7 +11,10 @@ from viscoin.serving.state import Settings
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
+# Here, not when the schema is read: pytest parses these modules, which on CPython before 3.11.8 fails with "AST constructor
+# recursion depth mismatch" where a thread of the service parses as well, as numpy does for the header of a .npy file.
 import hypothesis  # noqa: E402
+import schemathesis.specs.openapi.schemas  # noqa: E402
 from hypothesis import HealthCheck  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
 from schemathesis.core.failures import FailureGroup  # noqa: E402
@@ -33,18 +36,24 @@ class Process:
         return 0
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    """The schema of a service with a tiny ensemble and a run, which starts no trainings."""
-    folder = tmp_path_factory.mktemp("schema")
-    path = write_models(folder / "models")["viscoin"]
-    run = Run.create("classifier", tiny_recipe(), folder / "runs" / "watched")
+@pytest.fixture
+def api(tmp_path):
+    """The schema of a service with a tiny ensemble and a run, which starts no trainings.
+
+    schemathesis starts the service with its first question and ends it with the test.
+    """
+    path = write_models(tmp_path / "models")["viscoin"]
+    run = Run.create("classifier", tiny_recipe(), tmp_path / "runs" / "watched")
     run.log(1, {"train.loss": 1.0, "validation.accuracy": 0.5})
+    app = create_app(Settings([("viscoin", path)], tmp_path / "runs", "cpu", token=TOKEN))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Jobs, "_start", lambda self, job: Process())
-        client = started(create_app(Settings([("viscoin", path)], folder / "runs", "cpu", token=TOKEN)))
-        yield schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=BEARER | {"Host": "localhost"})
-        client.__exit__(None, None, None)
+        schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=BEARER | {"Host": "localhost"})
+        service = app.state.service
+        for engine in (service.quick, service.slow):  # what each does when it starts
+            engine.submit("wait", list, [0]).result(timeout=120)
+        assert service.models.failed is None and len(list(service.models)) == 1
+        yield schema
 
 
 def fitting(operation):

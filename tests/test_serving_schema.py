@@ -11,13 +11,13 @@ from viscoin.serving.state import Settings
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
-# Here, not when the schema is read: pytest parses these modules, which on CPython before 3.11.8 fails with "AST constructor
-# recursion depth mismatch" where a thread of the service parses as well, as numpy does for the header of a .npy file.
+# All of schemathesis here, not when the schema is read: pytest parses its modules, which older CPythons refuse with
+# "AST constructor recursion depth mismatch" while a thread of the service parses as well (numpy the head of an .npy).
 import hypothesis  # noqa: E402
-import schemathesis.specs.openapi.schemas  # noqa: E402
 from hypothesis import HealthCheck  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
 from schemathesis.core.failures import FailureGroup  # noqa: E402
+from schemathesis.specs.openapi import schemas  # noqa: E402, F401
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
 
 # An endless stream has no answer to look at; its parameters are those of its neighbours.

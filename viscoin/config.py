@@ -261,6 +261,9 @@ class ViscoinConfig(Section):
     generated: int = Field(8, ge=0, description="samples of G in a step")
     learning_rate: float = Field(1e-4, gt=0)
     translator_rate: float = Field(1.0, gt=0, description="learning rate of Omega relative to that of Psi and Theta")
+    generator_rate: float = Field(
+        0.0, ge=0, description="learning rate of G's synthesis network, likewise; published: 0, G stays as it is"
+    )
     decay_every: int = Field(1000, ge=1, description="steps between rate drops in the second half")
     decay_factor: float = Field(0.8, gt=0, le=1)
     warmup_steps: int = Field(100, ge=0, description="steps before sparsity and output fidelity switch on")

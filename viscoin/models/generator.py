@@ -90,7 +90,7 @@ def _layer(width: int, w_dim: int, linear: bool) -> nn.Module:
 
 
 class AdaptedGenerator(nn.Module):
-    """Omega (`mapping`, trained) in front of a synthesis network (`synthesis`, always frozen and in eval mode).
+    """Omega (`mapping`, trained) in front of a synthesis network (`synthesis`, frozen at first, always in eval mode).
 
     Args:
         synthesis: keywords of `stylegan2_ada.networks.Synthesis`.

@@ -69,18 +69,23 @@ class ViscoinTask:
         self.config, self.fabric, self.validation, self.dimensions = config, fabric, validation, dimensions
         self.ensemble = fast_layout(ensemble).to(fabric.device)
         self.opposites = self.ensemble.concept_extractor.opposites()
-        groups: list[dict[str, Any]] = [{"params": self._explaining()}]
+        groups: dict[str, list[nn.Parameter]] = {"explaining": self._explaining()}
         frozen: dict[str, nn.Module] = {"classifier": ensemble.classifier}
         if generator is not None:
             frozen["generator"] = generator
             self.sampler = fast_layout(generator).to(fabric.device).eval().requires_grad_(False)
             self.perceptual, self.perceptual_name = perceptual_distance(config.perceptual_loss, ensemble.classifier)
-            groups.append({"params": list(self.ensemble.generator.mapping.parameters()), "lr": self._rates()[1]})
+            groups["translator"] = list(self.ensemble.generator.mapping.parameters())
             if self.ensemble.generator.directions is not None:
-                groups.append({"params": [self.ensemble.generator.directions.vectors], "lr": config.direction_rate})
-        self.trained = [weight for group in groups for weight in group["params"]]
+                groups["directions"] = [self.ensemble.generator.directions.vectors]
+            if config.generator_rate:
+                groups["synthesis"] = list(self.ensemble.generator.synthesis.parameters())
+                self._draw_by_training(0)
+        self.groups = list(groups)
+        self.trained = [weight for weights in groups.values() for weight in weights]
         if self.trained:
-            self.optimizer = setup_optimizer(fabric, torch.optim.Adam(groups, config.learning_rate, fused=True))
+            parts = [{"params": weights} for weights in groups.values()]
+            self.optimizer = setup_optimizer(fabric, torch.optim.Adam(parts, config.learning_rate, fused=True))
         self.frozen = digest(**frozen)
         if compiled:
             compile_networks(self.ensemble)
@@ -90,6 +95,7 @@ class ViscoinTask:
         """Keys of `viscoin` that may change while it trains."""
         config = self.config
         rates = ("learning_rate", "translator_rate", *("direction_rate",) * (config.directions > 0))
+        rates += ("generator_rate",) * (config.generator_rate > 0)
         drops = ("decay_every", "decay_factor") * (config.schedule == "step")
         of_concepts = ("output_fidelity", "sparsity", "orthogonality", "bimodality") * (config.hold_concepts < 1)
         return (*rates, *drops, *of_concepts, "perceptual", "reconstruction_class", "style", "early_stopping")
@@ -102,8 +108,10 @@ class ViscoinTask:
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.ensemble.train()
-        for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=False):
-            group["lr"] = rate
+        rates = self._rates(step)
+        for name, group in zip(self.groups, self.optimizer.param_groups, strict=True):
+            group["lr"] = rates[name]
+        self._draw_by_training(step)
         self.optimizer.zero_grad(set_to_none=True)
         count, means = self.config.accumulate, dict[str, Tensor]()
         # The samples of all processes together, so that the step is the same on any number of them.
@@ -290,14 +298,21 @@ class ViscoinTask:
     def _first_of_directions(self) -> int:
         return self.config.steps - round(self.config.directions * self.config.steps)
 
-    def _rates(self, step: int = 0) -> list[float]:
-        """Learning rates of Psi and Theta, of Omega, and of the directions."""
+    def _draw_by_training(self, step: int) -> None:
+        """Let G's synthesis network train, if it does, until directions begin, which are those of a G that stays."""
+        if self.config.generator_rate:
+            self.ensemble.generator.synthesis.requires_grad_(step < self._first_of_directions)
+
+    def _rates(self, step: int = 0) -> dict[str, float]:
+        """Learning rates of Psi and Theta, of Omega, of G's synthesis network, and of the directions."""
         config, first = self.config, self._first_of_directions
         rate = config.learning_rate * self._rate(step, config.steps)
-        return [
-            rate, rate * config.translator_rate,
-            config.direction_rate * self._rate(max(0, step - first), config.steps - first),
-        ]  # fmt: skip
+        return {
+            "explaining": rate,
+            "translator": rate * config.translator_rate,
+            "synthesis": config.learning_rate * config.generator_rate * self._rate(step, first),
+            "directions": config.direction_rate * self._rate(max(0, step - first), config.steps - first),
+        }
 
     def _rate(self, step: int, steps: int) -> float:
         """A cosine to 0 after a short rise, or x decay_factor every decay_every steps of the second half."""
@@ -316,7 +331,7 @@ class ViscoinTask:
         }
 
     def _trained_state(self) -> dict[str, Tensor]:
-        frozen = ("classifier.", "generator.synthesis.")
+        frozen = ("classifier.", *("generator.synthesis.",) * (self.config.generator_rate == 0))
         return {key: value for key, value in self.ensemble.state_dict().items() if not key.startswith(frozen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -431,8 +431,44 @@ def test_cosine_rates_and_those_of_directions_which_begin_late():
         steps=100, schedule="cosine", translator_rate=2.0, initialisation="pursuit", hold_concepts=1.0,
         directions=0.5, direction_rate=0.5, learning_rate=1.0,
     )  # fmt: skip
-    assert task._rates(50) == pytest.approx([0.5, 1.0, 0.5 / 20])
-    assert task._rates(75) == pytest.approx([0.5 - 0.5 * math.sqrt(0.5), 1 - math.sqrt(0.5), 0.25])
+    assert task._rates(50) == pytest.approx(
+        {"explaining": 0.5, "translator": 1, "synthesis": 0, "directions": 0.5 / 20}
+    )
+    late = {
+        "explaining": 0.5 - 0.5 * math.sqrt(0.5),
+        "translator": 1 - math.sqrt(0.5),
+        "synthesis": 0,
+        "directions": 0.25,
+    }
+    assert task._rates(75) == pytest.approx(late)
+
+
+def test_synthesis_trains_if_it_is_asked_to_until_directions_begin():
+    """Samples come from the G that was given, so that what it drew is not forgotten."""
+    task = viscoin_task(
+        steps=4, generator_rate=0.5, learning_rate=1e-2, schedule="cosine", initialisation="pursuit", hold_concepts=1.0,
+        directions=0.5,
+    )  # fmt: skip
+    weights = task.ensemble.generator.synthesis.state_dict
+    sampler = {key: value.clone() for key, value in task.sampler.state_dict().items()}
+    moved = []
+    for step in range(4):
+        before = {key: value.clone() for key, value in weights().items()}
+        task.step(*task.validation.batch(range(4)), step)
+        moved.append(any(not torch.equal(value, before[key]) for key, value in weights().items()))
+        rates = dict(zip(task.groups, (group["lr"] for group in task.optimizer.param_groups), strict=True))
+        assert rates["synthesis"] == pytest.approx(5e-3 * task._rate(step, 2))
+    assert moved == [True, True, False, False]
+    assert all(torch.equal(value, sampler[key]) for key, value in task.sampler.state_dict().items())
+    assert not any(module.training for module in task.ensemble.generator.synthesis.modules())
+    other = viscoin_task(
+        steps=4, generator_rate=0.5, learning_rate=1e-2, schedule="cosine", initialisation="pursuit", hold_concepts=1.0,
+        directions=0.5,
+    )  # fmt: skip
+    other.load_state_dict(task.state_dict())
+    assert all(
+        torch.equal(value, weights()[key]) for key, value in other.ensemble.generator.synthesis.state_dict().items()
+    )
 
 
 def test_terms_of_the_ensemble_and_their_warm_up():

@@ -84,7 +84,8 @@ class ViscoinTask:
         self.groups = list(groups)
         self.trained = [weight for weights in groups.values() for weight in weights]
         if self.trained:
-            parts = [{"params": weights} for weights in groups.values()]
+            rates = self._rates()
+            parts = [{"params": weights, "lr": rates[name]} for name, weights in groups.items()]
             self.optimizer = setup_optimizer(fabric, torch.optim.Adam(parts, config.learning_rate, fused=True))
         self.frozen = digest(**frozen)
         if compiled:

@@ -451,6 +451,7 @@ def test_synthesis_trains_if_it_is_asked_to_until_directions_begin():
     )  # fmt: skip
     weights = task.ensemble.generator.synthesis.state_dict
     sampler = {key: value.clone() for key, value in task.sampler.state_dict().items()}
+    assert "generator_rate" in task.steerable and "generator_rate" not in viscoin_task().steerable
     moved = []
     for step in range(4):
         before = {key: value.clone() for key, value in weights().items()}
@@ -465,6 +466,7 @@ def test_synthesis_trains_if_it_is_asked_to_until_directions_begin():
         steps=4, generator_rate=0.5, learning_rate=1e-2, schedule="cosine", initialisation="pursuit", hold_concepts=1.0,
         directions=0.5,
     )  # fmt: skip
+    task.apply({"generator_rate": 0.0})  # what has been trained is kept all the same
     other.load_state_dict(task.state_dict())
     assert all(
         torch.equal(value, weights()[key]) for key, value in other.ensemble.generator.synthesis.state_dict().items()

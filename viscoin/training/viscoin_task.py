@@ -79,8 +79,7 @@ class ViscoinTask:
             if self.ensemble.generator.directions is not None:
                 groups["directions"] = [self.ensemble.generator.directions.vectors]
             if config.generator_rate:
-                groups["synthesis"] = list(self.ensemble.generator.synthesis.parameters())
-                self._draw_by_training(0)
+                groups["synthesis"] = list(self.ensemble.generator.synthesis.requires_grad_().parameters())
         self.groups = list(groups)
         self.trained = [weight for weights in groups.values() for weight in weights]
         if self.trained:
@@ -96,7 +95,7 @@ class ViscoinTask:
         """Keys of `viscoin` that may change while it trains."""
         config = self.config
         rates = ("learning_rate", "translator_rate", *("direction_rate",) * (config.directions > 0))
-        rates += ("generator_rate",) * (config.generator_rate > 0)
+        rates += ("generator_rate",) * ("synthesis" in self.groups)
         drops = ("decay_every", "decay_factor") * (config.schedule == "step")
         of_concepts = ("output_fidelity", "sparsity", "orthogonality", "bimodality") * (config.hold_concepts < 1)
         return (*rates, *drops, *of_concepts, "perceptual", "reconstruction_class", "style", "early_stopping")
@@ -301,7 +300,7 @@ class ViscoinTask:
 
     def _draw_by_training(self, step: int) -> None:
         """Let G's synthesis network train, if it does, until directions begin, which are those of a G that stays."""
-        if self.config.generator_rate:
+        if "synthesis" in self.groups:
             self.ensemble.generator.synthesis.requires_grad_(step < self._first_of_directions)
 
     def _rates(self, step: int = 0) -> dict[str, float]:
@@ -332,7 +331,7 @@ class ViscoinTask:
         }
 
     def _trained_state(self) -> dict[str, Tensor]:
-        frozen = ("classifier.", *("generator.synthesis.",) * (self.config.generator_rate == 0))
+        frozen = ("classifier.", *("generator.synthesis.",) * ("synthesis" not in self.groups))
         return {key: value for key, value in self.ensemble.state_dict().items() if not key.startswith(frozen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

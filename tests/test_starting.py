@@ -240,6 +240,7 @@ def test_readback_terms_of_an_image_that_shows_what_was_asked():
     [
         ({"viscoin.initialisation": "channels"}, "hold_concepts = 1 holds the concepts of the pursuit"),
         ({"viscoin.hold_concepts": 0.5}, "directions = 0.5 needs concepts that no longer change"),
+        ({"viscoin.generator_rate": 2, "viscoin.directions": 1}, "generator_rate = 2 lets G train until"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):

@@ -290,11 +290,16 @@ class ViscoinConfig(Section):
         return named(value)
 
     @model_validator(mode="after")
-    def _concepts_that_can_be_held(self) -> "ViscoinConfig":
+    def _parts_that_can_be_trained(self) -> "ViscoinConfig":
         if self.hold_concepts and self.initialisation != "pursuit":
             raise ValueError(
                 f"viscoin.hold_concepts = {self.hold_concepts:g} holds the concepts of the pursuit, but "
                 f"viscoin.initialisation is {self.initialisation}; set it to pursuit, or viscoin.hold_concepts to 0"
+            )
+        if self.generator_rate and self.directions == 1:
+            raise ValueError(
+                f"viscoin.generator_rate = {self.generator_rate:g} lets G train until the directions begin, but with "
+                "viscoin.directions = 1 they begin at once; set either to less"
             )
         if not self.steps and not (self.without_generator and self.initialisation == "pursuit"):
             raise ValueError(

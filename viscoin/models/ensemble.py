@@ -26,8 +26,8 @@ class Encoding(NamedTuple):
 class VisCoIN(nn.Module):
     """A classifier that is explained by concepts, and a generator that shows them.
 
-    f and the synthesis network are frozen: no gradients for their weights, eval mode always. Gradients flow through
-    them to images and style vectors.
+    f and the synthesis network are frozen: no gradients for their weights (but where `viscoin.generator_rate` trains
+    the latter), eval mode always. Gradients flow through them to images and style vectors.
 
     Args:
         classifier, concept_extractor, explainer, generator: the parts, which must fit together. Without a generator

@@ -32,9 +32,9 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "concepts": ("concepts", {"class-concept-importance": "class-concept-importance"}),
     "amplify": ("amplify --concept-top-k 5", {"amplification": "amplification"}),
-    "dose": ("amplify --image-indices 54 --concept-indices 69,87 --one-by-one --no-control", {}),
-    "swap": ("amplify --image-indices 54 --swap 90:16", {}),
-    "surgery": ("amplify --image-indices 7,54 --swap 90:16", {"surgery": "surgery"}),
+    "dose": ("amplify --image-indices 54 --concept-indices 69,23 --one-by-one --no-control", {}),
+    "swap": ("amplify --image-indices 54 --swap 26:80", {}),
+    "surgery": ("amplify --image-indices 7,54 --swap 26:80", {"surgery": "surgery"}),
     "heatmaps": ("concept-heatmaps", {"concept-heatmaps": "concept-heatmaps"}),
     "attribution": (
         "attribute --method gradcam,integrated-gradients,occlusion",

@@ -21,7 +21,7 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 WIDTH, HEIGHT = 1200, 860
 NARROW = (390, 844)  # a phone
 COLOURS = 128  # of a picture; more than pages of text need
-IMAGE, CONCEPT, METHOD = "birds/test/54", 87, "deeplift"
+IMAGE, CONCEPT, METHOD = "birds/test/54", 23, "deeplift"
 
 
 def main() -> None:

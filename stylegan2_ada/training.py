@@ -1,4 +1,5 @@
-"""Training steps of StyleGAN2-ADA: adversarial (arXiv 1912.04958, 2006.06676) and a warm start by reconstruction.
+"""Training steps of StyleGAN2-ADA: adversarial (arXiv 1912.04958, 2006.06676), and before it, if so set, a warm
+start by reconstruction and the matching of features (after arXiv 1904.02762).
 
 The loop, the data and the files are the caller's; a trainer holds networks and optimisers and does one step. Several
 processes may train together: see `stylegan2_ada.distributed`.
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 # The mapping network's lr multiplier of 0.01 suits the adversarial game; matching latents needs a faster pace.
 MAPPING_BOOST = 50
 
+# Of the mean spread of features, added to each one's own: what hardly varies must not count for most.
+LEAST_SPREAD = 0.3
+
 Distance = Callable[[Tensor, Tensor], Tensor]
+Features = Callable[[Tensor], Sequence[Tensor]]  # images (B, 3, H, W) -> features (B, D) of several levels
 Check = Callable[[Mapping[str, Tensor]], None]
 
 
@@ -49,6 +54,7 @@ class GanSettings:
     `latent_noise` and `latent_penalty` keep the encoder's styles smooth enough for the mapping network to reach.
     For the first `hold_steps` of the warm start, and again of the adversarial phase, G stays as it is and what is new
     beside it learns alone: the encoder, also on samples of G, whose styles are known; then D.
+    Between the two phases G learns for `matching_steps` from the features of whole batches of samples.
     """
 
     batch_size: int = 32
@@ -64,6 +70,8 @@ class GanSettings:
     half_precision: bool = False
     warm_start_learning_rate: float = 2e-3
     warm_start_steps: int = 0
+    matching_learning_rate: float = 1e-3
+    matching_steps: int = 0
     hold_steps: int = 0
     reconstruction: float = 0.0
     perceptual: float = 1.0
@@ -73,7 +81,7 @@ class GanSettings:
 
 
 class GanTrainer:
-    """Networks and optimisers; `step` trains by reconstruction first (if so set), then adversarially.
+    """Networks and optimisers; `step` trains by reconstruction and by matching first (if so set), then adversarially.
 
     Both regularisers are lazy (StyleGAN2 paper, Sec. 3.1 and Appendix B): every k steps, a step of their own on k times
     the penalty. A network so takes k + 1 steps where it would take k, hence the rate c * lr and the moments beta^c of
@@ -90,6 +98,7 @@ class GanTrainer:
         augment: pipe that all images pass on their way to the discriminator; its buffer `p` is the strength.
         controller: adjusts `augment.p` by the signs of the logits of real images.
         labels: classes (N,) of all real images, from which those of samples are taken; needed if c_dim > 0.
+        features: what samples and real images must have alike in the matching phase; needed for it.
         compiled: translate synthesis and D by `torch.compile` where no second derivatives are needed: everywhere but in
             the two regularisers.
     """
@@ -107,7 +116,10 @@ class GanTrainer:
         controller: "AugmentController | None" = None,
         labels: Tensor | None = None,
         compiled: bool = False,
+        features: Features | None = None,
     ) -> None:
+        if features is None and settings.matching_steps:
+            raise ValueError("the matching of features needs features")
         if encoder is None and (settings.warm_start_steps or settings.reconstruction):
             raise ValueError("a warm start or a reconstruction term needs an encoder")
         if generator.c_dim and labels is None:
@@ -129,6 +141,18 @@ class GanTrainer:
         self.judge = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
         self.discriminator_optimizer = self._lazy_adam(self.judge, settings.r1_interval)
         self.memory = torch.empty(0)
+        self.features = features
+        self.adversarial_from = settings.warm_start_steps + settings.matching_steps
+        self.matching_optimizer: torch.optim.Optimizer | None = None
+        if settings.matching_steps:
+            self.matching_optimizer = torch.optim.Adam(
+                [
+                    {"params": list(generator.synthesis.parameters())},
+                    {"params": list(generator.mapping.parameters())},
+                ],
+                settings.matching_learning_rate,
+                betas=(0.5, 0.99),
+            )
         self.warm_optimizer: torch.optim.Optimizer | None = None
         if encoder is not None:
             rate = settings.warm_start_learning_rate
@@ -153,8 +177,12 @@ class GanTrainer:
     def step(self, images: Tensor, step: int, labels: Tensor | None = None) -> dict[str, Tensor]:
         """One training step on this process's real images (B, 3, H, W) in [-1, 1] and, for conditional networks, their
         classes (B,); returns the loss terms."""
-        warm = step < self.settings.warm_start_steps
-        terms = self._warm_step(images, step) if warm else self._adversarial_step(images, step, labels)
+        if step < self.settings.warm_start_steps:
+            terms = self._warm_step(images, step)
+        elif step < self.adversarial_from:
+            terms = self._matching_step(images, step)
+        else:
+            terms = self._adversarial_step(images, step, labels)
         w_avg = self.generator.mapping.w_avg
         w_avg.copy_(mean_over_processes(w_avg))
         update_ema(self.ema, self.generator, self._ema_decay(step))
@@ -197,6 +225,30 @@ class GanTrainer:
             samples = self.synthesis(ws, noise_mode="random")
         return F.mse_loss(self.encoder(samples).float(), ws[:, 0])
 
+    def _matching_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
+        """G learns to draw batches whose features are distributed as those of real images.
+
+        In place of moments and their running means (generative feature matching, dos Santos et al., arXiv 1904.02762),
+        the energy distance, whose gradient has no bias in batches of any size.
+        """
+        optimizer, features = self.matching_optimizer, self.features
+        if optimizer is None or features is None:
+            raise ValueError("the matching of features needs features")
+        done = (step - self.settings.warm_start_steps) / self.settings.matching_steps
+        rate = self.settings.matching_learning_rate * (0.5 + 0.5 * math.cos(math.pi * done))
+        for group, scale in zip(optimizer.param_groups, (1, MAPPING_BOOST), strict=True):
+            group["lr"] = rate * scale
+
+        def terms() -> Iterator[dict[str, Tensor]]:
+            for part in self._split(images):
+                samples = self.synthesis(self._ws(len(part), None), noise_mode="random")
+                with torch.no_grad():
+                    wanted = [gather(level.float()) for level in features(part)]
+                drawn = [gather(level.float()) for level in features(samples.float())]
+                yield {"matching": torch.stack([*map(matching_distance, drawn, wanted)]).sum()}
+
+        return self._update([optimizer], terms())
+
     @torch.no_grad()
     def _samples(self, n: int) -> tuple[Tensor, Tensor | None]:
         """Samples of G and their conditions."""
@@ -211,7 +263,7 @@ class GanTrainer:
             raise ValueError("a conditional discriminator needs the labels of the real images")
         real = list(zip(parts, conditions, strict=True))
         fake: list[tuple[Tensor, Tensor | None]] = []
-        held = step < settings.warm_start_steps + settings.hold_steps
+        held = step < self.adversarial_from + settings.hold_steps
         terms = {} if held else self._generator_step(parts, fake)
         if held:
             fake += [self._samples(len(images)) for images in parts]
@@ -394,12 +446,21 @@ class GanTrainer:
         names = ["generator", "discriminator", "ema", "path_length", "generator_optimizer", "discriminator_optimizer"]
         if self.encoder is not None:
             names += ["encoder", "warm_optimizer", "encoder_optimizer"]
+        if self.matching_optimizer is not None:
+            names.append("matching_optimizer")
         return {name: getattr(self, name) for name in names}
 
 
 def _require_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad_(value)
+
+
+def matching_distance(drawn: Tensor, wanted: Tensor) -> Tensor:
+    """Energy distance of features (N, D) to those of real images (M, D), each in units of its spread there."""
+    spread = wanted.std(0)
+    unit = (spread + LEAST_SPREAD * spread.mean()).clamp_min(1e-8) * wanted.shape[1] ** 0.5
+    return energy_distance(drawn / unit, wanted / unit)
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -156,10 +156,10 @@ def test_what_is_no_file_is_called_by_its_kind(tmp_path, monkeypatch):
 
 def test_errors_tell_settings_from_the_file(tmp_path):
     file = tmp_path / "r.yaml"
-    file.write_text("gan: {kimg: 0}")
+    file.write_text("gan: {kimg: -1}")
     message = refusal(str(file), {"classifier.epochs": "0", "gan.epohcs": "3", "dataset.resolution": 5})
     of_file, *others = message.split("; ")
-    assert of_file.startswith(f"recipe {file}: gan.kimg = '0'")
+    assert of_file.startswith(f"recipe {file}: gan.kimg = '-1'")
     assert [text.partition(" ")[0] for text in others] == ["dataset.resolution", "`settings`:", "`settings`:"]
     assert "`settings`: unknown key 'gan.epohcs'" in message
     assert refusal("birds", {"gan.augment": "fixed"}).startswith("`settings`: gan.augment = fixed needs")

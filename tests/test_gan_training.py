@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stylegan2_ada.loss import r1_penalty
 from stylegan2_ada.networks import Discriminator, Generator
-from stylegan2_ada.training import GanSettings, GanTrainer, energy_distance
+from stylegan2_ada.training import MAPPING_BOOST, GanSettings, GanTrainer, energy_distance, matching_distance
 
 SIZE, BATCH, CLASSES = 16, 8, 3
 LABELS = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2, 2])  # of all real images
@@ -79,7 +79,7 @@ def make(encoder: bool = True, conditional: bool = False, **settings) -> GanTrai
         synthesis_kwargs={"channel_base": 128, "channel_max": 8},
     )
     discriminator = Discriminator(c_dim=c_dim, img_resolution=SIZE, img_channels=3, channel_base=128, channel_max=8)
-    names = ("check", "backward", "perceptual_distance", "augment", "controller", "labels")
+    names = ("check", "backward", "perceptual_distance", "augment", "controller", "labels", "features")
     extra = {"labels": LABELS if conditional else None}
     extra |= {key: settings.pop(key) for key in names if key in settings}
     extra["perceptual"] = extra.pop("perceptual_distance", None)
@@ -217,6 +217,67 @@ def test_warm_start_brings_the_mapping_to_the_styles_of_images():
     assert energy_distance(trained, styles) < 0.5 * energy_distance(fresh, styles)
     assert len(trainer.memory) == 80 * BATCH
     assert trainer.generator.mapping.w_avg.norm() > 0
+
+
+def halves(images: Tensor) -> list[Tensor]:
+    """Features of one level: the mean colours of the two halves."""
+    return [nn.functional.avg_pool2d(images, (SIZE // 2, SIZE)).flatten(1)]
+
+
+def test_matching_trains_mapping_and_synthesis_alone_and_then_the_game_begins():
+    trainer = make(warm_start_steps=1, matching_steps=3, hold_steps=1, features=halves)
+    steps(trainer, [0])
+    parts = [trainer.generator.synthesis, trainer.generator.mapping, trainer.ema]
+    before, others = [weights(part) for part in parts], [weights(trainer.discriminator), weights(trainer.encoder)]
+    terms = steps(trainer, range(1, 4))
+    assert [set(term) for term in terms] == [{"matching"}] * 3
+    assert all(changed(part, old) for part, old in zip(parts, before))
+    assert not changed(trainer.discriminator, others[0]) and not changed(trainer.encoder, others[1])
+    drawn = weights(trainer.generator.synthesis)
+    held, free = steps(trainer, [4, 5])  # D alone for one step
+    assert "discriminator" in held and "generator" not in held and "generator" in free
+    assert changed(trainer.generator.synthesis, drawn)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_matched_samples_have_the_features_of_real_images(accumulate):
+    """Means and spreads of colours, of which single images say nothing."""
+    settings = {"matching_steps": 300, "matching_learning_rate": 5e-3, "batch_size": 64, "accumulate": accumulate}
+    trainer = make(encoder=False, features=halves, **settings)
+    real = halves(colours(1000, 512))[0]
+
+    def distance() -> float:
+        z = torch.randn(512, 8, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            return float(energy_distance(halves(trainer.generator(z, None, noise_mode="const"))[0], real))
+
+    before = distance()
+    for number in range(300):
+        torch.manual_seed(number)
+        trainer.step(colours(number, 64), number)
+    assert distance() < 0.2 * before
+
+
+def test_distance_of_matching_does_not_depend_on_the_scale_of_a_feature():
+    a, b = torch.randn(64, 3), torch.randn(64, 3) + 0.5
+    scale = torch.tensor(7.0)
+    torch.testing.assert_close(matching_distance(a * scale, b * scale), matching_distance(a, b))
+    assert torch.isfinite(matching_distance(a, torch.zeros(64, 3)))  # what never varies has no spread
+
+
+def test_matching_needs_features():
+    with pytest.raises(ValueError, match="needs features"):
+        make(matching_steps=1)
+
+
+def test_rate_of_matching_falls_from_its_start_to_zero():
+    trainer = make(matching_steps=4, matching_learning_rate=0.5, features=halves)
+    rates = []
+    for number in range(4):
+        steps(trainer, [number])
+        rates.append([group["lr"] for group in trainer.matching_optimizer.param_groups])
+    assert rates[0] == [0.5, 0.5 * MAPPING_BOOST] and rates[2][0] == pytest.approx(0.25)
+    assert all(synthesis * MAPPING_BOOST == mapping for synthesis, mapping in rates)
 
 
 def test_memory_of_styles_is_bounded_and_holds_the_newest():
@@ -573,6 +634,20 @@ def test_state_is_complete(tmp_path, number):
     for trainer in (one, other):
         steps(trainer, range(number, 9))
     for part in ("generator", "discriminator", "ema", "encoder", "path_length"):
+        for a, b in zip(getattr(one, part).state_dict().values(), getattr(other, part).state_dict().values()):
+            assert torch.equal(a, b), part
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_state_of_matching_is_complete(tmp_path, number):
+    settings = {"warm_start_steps": 2, "matching_steps": 3, "features": halves}
+    one, other = make(**settings), make(**settings)
+    steps(one, range(number))
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for trainer in (one, other):
+        steps(trainer, range(number, 7))
+    for part in ("generator", "ema", "discriminator"):
         for a, b in zip(getattr(one, part).state_dict().values(), getattr(other, part).state_dict().values()):
             assert torch.equal(a, b), part
 

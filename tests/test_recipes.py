@@ -232,7 +232,7 @@ def test_mistakes_of_set_are_named():
     Answer(*command, "gan.kimgs=3").refused("'gan.kimgs'", "did you mean 'kimg'?")
     Answer(*command, "gan.epochs=3").refused("'gan.epochs'", "'classifier.epochs'")
     Answer(*command, "gan.kimg=long").refused("gan.kimg = 'long'", "number")
-    Answer(*command, "gan.kimg=-1").refused("gan.kimg = '-1'", "greater than 0")
+    Answer(*command, "gan.kimg=-1").refused("gan.kimg = '-1'", "greater than or equal to 0")
     Answer(*command, "gan.augment=on").refused("gan.augment = 'on'", "'off', 'fixed' or 'ada'")
     Answer(*command, "gan=3").refused("gan = '3'")
     Answer("train", "gan", "--recipe", "cubb").refused("'cubb'", "did you mean 'cub'?")

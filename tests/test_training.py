@@ -25,7 +25,7 @@ from viscoin.training import gan as gan_module
 from viscoin.training import losses
 from viscoin.training import viscoin_task as viscoin_module
 from viscoin.training.classifier import ClassifierTask, train_classifier
-from viscoin.training.gan import GanTask, build_generator, train_gan
+from viscoin.training.gan import GanTask, build_generator, check_gan, train_gan
 from viscoin.training.loop import Interrupted
 from viscoin.training.runtime import Runtime, make_fabric
 from viscoin.training.viscoin import build_ensemble, train_viscoin
@@ -365,6 +365,33 @@ def test_generator_without_classifier_on_a_handful_of_images(tmp_path, warm_star
     run = Run.create("gan", recipe, tmp_path / "run")
     load_model(train_gan(recipe, run, None, Runtime("cpu", "32-true")), "gan")
     assert not any("perceptual" in key for line in metrics(run.path) for key in line)
+
+
+def test_matching_alone_and_its_refusals(tmp_path):
+    """A generator that is matched and plays no game."""
+    changes = {"gan.warm_start": 0, "gan.reconstruction": 0, "gan.matching": 0.032, "gan.kimg": 0}
+    recipe = override_recipe(RECIPE, changes)
+    train("gan", tmp_path / "run", recipe)
+    terms = {key for line in metrics(tmp_path / "run") for key in line if key.startswith("train.")}
+    assert "train.matching" in terms and not terms & {"train.generator", "train.discriminator", "train.l1"}
+    with pytest.raises(ValueError, match=r"gan.matching 0.032: needs a classifier"):
+        train_gan(recipe, Run.create("gan", recipe, tmp_path / "without"), None, Runtime("cpu", "32-true"))
+    with pytest.raises(ValueError, match=r"gan.matching = 0.032 compares all images at once"):
+        override_recipe(recipe, {"gan.conditional": True})
+    with pytest.raises(ValueError, match=r"gan.kimg 0: less than one batch"):
+        check_gan(override_recipe(recipe, {"gan.matching": 0}))
+    with pytest.raises(ValueError, match=r"gan.batch_size 1: gan.matching compares the images .* choose 2 or more"):
+        check_gan(override_recipe(recipe, {"gan.batch_size": 1}))
+
+
+def test_stopped_matching_goes_on_to_the_same_generator(tmp_path):
+    changes = {"gan.warm_start": 0, "gan.reconstruction": 0, "gan.matching": 0.032, "gan.snapshot_kimg": 0.016}
+    recipe = override_recipe(RECIPE, changes | {"gan.kimg": 0.016})
+    train("gan", tmp_path / "whole", recipe)
+    train("gan", tmp_path / "parts", override_recipe(recipe, {"gan.kimg": 0}))
+    train("gan", tmp_path / "parts", recipe)
+    expected, found = (read_file(tmp_path / name / "model.safetensors")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
 def test_longer_generator_run_goes_on(finished, tmp_path):

@@ -169,9 +169,13 @@ class GanConfig(Section):
     conv_clamp: float | None = Field(None, gt=0, description="limit of activations; 256 keeps float16 safe")
     batch_size: int = Field(16, ge=1, description="images of a step on all devices together")
     accumulate: int = Field(1, ge=1, description=ACCUMULATE)
-    kimg: float = Field(100, gt=0, description="length of the adversarial training, thousands of images")
+    kimg: float = Field(100, ge=0, description="length of the adversarial training, thousands of images")
     warm_start: float = Field(0, ge=0, description="length of the warm start by reconstruction, thousands of images")
     warm_start_learning_rate: float = Field(2e-3, gt=0)
+    matching: float = Field(
+        0, ge=0, description="so many thousands of images between the two, in which features of samples are matched"
+    )
+    matching_learning_rate: float = Field(1e-3, gt=0)
     hold: float = Field(
         0, ge=0, description="G stays as it is for so many thousands of images of each phase; the encoder, then D learn"
     )
@@ -195,6 +199,15 @@ class GanConfig(Section):
     perceptual: float = Field(1.0, ge=0, description="weight of the perceptual distance within the reconstruction term")
     snapshot_kimg: float = Field(20, gt=0, description="thousands of images between image grids and saved models")
     snapshot_psi: float = Field(1.0, ge=0, description="truncation of the samples in image grids; 1 is none")
+
+    @model_validator(mode="after")
+    def _classes_that_matching_knows(self) -> "GanConfig":
+        if self.matching and self.conditional:
+            raise ValueError(
+                f"gan.matching = {self.matching:g} compares all images at once, whatever their class, and so cannot "
+                "train a conditional generator; set gan.matching=0, or leave out gan.conditional"
+            )
+        return self
 
     @model_validator(mode="after")
     def _strength_of_augmentation(self) -> "GanConfig":

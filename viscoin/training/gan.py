@@ -16,7 +16,7 @@ from torchvision.utils import save_image
 
 from stylegan2_ada.distributed import share_batch_norm
 from stylegan2_ada.networks import Discriminator, Generator
-from stylegan2_ada.training import GanSettings, GanTrainer
+from stylegan2_ada.training import Features, GanSettings, GanTrainer
 from stylegan2_ada.transfer import freeze_highest
 from viscoin.config import GanConfig, Recipe
 from viscoin.datasets import ImageDataset, load_dataset, prepared_resolution
@@ -115,7 +115,13 @@ def check_gan(recipe: Recipe, runtime: Runtime = Runtime()) -> None:  # noqa: B0
             f"gives each device {share} images at a time, which do not divide into groups of {group} (gan.mbstd_group)",
             f"choose a multiple of {shares * group}",
         )  # fmt: skip
-    if config.kimg * 1000 < config.batch_size:
+    if config.matching and share < 2:
+        raise Refused(
+            "gan.batch_size", config.batch_size,
+            f"gan.matching compares the images that a device has at a time, and {share} is no distribution",
+            f"choose {2 * shares} or more; 128 is what was measured",
+        )  # fmt: skip
+    if config.kimg * 1000 < config.batch_size and (config.kimg or not config.matching):
         reason = f"less than one batch of {config.batch_size} images"
         raise Refused("gan.kimg", f"{config.kimg:g}", reason, f"give at least {config.batch_size / 1000:g}")
 
@@ -183,12 +189,18 @@ def train_gan(
     with fabric.rank_zero_first(local=True):  # one process of each node prepares the images for the others
         dataset, validation = load_images(recipe, "train"), load_images(recipe, "validation")
     classifier = _same_classifier(run, classifier, fabric)
+    if config.matching and classifier is None:
+        raise Refused(
+            "gan.matching", f"{config.matching:g}", "needs a classifier, whose feature maps of samples it matches",
+            "name one by `classifier`, or set it to 0",
+        )  # fmt: skip
     seed_step(recipe.seed, 0)
     task = GanTask(config, dataset, fabric, classifier, validation, half, runtime.compile)
     if config.transfer is not None and not any(run.checkpoints.glob("*.pt")):
         take_over(task.trainer, Path(config.transfer))
-    steps = task.settings.warm_start_steps + round(config.kimg * 1000 / config.batch_size)
-    if fabric.global_rank == 0 and steps * config.batch_size != round((config.warm_start + config.kimg) * 1000):
+    steps = task.trainer.adversarial_from + round(config.kimg * 1000 / config.batch_size)
+    wanted = config.warm_start + config.matching + config.kimg
+    if fabric.global_rank == 0 and steps * config.batch_size != round(wanted * 1000):
         logger.info("whole batches of %d: %g kimg in all", config.batch_size, steps * config.batch_size / 1000)
     batches = StepBatches(
         dataset, config.batch_size, recipe.seed, config.horizontal_flip,
@@ -329,12 +341,16 @@ class GanTask:
             encoder = share_batch_norm(fast_layout(encoder).to(fabric.device))
             if classifier is not None:
                 perceptual = ClassifierPerceptual(classifier.to(fabric.device).eval().requires_grad_(False))
+        features = None
+        if config.matching and classifier is not None:
+            features = pooled_features(classifier.to(fabric.device).eval().requires_grad_(False))
         augment, controller = _augmentation(config)
         self.trainer = GanTrainer(
             generator, discriminator, self.settings, encoder, perceptual,
             check=self._count_bad_steps if half_precision else lambda terms: check_finite(terms, self.number),
             augment=None if augment is None else augment.to(fabric.device), controller=controller,
             labels=torch.from_numpy(dataset.labels) if config.conditional else None, compiled=compiled,
+            features=features,
         )  # fmt: skip
 
     @property
@@ -342,10 +358,11 @@ class GanTask:
         """Keys of `gan` that may change while it trains."""
         own = ("learning_rate", "r1_gamma", "path_length_weight", "style_mixing", "ema_kimg", "ema_rampup")
         warm = ("warm_start_learning_rate",) * (self.settings.warm_start_steps > 0)
+        matched = ("matching_learning_rate",) * (self.settings.matching_steps > 0)
         rebuilds = ("reconstruction",) * (self.trainer.encoder is not None)
         perceptual = ("perceptual",) * (self.trainer.perceptual is not None)
         augments = {"off": (), "fixed": ("augment_p",), "ada": ("ada_target", "ada_kimg")}[self.config.augment]
-        return (*own, *warm, *rebuilds, *perceptual, *augments)
+        return (*own, *warm, *matched, *rebuilds, *perceptual, *augments)
 
     def apply(self, values: Mapping[str, Any]) -> None:
         """Train by these values from the next step on."""
@@ -420,12 +437,24 @@ class GanTask:
         self.trainer.load_state_dict(state)
 
 
+def pooled_features(classifier: Classifier) -> Features:
+    """What `gan.matching` compares: means of f's last map, of its quarters, of grids on other maps and on the image."""
+
+    def features(images: Tensor) -> list[Tensor]:
+        *finer, last = classifier.features(images).maps
+        grids = [(last, 1), (last, 2), *((part, 4) for part in finer), (images, 8)]
+        return [F.adaptive_avg_pool2d(part, side).flatten(1) for part, side in grids]
+
+    return features
+
+
 def _settings(config: GanConfig, has_classifier: bool, half_precision: bool) -> GanSettings:
     names = {field.name for field in fields(GanSettings)} & set(GanConfig.model_fields)
     same = {name: getattr(config, name) for name in names - {"perceptual"}}
     return GanSettings(
         **same,
         warm_start_steps=round(config.warm_start * 1000 / config.batch_size),
+        matching_steps=round(config.matching * 1000 / config.batch_size),
         hold_steps=round(config.hold * 1000 / config.batch_size),
         perceptual=config.perceptual if has_classifier else 0.0,
         half_precision=half_precision,

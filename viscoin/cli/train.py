@@ -218,7 +218,7 @@ def viscoin(
     run: "RunOptions",
     runtime: "Runtime",
 ) -> None:
-    """Train Psi, Theta and Omega on a frozen f and G."""
+    """Train Psi, Theta and Omega on f and G, which stay as they are (G by most recipes)."""
     from viscoin.inference.classes import IGNORED, read_names
 
     if class_map == Path(IGNORED):

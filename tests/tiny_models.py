@@ -53,6 +53,7 @@ SETTINGS = {
     "viscoin.translator_activation": "lrelu",
     "viscoin.translator_inputs": "second_moment",
     "viscoin.translator_rank": None,
+    "viscoin.generator_rate": 0,
     "viscoin.translator_start": "random",
     "viscoin.directions": 0,
     "viscoin.schedule": "step",
@@ -77,7 +78,16 @@ def train_and_test(recipe: str, data: Path, folder: Path) -> dict[str, Any]:
         data: of the recipe's dataset.
     """
     kept = ("dataset.resolution", "classifier", "gan", "viscoin")
-    fitted = ("initialisation", "hold_concepts", "support", "translator", "directions", "schedule", "warmup")
+    fitted = (
+        "initialisation",
+        "hold_concepts",
+        "support",
+        "translator",
+        "directions",
+        "schedule",
+        "warmup",
+        "generator_rate",
+    )
     sizes = {
         key: value
         for key, value in SETTINGS.items()

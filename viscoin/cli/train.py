@@ -127,7 +127,9 @@ def gan(
         float | None,
         typer.Option("--warm-start", metavar="N", help="Warm start by reconstruction, thousands of images."),
     ] = None,
-    classifier: Annotated[Path | None, options.model_option("--classifier", "Classifier f, for the warm start")] = None,
+    classifier: Annotated[
+        Path | None, options.model_option("--classifier", "Classifier f, for the warm start and for matching")
+    ] = None,
     conditional: Annotated[
         bool, typer.Option("--conditional", help="Condition G and D on the classes of the dataset.")
     ] = False,

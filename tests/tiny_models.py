@@ -79,15 +79,8 @@ def train_and_test(recipe: str, data: Path, folder: Path) -> dict[str, Any]:
     """
     kept = ("dataset.resolution", "classifier", "gan", "viscoin")
     fitted = (
-        "initialisation",
-        "hold_concepts",
-        "support",
-        "translator",
-        "directions",
-        "schedule",
-        "warmup",
-        "generator_rate",
-    )
+        "initialisation", "hold_concepts", "support", "translator", "directions", "schedule", "warmup", "generator_rate"
+    )  # fmt: skip
     sizes = {
         key: value
         for key, value in SETTINGS.items()

@@ -373,6 +373,7 @@ def test_matching_alone_and_its_refusals(tmp_path):
     recipe = override_recipe(RECIPE, changes)
     train("gan", tmp_path / "run", recipe)
     terms = {key for line in metrics(tmp_path / "run") for key in line if key.startswith("train.")}
+    assert not (tmp_path / "run" / "model-partners.safetensors").exists()  # D never trained
     assert "train.matching" in terms and not terms & {"train.generator", "train.discriminator", "train.l1"}
     with pytest.raises(ValueError, match=r"gan.matching 0.032: needs a classifier"):
         train_gan(recipe, Run.create("gan", recipe, tmp_path / "without"), None, Runtime("cpu", "32-true"))

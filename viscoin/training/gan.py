@@ -178,7 +178,8 @@ def train_gan(
         runtime: see also `choose_precision`.
 
     Returns:
-        The model file (averaged weights of G) in the run's folder; D and E, which only trainings need, lie beside it.
+        The model file (averaged weights of G) in the run's folder; D and E, which only trainings need, lie beside it
+        where there are trained ones.
 
     Raises:
         ValueError: what `check_gan` refuses; a resumed run was started with another classifier; a loss is not finite.
@@ -234,7 +235,8 @@ def train_gan(
     results = results or task.evaluate(steps)[0]
     if fabric.global_rank == 0:
         save(run.model_path, {f"validation.{key}": value for key, value in results.items()})
-        save_partners(partners_path(run.model_path), partners(task.trainer), recipe)
+        if config.kimg or task.trainer.encoder is not None:  # matching alone trains neither D nor E
+            save_partners(partners_path(run.model_path), partners(task.trainer), recipe)
     fabric.barrier()
     return run.model_path
 

@@ -220,7 +220,7 @@ def viscoin(
     run: "RunOptions",
     runtime: "Runtime",
 ) -> None:
-    """Train Psi, Theta and Omega on f and G, which stay as they are (G by most recipes)."""
+    """Train Psi, Theta and Omega on top of f and G."""
     from viscoin.inference.classes import IGNORED, read_names
 
     if class_map == Path(IGNORED):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,19 @@ class Server:
                 break
         self.reading = threading.Thread(target=self.process.stderr.read, daemon=True)  # so that it never blocks
         self.reading.start()
+        self.wait_for_models()
         return self
+
+    def wait_for_models(self):
+        """Until then pages are told 503, which a browser writes down as an error."""
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
+            try:
+                with urllib.request.urlopen(f"{self.address}readyz", timeout=60):
+                    return
+            except urllib.error.HTTPError:
+                time.sleep(0.2)
+        raise TimeoutError("the models of the service are not loaded after five minutes")
 
     @property
     def address(self):

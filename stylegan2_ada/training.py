@@ -229,7 +229,7 @@ class GanTrainer:
         """G learns to draw batches whose features are distributed as those of real images.
 
         In place of moments and their running means (generative feature matching, dos Santos et al., arXiv 1904.02762),
-        the energy distance, whose gradient has no bias in batches of any size.
+        the energy distance, which has no bias in batches of any size (but for the units, which are of the batch).
         """
         optimizer, features = self.matching_optimizer, self.features
         if optimizer is None or features is None:

@@ -381,6 +381,8 @@ def test_matching_alone_and_its_refusals(tmp_path):
         override_recipe(recipe, {"gan.conditional": True})
     with pytest.raises(ValueError, match=r"gan.kimg 0: less than one batch"):
         check_gan(override_recipe(recipe, {"gan.matching": 0}))
+    with pytest.raises(ValueError, match=r"gan.matching 0.001: less than one batch of \d+ images; give at least"):
+        check_gan(override_recipe(recipe, {"gan.matching": 0.001}))
     with pytest.raises(ValueError, match=r"gan.batch_size 1: gan.matching compares the images .* choose 2 or more"):
         check_gan(override_recipe(recipe, {"gan.batch_size": 1}))
 

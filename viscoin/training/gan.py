@@ -121,6 +121,10 @@ def check_gan(recipe: Recipe, runtime: Runtime = Runtime()) -> None:  # noqa: B0
             f"gan.matching compares the images that a device has at a time, and {share} is no distribution",
             f"choose {2 * shares} or more; 128 is what was measured",
         )  # fmt: skip
+    if config.matching and config.matching * 1000 < config.batch_size:
+        reason = f"less than one batch of {config.batch_size} images"
+        remedy = f"give at least {config.batch_size / 1000:g}, or 0"
+        raise Refused("gan.matching", f"{config.matching:g}", reason, remedy)
     if config.kimg * 1000 < config.batch_size and (config.kimg or not config.matching):
         reason = f"less than one batch of {config.batch_size} images"
         raise Refused("gan.kimg", f"{config.kimg:g}", reason, f"give at least {config.batch_size / 1000:g}")

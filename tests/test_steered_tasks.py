@@ -49,6 +49,7 @@ TASKS: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
     ),
     ("judge", {}, 0, {"learning_rate": 0.1, "weight_decay": 0.3, "blurred": 1.0, "noisy": 1.0}),
     ("gan", {}, 0, {"warm_start_learning_rate": 0.1}),
+    ("gan", {"gan__warm_start": 0, "gan__matching": 0.064}, 0, {"matching_learning_rate": 0.1}),
     (
         "gan", AUGMENTED, 16,
         {"learning_rate": 0.1, "r1_gamma": 0.0, "path_length_weight": 9.0, "style_mixing": 0.7, "ema_kimg": 0.001,
